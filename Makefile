@@ -1,0 +1,40 @@
+# Needs Python >= 3.11 and make; each target makes .venv and installs what it needs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test proof lint format clean
+.DEFAULT_GOAL := quickstart
+
+# From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
+quickstart: .venv/installed
+	$(BIN)/traflow-pipeline generate --config quickstart
+	$(BIN)/traflow-pipeline train --config quickstart
+	$(BIN)/traflow-pipeline evaluate --config quickstart
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not proof"
+
+# The quickstart from an empty folder, with the promises of its table checked.
+proof: .venv/installed-dev
+	$(BIN)/python -m pytest -m proof
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

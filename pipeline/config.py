@@ -1,0 +1,139 @@
+"""Configurations: one YAML file with a section per command, flags and --set on top, one validated model each."""
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import BadInput
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+COMMANDS = ("generate", "train", "evaluate")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_section(source: str | None, command: str) -> dict[str, Any]:
+    """The section of `command` in the config `source`: a name in configs/ or the path of a YAML file.
+
+    Raises:
+        BadInput: no such config, not YAML, or sections that no command reads.
+    """
+    if source is None:
+        return {}
+    path = next((p for p in (CONFIGS / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")
+    try:
+        sections = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
+        found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
+        raise BadInput(f"{path}: wanted sections named {', '.join(COMMANDS)}; found {found}")
+    if command not in sections:
+        raise BadInput(f"{path}: it has no section {command!r}, only {', '.join(sections)}")
+    section = sections[command] or {}
+    if not isinstance(section, dict):
+        raise BadInput(f"{path}: section {command!r} is not a mapping of keys to values")
+    return section
+
+
+def parse_assignment(assignment: str) -> dict[str, Any]:
+    """`a.b=value`, the value in YAML, as {"a": {"b": value}}."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise BadInput(f"--set {assignment}: wanted key=value, for example --set seed=1")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {assignment}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones, mapping by mapping; a None says nothing."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            if isinstance(value, Mapping) and isinstance(below, Mapping | None):
+                merged[key] = merge(below or {}, value)
+            elif value is not None:
+                merged[key] = value
+    return merged
+
+
+def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Model:
+    """`values` as a `model`.
+
+    Raises:
+        BadInput: one line with every fault; an unknown key comes with the valid ones.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(model, fault) for fault in error.errors())
+        raise BadInput(f"{command}: {faults}") from error
+
+
+def _describe(model: type[BaseModel], fault: Any) -> str:
+    place = [str(part) for part in fault["loc"]]
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; valid keys: {', '.join(_fields(model, place[:-1]))}"
+    if fault["type"] == "missing":
+        return f"{key!r} is missing; give it by flag, in the config or with --set {key}=..."
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {fault['input']!r}" if key else message
+
+
+def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
+    for part in place:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = getattr(annotation, "__args__", (annotation,))
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    """The fields in which two configurations differ, "key: found there, asked here", or nothing."""
+    fields = []
+    for key in [*asked, *(key for key in found if key not in asked)]:
+        there, here = found.get(key), asked.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            fields.append(differences(there, here, f"{prefix}{key}."))
+        elif there != here:
+            fields.append(f"{prefix}{key}: {there} there, {here} asked")
+    return "; ".join(filter(None, fields))
+
+
+def write_resolved(path: Path, config: BaseModel, command: str) -> None:
+    """Write what a command ran with, as a config that runs it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({command: config.model_dump(mode="json")}, sort_keys=False))
+
+
+def parse_count(value: object) -> object:
+    """ "4096", "16k" or "1M" (thousands and millions) as an integer; anything else unchanged, to be refused.
+
+    Raises:
+        ValueError: a text that is not a count.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip().replace("_", "").replace(",", "")
+    factor = {"k": 10**3, "m": 10**6}.get(text[-1:].lower(), 1)
+    try:
+        count = Decimal(text[:-1] if factor > 1 else text) * factor
+        if 1 <= count < 2**63 and count == int(count):
+            return int(count)
+    except InvalidOperation:
+        pass
+    raise ValueError("wanted a count such as 4096, 16k or 1M")

@@ -1,0 +1,9 @@
+"""The two ways a command ends early; each message is one line: what was wanted, what came, what to do."""
+
+
+class BadInput(Exception):
+    """The user asked for something that cannot be done; the command exits with 2."""
+
+
+class WorkFailed(Exception):
+    """The work itself failed; what was finished before is kept, and the command exits with 1."""

@@ -1,0 +1,25 @@
+"""The time convention, said once: t = 1 is noise, t = 0 is data.
+
+A rectified flow moves along ``x_t = (1 - t) * data + t * noise`` with velocity
+``v = dx/dt = noise - data`` (Liu et al. 2022, arXiv 2209.03003, Eq. 1). Solvers run from 1 down to 0,
+and every teacher converts to this convention at its own door.
+"""
+
+import torch
+from torch import Tensor
+
+
+def match_dims(t: Tensor, x: Tensor) -> Tensor:
+    """Reshape times `t` [B] to [B, 1, ..., 1] so that they broadcast against `x` [B, ...]."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The straight interpolant x_t = (1 - t) data + t noise; `data`, `noise` [B, ...], `t` [B] in [0, 1]."""
+    t = match_dims(t, data)
+    return (1 - t) * data + t * noise
+
+
+def uniform_times(num_steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
+    """`num_steps` + 1 evenly spaced float64 times from `start` down to `end`."""
+    return torch.linspace(start, end, num_steps + 1, dtype=torch.float64)

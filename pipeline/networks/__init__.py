@@ -1,0 +1,50 @@
+"""The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pipeline.errors import BadInput
+from pipeline.networks.song import SongUNet, SongUNetConfig
+
+Network = SongUNet
+NetworkConfig = SongUNetConfig
+NETWORKS: dict[str, tuple[type[NetworkConfig], type[Network]]] = {"song": (SongUNetConfig, SongUNet)}
+
+
+def build(config: NetworkConfig) -> Network:
+    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device."""
+    _, network = NETWORKS[config.family]
+    return network(config).to(memory_format=torch.channels_last)
+
+
+def save(path: Path, network: Network) -> None:
+    """Write the weights, fp32, with the network's configuration in the file's metadata."""
+    tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, path, metadata={"network": network.config.model_dump_json()})
+
+
+def load(path: Path) -> Network:
+    """The network in `path`, in evaluation mode; the file is data, nothing in it is executed.
+
+    Raises:
+        BadInput: not a file of `save`, or its tensors are not those of its configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = SongUNetConfig.model_validate_json(metadata["network"])
+        network = build(config)
+        network.load_state_dict(tensors)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
+    except (KeyError, ValidationError) as error:
+        raise BadInput(f"{path}: wanted a network saved by this program; its metadata is missing or wrong") from error
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise BadInput(f"{path}: the tensors are not those of its own configuration: {problem}") from error
+    return network.eval()

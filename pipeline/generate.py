@@ -1,0 +1,160 @@
+"""One shard, start to finish: a pure function of (plan, shard, teacher)."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import WorkFailed
+from pipeline.noise import draw_labels, draw_noise
+from pipeline.plan import Plan, Shard
+from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_shard
+from pipeline.solver import SolverFailed, integrate
+from pipeline.teachers.teacher import Teacher
+
+# A convolution's sums are split by thread; with one thread the bytes are the same on any number of cores, and more
+# workers use the cores better than more threads do.
+NUM_THREADS = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an integration batch starts from; its rows depend on the plan and their index alone."""
+
+    first_index: int
+    noise: Tensor  # float32 [B, *shape], already rounded to the plan's dtype
+    label: Tensor  # int64 [B], -1 without a class
+    times: Tensor  # float32 [K + 2]
+
+
+def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, folder: Path, device: torch.device) -> Receipt:
+    """Generate `shard`, put it into `folder` and return its receipt.
+
+    Raises:
+        WorkFailed: the flow could not be integrated (the batch is saved in `folder`), or `folder` not written.
+    """
+    payload, receipt = generate_shard(plan, shard, teacher, folder, device)
+    commit(folder, payload, receipt)
+    return receipt
+
+
+def generate_shard(
+    plan: Plan, shard: Shard, teacher: Teacher, folder: Path, device: torch.device
+) -> tuple[bytes, Receipt]:
+    """The bytes of `shard` and its receipt; `folder` only takes the batch of a failure (see `WorkFailed` above)."""
+    started = time.monotonic()
+    blocks: list[Trajectories] = []
+    nfe: list[int] = []
+    end = shard.first_index + shard.num_records
+    with _fixed_numerics():
+        for first_index in range(shard.first_index, end, plan.batch_size):
+            batch = draw_batch(plan, first_index)
+            try:
+                trajectories, batch_nfe = solve_batch(plan, batch, teacher, device)
+            except SolverFailed as error:
+                saved = _save_batch(folder, batch)
+                raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; the batch is in {saved}") from error
+            # The last batch is integrated whole and cut here: its records must not depend on where the set ends.
+            stop = min(plan.batch_size, end - first_index)
+            starts = range(0, stop, plan.block_size)
+            blocks += [trajectories.rows(slice(i, min(i + plan.block_size, stop))) for i in starts]
+            nfe.append(batch_nfe)
+        numerics = _numerics(device)
+    payload, places = write_shard(plan, blocks)
+    return payload, Receipt(
+        shard=shard,
+        plan_sha256=plan.sha256,
+        sha256=sha256(payload),
+        num_bytes=len(payload),
+        blocks=places,
+        nfe=tuple(nfe),
+        wall_seconds=time.monotonic() - started,
+        numerics=numerics,
+    )
+
+
+def draw_batch(plan: Plan, first_index: int) -> Batch:
+    """The starting points of records [first_index, first_index + batch_size).
+
+    The noise is rounded to the stored dtype before it is integrated, so that what is stored is what was integrated.
+    """
+    indices = range(first_index, first_index + plan.batch_size)
+    noise = draw_noise(plan.seed, indices, plan.shape).astype(plan.dtype).astype(np.float32)
+    label = draw_labels(plan.seed, indices, plan.num_classes)
+    return Batch(first_index, torch.from_numpy(noise), torch.from_numpy(label), plan.times(first_index))
+
+
+@torch.no_grad()
+def solve_batch(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[Trajectories, int]:
+    """The trajectories of `batch`, and the evaluations of the solver per sample (stored velocities not counted).
+
+    Raises:
+        SolverFailed: see `integrate`; or a value does not fit the stored dtype.
+    """
+    label = batch.label.to(device) if plan.num_classes else None
+    start = plan.t_start * batch.noise.to(device)
+    solution = integrate(teacher.velocity, start, batch.times, label, plan.solver)
+    states = solution.states.transpose(0, 1)
+    velocities = None
+    if plan.velocities:
+        # At the states as they are stored: a velocity belongs to the point that the trainer will read.
+        stored = _as_stored(states, plan).to(device)
+        times = batch.times.to(device)
+        at_times = [
+            teacher.velocity(stored[:, k], times[k].expand(len(stored)), label).float() for k in range(plan.num_times)
+        ]
+        velocities = _to_numpy(torch.stack(at_times, dim=1), plan)
+    stored_states = _to_numpy(states, plan)
+    trajectories = Trajectories(
+        noise=_to_numpy(batch.noise, plan),
+        sample=stored_states[:, -1],
+        states=stored_states[:, 1:-1],
+        velocities=velocities,
+        times=np.tile(batch.times.numpy(), (len(start), 1)),
+        label=batch.label.numpy(),
+        index=np.arange(batch.first_index, batch.first_index + len(start)),
+    )
+    return trajectories, solution.nfe
+
+
+def _as_stored(x: Tensor, plan: Plan) -> Tensor:
+    return x.to(getattr(torch, plan.dtype)).float()
+
+
+def _to_numpy(x: Tensor, plan: Plan) -> np.ndarray:
+    array = x.cpu().numpy().astype(plan.dtype)
+    if not np.isfinite(array).all():
+        raise SolverFailed(f"a value is not finite as {plan.dtype}")
+    return array
+
+
+def _save_batch(folder: Path, batch: Batch) -> Path:
+    path = folder / f"failed-batch-{batch.first_index:09d}.safetensors"
+    save_file({"noise": batch.noise, "label": batch.label, "times": batch.times}, path)
+    return path
+
+
+@contextmanager
+def _fixed_numerics() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _numerics(device: torch.device) -> Numerics:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Numerics(
+        torch=torch.__version__,
+        device=name,
+        threads=torch.get_num_threads(),
+        tf32=torch.backends.cudnn.allow_tf32,
+    )

@@ -1,0 +1,67 @@
+"""The teachers by name. A new one is a file beside this and a line in `TEACHERS`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import BadInput
+from pipeline.teachers import checkpoint, digits
+from pipeline.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `traflow-pipeline teachers`."""
+
+    about: str
+    licence: str
+    load: Callable[[torch.device], Teacher]
+
+
+TEACHERS: dict[str, Entry] = {
+    "digits": Entry("1-rectified flow on scikit-learn's 8x8 digits; embedded", "as this project", digits.load),
+}
+
+
+def load_teacher(source: str, device: torch.device | str = "cpu") -> Teacher:
+    """The teacher called `source`; or the network at that path; or what the factory `module:function` returns.
+
+    A factory is called with the device and returns a `Teacher`.
+
+    Raises:
+        BadInput: `source` is none of these, or what it names is not a teacher.
+    """
+    device = torch.device(device)
+    if source in TEACHERS:
+        return TEACHERS[source].load(device)
+    if Path(source).exists():
+        return checkpoint.load(Path(source), device)
+    if ":" in source:
+        return _load_factory(source, device)
+    raise BadInput(
+        f"no teacher {source!r}: wanted one of {', '.join(TEACHERS)}, the path of a .safetensors file "
+        "or training run, or module:factory"
+    )
+
+
+def absolute_source(source: str) -> str:
+    """`source` as a process with another working folder can load it."""
+    return str(Path(source).resolve()) if source not in TEACHERS and Path(source).exists() else source
+
+
+def _load_factory(source: str, device: torch.device) -> Teacher:
+    module_name, _, function = source.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"teacher {source}: wanted module:factory; {error}") from error
+    teacher = factory(device)
+    if not isinstance(teacher, Teacher):
+        raise BadInput(f"teacher {source}: wanted a pipeline.teachers.teacher.Teacher, got {type(teacher).__name__}")
+    return teacher

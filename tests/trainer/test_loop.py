@@ -1,0 +1,213 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline import networks
+from pipeline.config import load_section, validate
+from pipeline.dataset import GenerateConfig, generate
+from pipeline.errors import BadInput, WorkFailed
+from pipeline.teachers import load_teacher
+from tests.problems import save_tiny_teacher, tiny_config
+from trainer import checkpoint, recipes
+from trainer.loop import TrainConfig, TrainerConfig, learning_rate, train
+from trainer.recipes import RECIPES
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty trajectories of a tiny teacher."""
+    root = tmp_path_factory.mktemp("loop")
+    values = {
+        "teacher": str(save_tiny_teacher(root / "tiny.safetensors")),
+        "n": 40,
+        "out": root / "data",
+        "states": 3,
+        "executor": "inline",
+        "solver": {"name": "rk4", "num_steps": 4},
+        "shard_size": 32,
+        "batch_size": 8,
+        "block_size": 4,
+    }
+    generate(GenerateConfig.model_validate(values))
+    return root / "data"
+
+
+def config(folder: Path, out: Path, **changes: Any) -> TrainConfig:
+    trainer = {"num_steps": 6, "batch_size": 8, "lr": 1e-3, "warmup_steps": 2, "log_every": 2, "checkpoint_every": 3}
+    trainer |= changes.pop("trainer", {})
+    values = {"data": folder, "out": out, "device": "cpu", "trainer": trainer}
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    names = ("network", "ema", "optimizer")
+    return {f"{n}.{k}": v for n in names for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def images_config(out: Path, images: Path | str, **network: Any) -> TrainConfig:
+    values = {
+        "recipe": "flow-matching",
+        "images": str(images),
+        "network": tiny_config(**network).model_dump(),
+        "out": out,
+        "device": "cpu",
+        "trainer": {"num_steps": 4, "batch_size": 4},
+    }
+    return TrainConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if recipe.trains == "student"])
+def test_every_recipe_trains_a_student(data: Path, tmp_path: Path, recipe: str) -> None:
+    folder = train(config(data, tmp_path / "run", recipe=recipe))
+    assert folder.name == "step-000006"
+    info = checkpoint.read_info(folder)
+    assert (info.trains, info.step, info.recipe) == ("student", 6, recipe)
+    assert load_file(folder / "network.safetensors")["gate_s"].abs().max() > 0
+    assert Image.open(tmp_path / "run" / "samples.png").size[0] > 100
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 3, 4, 6]
+    names = {term.name for term in RECIPES[recipe].phase(5, 6).terms}
+    assert names <= set(log[-1])
+
+
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+    whole = train(config(data, tmp_path / "whole"))
+    broken = tmp_path / "broken"
+    train(config(data, broken))
+    shutil.rmtree(broken / "checkpoints" / "step-000006")  # as if it had been killed after step 3
+    resumed = train(config(data, broken))
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    logs = [(run / "log.jsonl").read_text().splitlines() for run in (tmp_path / "whole", broken)]
+    losses = [[{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in log] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(config(data, tmp_path / "run"))
+    before = (first / "ema.safetensors").stat().st_mtime_ns
+    assert train(config(data, tmp_path / "run")) == first
+    assert (first / "ema.safetensors").stat().st_mtime_ns == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
+    train(config(data, tmp_path / "run"))
+    with pytest.raises(BadInput, match=r"holds another run \(trainer\.lr: 0\.001 there, 0\.002 asked\)"):
+        train(config(data, tmp_path / "run", trainer={"lr": 2e-3}))
+
+
+def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    train(config(data, tmp_path / "run", trainer={"checkpoint_every": 1, "keep_checkpoints": 2}))
+    assert [path.name for path in checkpoint.find_all(tmp_path / "run")] == ["step-000005", "step-000006"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    velocity = recipes.velocity_at_states
+    calls = iter(range(100))
+
+    def broken(*args: Any) -> torch.Tensor:
+        return velocity(*args) * (torch.nan if next(calls) == 4 else 1.0)
+
+    phase = recipes.Phase(1.0, (recipes.Term("velocity", broken),))
+    monkeypatch.setitem(RECIPES, "broken", recipes.Recipe("", "student", (phase,)))
+    with pytest.raises(WorkFailed, match="step 4: velocity is not finite; its batch is in"):
+        train(config(data, tmp_path / "run", recipe="broken"))
+    batch = load_file(tmp_path / "run" / "nonfinite-step-000004.safetensors")
+    assert batch["x"].shape == (8, 5, 1, 4, 4)
+    assert checkpoint.find(tmp_path / "run").name == "step-000003"
+
+
+def test_a_teacher_trained_on_images_is_a_teacher(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=pixels, labels=np.arange(8) % 2)
+    train(images_config(tmp_path / "run", tmp_path / "set.npz", num_classes=2))
+    teacher = load_teacher(str(tmp_path / "run"))
+    assert (teacher.name, teacher.num_classes, teacher.shape) == ("run", 2, (1, 4, 4))
+
+
+def test_flow_matching_finds_the_velocity_of_a_single_image() -> None:
+    """With one image c the flow is known: v(x, t) = (x - c) / t."""
+    from pipeline.flow import interpolate
+    from trainer.losses import flow_matching_loss
+
+    torch.manual_seed(0)
+    network = networks.build(tiny_config())
+    data = torch.full((64, 1, 4, 4), 0.5)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for _ in range(300):
+        t, noise = 0.2 + 0.8 * torch.rand(64), torch.randn(64, 1, 4, 4)
+        optimizer.zero_grad()
+        flow_matching_loss(network, data, noise, t, None).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    t, noise = torch.linspace(0.3, 1, 64), torch.randn(64, 1, 4, 4)
+    x = interpolate(data, noise, t)
+    with torch.no_grad():
+        error = (network(x, t) - (x - data) / t[:, None, None, None]).square().mean().sqrt()
+    assert error < 0.3  # against 1.1 for a network that says nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": None}, "it needs 'data'"),
+        ({"teacher": "digits"}, "was made by another teacher"),
+        ({"recipe": "flow-matching"}, "needs 'images' and 'network'"),
+        ({"device": "abacus"}, "device 'abacus' is not here"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        train(config(data, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"wanted images of \[1, 4, 4\] as the network; they are \[1, 8, 8\]"):
+        train(images_config(tmp_path / "run", "digits"))
+    with pytest.raises(BadInput, match="wanted labels from 0 to 4"):
+        train(images_config(tmp_path / "run", "digits", resolution=8, num_classes=5))
+
+
+def test_a_data_set_without_velocities_is_refused_by_a_recipe_that_needs_them(data: Path, tmp_path: Path) -> None:
+    values = load_section(str(data / "config.yaml"), "generate")
+    values |= {"out": tmp_path / "data", "velocities": False, "n": 8}
+    generate(validate(GenerateConfig, values, "generate"))
+    with pytest.raises(BadInput, match="generate it with --velocities"):
+        train(config(tmp_path / "data", tmp_path / "run"))
+    train(config(tmp_path / "data", tmp_path / "run", recipe="traflow"))
+
+
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    folder = train(config(data, tmp_path / "run"))
+    (folder / "optimizer.safetensors").write_bytes(b"short")
+    info = folder / "checkpoint.json"
+    info.write_text(info.read_text().replace('"step": 6', '"step": 5').replace('"step":6', '"step":5'))
+    with pytest.raises(BadInput, match="step-000006: cannot be resumed"):
+        train(config(data, tmp_path / "run"))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    settings = TrainerConfig(num_steps=100, lr=1.0, warmup_steps=10)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(0.91)
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_the_papers_recipe_has_its_two_phases_in_order() -> None:
+    recipe = RECIPES["traflow"]
+    names = [[term.name for term in recipe.phase(step, 10).terms] for step in (0, 4, 5, 9)]
+    assert names == [["consistency"]] * 2 + [["output", "velocity"]] * 2

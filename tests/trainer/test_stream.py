@@ -1,0 +1,109 @@
+import shutil
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.dataset import GenerateConfig, generate
+from pipeline.errors import WorkFailed
+from pipeline.manifest import Manifest, read_manifest
+from trainer.images import ImageSet
+from trainer.stream import ImageStream, TrajectoryStream
+
+SIZES = (1, 7, 13)  # records: one block, a short last block, a short last shard
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("streams")
+    for n in SIZES:
+        values = {
+            "teacher": "tests.problems:gaussian",
+            "n": n,
+            "out": root / str(n),
+            "states": 1,
+            "executor": "inline",
+            "solver": {"name": "euler", "num_steps": 2},
+            "shard_size": 8,
+            "batch_size": 4,
+            "block_size": 2,
+        }
+        generate(GenerateConfig.model_validate(values))
+    return root
+
+
+@lru_cache
+def manifest(path: Path) -> Manifest:
+    return read_manifest(path)
+
+
+def indices(stream: TrajectoryStream, steps: range, rank: int = 0, world: int = 1) -> list[int]:
+    return [i for step in steps for i in stream.batch(step, rank, world).index.tolist()]
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=st.sampled_from(SIZES), batch_size=st.integers(1, 9), seed=st.integers(0, 99), epochs=st.integers(1, 3))
+def test_every_epoch_has_every_record_exactly_once(
+    folder: Path, size: int, batch_size: int, seed: int, epochs: int
+) -> None:
+    stream = TrajectoryStream(manifest(folder / str(size)), seed, batch_size)
+    steps = -(-epochs * size // batch_size)
+    drawn = indices(stream, range(steps))
+    for epoch in range(epochs):
+        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@settings(deadline=None, max_examples=40)
+@given(world=st.sampled_from([1, 2, 3, 4, 6]), step=st.integers(0, 50), seed=st.integers(0, 99))
+def test_any_world_size_sees_the_same_global_batches(folder: Path, world: int, step: int, seed: int) -> None:
+    stream = TrajectoryStream(manifest(folder / "13"), seed, 12)
+    parts = [stream.batch(step, rank, world) for rank in range(world)]
+    whole = TrajectoryStream(manifest(folder / "13"), seed, 12).batch(step)
+    assert {len(part) for part in parts} == {12 // world}
+    torch.testing.assert_close(torch.cat([part.x for part in parts]), whole.x, rtol=0, atol=0)
+
+
+def test_a_batch_is_what_was_generated(folder: Path) -> None:
+    batch = TrajectoryStream(manifest(folder / "7"), 0, 7).batch(0)
+    assert batch.x.shape == (7, 3, 1, 4, 4)
+    assert batch.times.shape == (7, 3)
+    assert batch.velocity is not None
+    assert batch.velocity.shape == batch.x.shape
+    assert batch.label is None
+    # Two Euler steps: the middle state follows from the start and its velocity.
+    step = (batch.times[:, 1] - batch.times[:, 0])[:, None, None, None]
+    torch.testing.assert_close(batch.x[:, 1], batch.x[:, 0] + step * batch.velocity[:, 0], atol=2e-3, rtol=0)
+
+
+def test_another_seed_is_another_order(folder: Path) -> None:
+    one, two = (indices(TrajectoryStream(manifest(folder / "13"), seed, 13), range(1)) for seed in (0, 1))
+    assert one != two
+    assert Counter(one) == Counter(two)
+
+
+def test_a_shard_that_fails_its_checksum_is_named(folder: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(folder / "7", tmp_path / "damaged"))
+    shard = damaged / "shard-000000.tar"
+    payload = bytearray(shard.read_bytes())
+    payload[1000] ^= 1
+    shard.write_bytes(payload)
+    with pytest.raises(WorkFailed, match=r"shard-000000\.tar: its bytes are not those that were committed"):
+        TrajectoryStream(read_manifest(damaged), 0, 4).batch(0)
+    shard.unlink()
+    with pytest.raises(WorkFailed, match=r"shard-000000\.tar: cannot be read"):
+        TrajectoryStream(read_manifest(damaged), 0, 4).batch(0)
+
+
+def test_an_image_stream_gives_every_image_once_an_epoch() -> None:
+    images = ImageSet("counts", np.arange(10, dtype=np.uint8).repeat(4).reshape(10, 1, 2, 2), np.arange(10))
+    stream = ImageStream(images, 10, seed=0, batch_size=4)
+    batches = [stream.batch(step) for step in range(5)]
+    labels = torch.cat([batch.label for batch in batches if batch.label is not None])
+    assert sorted(labels[:10].tolist()) == sorted(labels[10:].tolist()) == list(range(10))
+    halves = [stream.batch(1, rank, 2).index for rank in (0, 1)]
+    assert torch.cat(halves).tolist() == batches[1].index.tolist()

@@ -1,0 +1,55 @@
+import torch
+
+from pipeline.flow import uniform_times
+from pipeline.solver import Solver, integrate
+from pipeline.teachers.teacher import NetworkVelocity
+from tests.problems import ExactStudent, GaussianFlow, tiny_network
+from trainer.student import Student, from_teacher, sample
+
+X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+T = torch.linspace(0.2, 1.0, 8)
+
+
+def test_a_new_student_is_exactly_the_teachers_euler_step() -> None:
+    teacher = tiny_network(num_classes=3)
+    student = from_teacher(teacher)
+    label = torch.arange(8) % 3
+    for s in (torch.zeros(8), T / 2, T):
+        euler = X + (s - T)[:, None, None, None] * teacher(X, T, label=label)
+        torch.testing.assert_close(student(X, T, s, label), euler, rtol=0, atol=0)
+
+
+def test_the_embedding_of_s_starts_as_that_of_t() -> None:
+    student = from_teacher(tiny_network())
+    torch.testing.assert_close(student.network.embed_s(T), student.network.embed_t(T))
+    assert student.network.gate_s.eq(0).all()
+
+
+def test_the_gate_learns_from_the_first_step() -> None:
+    student = from_teacher(tiny_network()).requires_grad_(True)
+    student(X, T, 0 * T, None).square().mean().backward()
+    assert student.network.gate_s.grad is not None
+    assert student.network.gate_s.grad.abs().max() > 0
+
+
+def test_many_steps_of_a_new_student_are_the_teachers_euler_solution() -> None:
+    teacher = tiny_network()
+    times = uniform_times(8)
+    solution = integrate(NetworkVelocity(teacher), X, times[[0, -1]], None, Solver(name="euler", num_steps=8))
+    torch.testing.assert_close(sample(from_teacher(teacher), X, times, None), solution.states[-1])
+
+
+def test_sampling_with_the_exact_map_is_exact_in_any_number_of_steps() -> None:
+    flow = GaussianFlow()
+    exact = flow.mean + flow.std * X
+    student: Student = ExactStudent(flow)  # type: ignore[assignment]
+    for steps in (1, 2, 4):
+        torch.testing.assert_close(sample(student, X, uniform_times(steps), None), exact)
+
+
+def test_sampling_starts_where_the_flow_starts() -> None:
+    student = from_teacher(tiny_network())
+    times = uniform_times(1, start=0.5)
+    torch.testing.assert_close(
+        sample(student, X, times, None), student(0.5 * X, torch.full((8,), 0.5), torch.zeros(8), None)
+    )

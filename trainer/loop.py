@@ -1,0 +1,304 @@
+"""Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on images."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline import networks
+from pipeline.config import differences, write_resolved
+from pipeline.errors import BadInput, WorkFailed
+from pipeline.flow import uniform_times
+from pipeline.manifest import read_dataset, read_manifest
+from pipeline.networks import Network, NetworkConfig
+from pipeline.noise import Stream, draw_labels, draw_noise
+from pipeline.progress import bar, say
+from pipeline.solver import Solver, integrate
+from pipeline.teachers import load_teacher
+from pipeline.teachers.teacher import NetworkVelocity
+from trainer import checkpoint, pictures
+from trainer.checkpoint import CheckpointInfo
+from trainer.ema import Ema
+from trainer.images import load_images, to_bytes
+from trainer.logging import JsonLog
+from trainer.recipes import RECIPES, Recipe
+from trainer.stream import ImageStream, TrajectoryStream
+from trainer.student import Student, from_teacher, sample
+
+NUM_PICTURES = 12
+
+
+class TrainerConfig(BaseModel):
+    """The optimisation: AdamW, a linear warm-up, a linear decay to zero."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema_half_life_images: float = Field(default=10_000_000, gt=0)
+    ema_ramp_up: float = Field(default=0.05, gt=0)
+    log_every: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class TrainConfig(BaseModel):
+    """What `traflow-pipeline train` takes: trajectories (`data`) for a student, or `images` for a teacher."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path
+    recipe: str = "anchored"
+    data: Path | None = None
+    images: str | None = None
+    network: NetworkConfig | None = None
+    teacher: str | None = None
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    trainer: TrainerConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"no recipe {self.recipe!r}: wanted one of {', '.join(RECIPES)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run trains, and on what."""
+
+    model: nn.Module  # what the recipe's losses take: a Student, or a teacher's network
+    network: Network  # its weights
+    stream: TrajectoryStream | ImageStream
+    origin: dict[str, Any]  # the fields of `CheckpointInfo` that say where it comes from
+
+
+def prepare(config: TrainConfig, device: torch.device) -> Task:
+    """The network at its start and the stream of its batches.
+
+    Raises:
+        BadInput: the configuration does not fit the recipe, the data or the teacher.
+    """
+    if RECIPES[config.recipe].trains == "teacher":
+        return _prepare_teacher(config, device)
+    return _prepare_student(config, device)
+
+
+def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
+    if config.images is None or config.network is None:
+        raise BadInput(f"recipe {config.recipe} trains a teacher: it needs 'images' and 'network'")
+    images = load_images(config.images)
+    shape = (config.network.image_channels, config.network.resolution, config.network.resolution)
+    if images.shape != shape:
+        raise BadInput(f"{config.images}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
+    num_classes = config.network.num_classes
+    if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
+        raise BadInput(f"{config.images}: wanted labels from 0 to {num_classes - 1} on every image as the network")
+    torch.manual_seed(config.seed)
+    network = networks.build(config.network).to(device)
+    return Task(network, network, ImageStream(images, num_classes, config.seed, config.trainer.batch_size), {})
+
+
+def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
+    if config.data is None:
+        raise BadInput(f"recipe {config.recipe} trains a student: it needs 'data', a folder made by generate")
+    manifest = read_manifest(config.data)
+    plan = manifest.plan
+    if RECIPES[config.recipe].needs_velocities and not plan.velocities:
+        raise BadInput(
+            f"recipe {config.recipe} needs velocities; {config.data} has none: generate it with --velocities"
+        )
+    dataset = read_dataset(config.data)
+    teacher = load_teacher(config.teacher or (dataset.teacher_source if dataset else plan.teacher))
+    if teacher.sha256 != plan.teacher_sha256:
+        raise BadInput(
+            f"{config.data} was made by another teacher than this {teacher.name}: name its own with --set teacher="
+        )
+    if teacher.network is None:
+        raise BadInput(f"teacher {teacher.name} has no network a student could start from")
+    student = from_teacher(teacher.network).to(device)
+    origin = {
+        "teacher": config.teacher or (dataset.teacher_source if dataset else plan.teacher),
+        "teacher_sha256": plan.teacher_sha256,
+        "data_sha256": manifest.sha256,
+        "t_start": plan.t_start,
+        "t_end": plan.t_end,
+    }
+    return Task(student, student.network, TrajectoryStream(manifest, config.seed, config.trainer.batch_size), origin)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train until `num_steps`, from the newest checkpoint in `config.out` if there is one; returns the last one.
+
+    Raises:
+        BadInput: the configuration is at odds with itself, the data or the run in `config.out`.
+        WorkFailed: a loss is not finite (its batch is saved), or a shard is damaged.
+    """
+    device = pick_device(config.device)
+    task, settings = prepare(config, device), config.trainer
+    recipe, network = RECIPES[config.recipe], task.network
+    network.train()
+    ema = Ema(network, settings.ema_half_life_images, settings.ema_ramp_up)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    step = resume(config, task, ema, optimizer)
+    if step == settings.num_steps:
+        say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
+        return checkpoint.find(config.out)
+    write_resolved(config.out / "config.yaml", config, "train")
+    log = JsonLog(config.out / "log.jsonl", step)
+    pending: list[dict[str, Tensor]] = []
+    last, phase = time.monotonic(), None
+
+    with bar(f"train {config.recipe}", settings.num_steps, step) as advance:
+        while step < settings.num_steps:
+            if phase is not (phase := recipe.phase(step, settings.num_steps)) and len(recipe.phases) > 1:
+                say(f"step {step}: now minimising {' + '.join(term.name for term in phase.terms)}")
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step)
+            batch = task.stream.batch(step).to(device)
+            rng = step_generator(config.seed, step)
+            losses = {term.name: term(task.model, batch, rng) for term in phase.terms}
+            total = torch.stack([term.weight * losses[term.name] for term in phase.terms]).sum()
+
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            grad_norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            step += 1
+            ema.update(network, settings.batch_size, step * settings.batch_size)
+
+            pending.append({name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm})
+            save = step % settings.checkpoint_every == 0 or step == settings.num_steps
+            if save or step % settings.log_every == 0:
+                # The losses wait on the device until here: fetching them every step would stall it.
+                means = fetch(config, task, step, pending)
+                now = time.monotonic()
+                rate = len(pending) * settings.batch_size / (now - last)
+                log.write(step, **means, images_per_second=rate, lr=optimizer.param_groups[0]["lr"])
+                shown = ", ".join(f"{term.name} {means[term.name]:.2e}" for term in phase.terms)
+                advance(len(pending), f"{rate:.0f} images/s, {shown}")
+                pending, last = [], now
+            if save:
+                info = CheckpointInfo(
+                    step=step,
+                    trains=recipe.trains,
+                    recipe=config.recipe,
+                    config=config.model_dump(mode="json"),
+                    **task.origin,
+                )
+                newest = checkpoint.save(config.out, info, network, ema, optimizer, settings.keep_checkpoints)
+    save_samples(config, recipe, ema.network, task.origin, device)
+    return newest
+
+
+def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+    """Restore the newest checkpoint in `config.out`, if there is one; returns the steps it has done.
+
+    Raises:
+        BadInput: it was made by another configuration or on other data.
+    """
+    found = checkpoint.find_all(config.out)
+    if not found:
+        return 0
+    info = checkpoint.read_info(found[-1])
+    ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
+    ours["data_sha256"], theirs["data_sha256"] = task.origin.get("data_sha256"), info.data_sha256
+    if fields := differences(theirs, ours):
+        raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
+    checkpoint.restore(found[-1], task.network, ema, optimizer)
+    say(f"going on from {found[-1]}")
+    return info.step
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a run's weights: the configuration less where it runs and how often it tells."""
+    trainer = {
+        k: v for k, v in config["trainer"].items() if k not in {"log_every", "checkpoint_every", "keep_checkpoints"}
+    }
+    return {k: v for k, v in config.items() if k not in {"out", "device", "data"}} | {"trainer": trainer}
+
+
+def fetch(config: TrainConfig, task: Task, step: int, pending: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each pending value of the steps up to `step`.
+
+    Raises:
+        WorkFailed: one is not finite; the batch of that step is saved beside the log.
+    """
+    for i, values in enumerate(pending):
+        bad = [name for name, value in values.items() if not torch.isfinite(value)]
+        if bad:
+            at = step - len(pending) + i
+            path = config.out / f"nonfinite-step-{at:06d}.safetensors"
+            batch = {k: v.contiguous() for k, v in vars(task.stream.batch(at)).items() if v is not None}
+            save_file(batch, path)
+            raise WorkFailed(
+                f"step {at}: {bad[0]} is not finite; its batch is in {path}; "
+                f"the last checkpoint is untouched; try a lower trainer.lr"
+            )
+    names = pending[-1].keys()  # of the newest phase
+    return {name: float(np.mean([values[name].item() for values in pending if name in values])) for name in names}
+
+
+def learning_rate(settings: TrainerConfig, step: int) -> float:
+    """Linear from 0 to lr over the warm-up, then linear to 0 at the end."""
+    warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    return settings.lr * warmup * (1 - step / settings.num_steps)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that is a function of (seed, step), which also seeds dropout: a resumed run draws the same."""
+    (state,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state))
+    return torch.Generator().manual_seed(int(state))
+
+
+def pick_device(name: str) -> torch.device:
+    """`name` as a device; "auto" is the GPU if there is one.
+
+    Raises:
+        BadInput: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} is not here; use auto, cpu or cuda") from error
+
+
+def save_samples(
+    config: TrainConfig, recipe: Recipe, network: Network, origin: dict[str, Any], device: torch.device
+) -> None:
+    """Write samples.png: from the same noise, one row for each number of evaluations."""
+    shape = (network.config.image_channels, network.config.resolution, network.config.resolution)
+    indices = range(NUM_PICTURES)
+    noise = torch.from_numpy(draw_noise(config.seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
+    label = None
+    if network.config.num_classes:
+        drawn = draw_labels(config.seed, indices, network.config.num_classes, Stream.EVALUATION_LABEL)
+        label = torch.from_numpy(drawn).to(device)
+    rows = {}
+    if recipe.trains == "student":
+        student = Student(network)
+        for steps in (1, 2, 4):
+            times = uniform_times(steps, origin["t_start"], origin["t_end"])
+            rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
+    else:
+        solver = Solver(name="rk4", num_steps=16)
+        rows["rk4, 16 steps"] = integrate(NetworkVelocity(network), noise, uniform_times(1), label, solver).states[-1]
+    images = {title: to_bytes(x.cpu().numpy()) for title, x in rows.items()}
+    pictures.save_rows(config.out / "samples.png", images)

@@ -1,0 +1,139 @@
+"""The console script as a user runs it: real processes, from noise to the page."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.problems import save_tiny_teacher
+
+SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
+
+
+def run(folder: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return found
+
+
+def assert_one_line(found: subprocess.CompletedProcess[str], *parts: str) -> None:
+    lines = found.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the three stages of the quickstart have run, made small."""
+    folder = tmp_path_factory.mktemp("quick")
+    run(folder, "generate", "--config", "quickstart", "--n", 512, "--workers", 2)
+    run(folder, "train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
+    run(folder, "evaluate", "--config", "quickstart", "--num-samples", 256, "--set", "teacher_solver.rtol=1e-3")
+    return folder
+
+
+def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
+    out = quick / "runs" / "quickstart"
+    rows = json.loads((out / "metrics.json").read_text())["rows"]
+    assert [(row["model"], row["sampler"]) for row in rows] == [
+        ("teacher", "dopri5 rtol 0.001 atol 1e-5"),
+        *(("teacher", f"euler {n}") for n in (1, 2, 4, 8)),
+        *(("student", sampler) for sampler in ("1 step", "2 steps", "4 steps", "8 steps")),
+    ]
+    by_name = {(row["model"], row["sampler"]): row for row in rows}
+    assert rows[0]["teacher_rmse"] == 0
+    # Even sixty steps undo most of the blur of the teacher's single Euler step, which is where the student began.
+    one_step = by_name["student", "1 step"]["frechet_distance"]
+    assert one_step < by_name["teacher", "euler 1"]["frechet_distance"] / 3
+    assert "Fréchet" in (out / "report.html").read_text()
+    for picture in ("grid.png", "grid-all.png", "train/samples.png"):
+        assert Image.open(out / picture).width > 300
+
+
+def test_every_stage_says_so_when_it_is_complete(quick: Path) -> None:
+    again = run(quick, "generate", "--config", "quickstart", "--n", 512)
+    assert "nothing to do" in again.stdout
+    flags = ("--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
+    assert "nothing to do" in run(quick, "train", "--config", "quickstart", *flags).stdout
+
+
+def test_the_resolved_config_repeats_the_command(quick: Path) -> None:
+    config = quick / "runs" / "quickstart" / "data" / "config.yaml"
+    assert "nothing to do" in run(quick, "generate", "--config", config).stdout
+
+
+def test_sample_draws_a_grid(quick: Path, tmp_path: Path) -> None:
+    for steps in (1, 4):
+        run(quick, "sample", "runs/quickstart/train", "--steps", steps, "--n", 9, "--out", tmp_path / f"{steps}.png")
+        assert Image.open(tmp_path / f"{steps}.png").size[1] > 100
+
+
+def test_a_shard_that_fails_its_checksum_stops_the_training(quick: Path, tmp_path: Path) -> None:
+    shard = quick / "runs" / "quickstart" / "data" / "shard-000000.tar"
+    whole = shard.read_bytes()
+    try:
+        shard.write_bytes(whole[:700] + b"?" + whole[701:])
+        flags = ("--out", tmp_path / "run", "--set", "trainer.num_steps=60")
+        found = run(quick, "train", "--config", "quickstart", *flags, code=1)
+    finally:
+        shard.write_bytes(whole)
+    assert_one_line(found, "shard-000000.tar", "sha256 differs")
+
+
+def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
+    found = run(quick, "generate", "--config", "quickstart", "--n", 512, "--seed", 1, code=2)
+    assert_one_line(found, "runs/quickstart/data holds another plan", "seed: 0 there, 1 asked")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["generate", "--teacher", "2fr", "--n", "4", "--out", "d"], ["no teacher '2fr'", "digits"]),
+        (["generate", "--teacher", "digits", "--n", "4q", "--out", "d"], ["'4q'", "4096, 16k or 1M"]),
+        (["generate", "--teacher", "digits", "--n", "4"], ["'out' is missing"]),
+        (["generate", "--config", "quickstart", "--set", "statse=1"], ["unknown key 'statse'", "states"]),
+        (["generate", "--config", "quickstart", "--set", "statse"], ["wanted key=value"]),
+        (["generate", "--config", "slowstart"], ["no config 'slowstart'", "quickstart"]),
+        (["generate", "--config", "quickstart", "--solver", "rk45"], ["solver.name", "dopri5"]),
+        (["generate", "--config", "quickstart", "--states", "20"], ["num_steps of at least 21"]),
+        (["train", "--config", "quickstart", "--recipe", "trafow"], ["no recipe 'trafow'", "traflow", "anchored"]),
+        (["train", "--config", "quickstart"], ["there is no manifest.parquet", "generate"]),
+        (["evaluate", "--config", "quickstart"], ["wanted a checkpoint", "train"]),
+        (["sample", "nowhere"], ["nowhere: wanted a checkpoint"]),
+        (["generate", "--no-such-flag"], ["--no-such-flag"]),
+        (["distil"], ["distil"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    assert_one_line(run(tmp_path, *arguments, code=2), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_of_the_users_own_file_goes_the_whole_way(tmp_path: Path) -> None:
+    save_tiny_teacher(tmp_path / "mine.safetensors", num_classes=3)
+    flags = ("--executor", "inline", "--states", 2, "--set", "shard_size=64", "--set", "batch_size=64")
+    run(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 64, "--out", "data", *flags)
+    run(tmp_path, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
+    run(tmp_path, "sample", "run", "--n", 4, "--out", "mine.png")
+    assert (tmp_path / "mine.png").exists()
+
+
+def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
+    for command in ("generate", "train", "evaluate", "sample", "teachers"):
+        assert command in run(tmp_path, "--help").stdout
+        assert "Usage" in run(tmp_path, command, "--help").stdout
+    assert "digits" in run(tmp_path, "teachers").stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, traflow_pipeline; print([m for m in ('torch', 'ray', 'pydantic', 'numpy') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

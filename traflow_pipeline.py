@@ -80,9 +80,10 @@ def train(
     """Train a student on a teacher's trajectories, or a teacher on images."""
     from pipeline.progress import say
     from trainer import loop
+    from trainer.task import TrainConfig
 
     flags = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed, "device": device}
-    newest = loop.train(_config(loop.TrainConfig, "train", config, flags, set_))
+    newest = loop.train(_config(TrainConfig, "train", config, flags, set_))
     say(f"{newest}: the weights; samples are in {newest.parent.parent / 'samples.png'}")
 
 

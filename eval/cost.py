@@ -22,7 +22,7 @@ def measure(network: Network) -> Cost:
     """By torch's own counter, which counts matrix products and convolutions, two operations a multiply-add."""
     config = network.config
     device = next(network.parameters()).device
-    x = torch.zeros(1, config.image_channels, config.resolution, config.resolution, device=device)
+    x = torch.zeros(1, *config.shape, device=device)
     t = torch.zeros(1, device=device)
     with FlopCounterMode(display=False) as counter:
         network(x, t, t if config.second_time else None)

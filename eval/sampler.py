@@ -103,8 +103,7 @@ def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int,
     else:
         sampler = teacher_sampler(load_teacher(str(folder), device), Solver(name="euler", num_steps=num_steps))
     config = network.config
-    shape = (config.image_channels, config.resolution, config.resolution)
-    drawn = draw_samples(sampler, shape, config.num_classes, seed, num_images, BATCH_SIZE, device)
+    drawn = draw_samples(sampler, config.shape, config.num_classes, seed, num_images, BATCH_SIZE, device)
     samples = torch.cat([batch.samples for batch in drawn])
     try:
         pictures.save_rows(out, pictures.square(to_bytes(samples.numpy())))

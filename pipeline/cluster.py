@@ -77,7 +77,7 @@ def run_on_ray(
         address: a running cluster ("auto" or host:port); by default RAY_ADDRESS, or a local one that ends with us.
 
     Raises:
-        BadInput: no cluster answers at `address`.
+        BadInput: no cluster answers at `address`, or it has nothing to work with.
     """
     import ray
     from ray.exceptions import RayActorError
@@ -85,6 +85,9 @@ def run_on_ray(
     with _connected(address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         num_gpus = int(resources.get("GPU", 0))
+        num_workers = num_workers or num_gpus or int(resources.get("CPU", 0))
+        if not num_workers:
+            raise BadInput("the Ray cluster has no CPUs yet: start workers, or say with --workers how many will come")
         actor = ray.remote(max_restarts=0, num_cpus=1, num_gpus=1 if num_gpus else 0)(Worker)
 
         def start_worker() -> Any:
@@ -98,7 +101,7 @@ def run_on_ray(
                 shard, attempt = waiting.popleft()
                 running[worker.make.remote(shard)] = (shard, attempt, worker)
 
-        for _ in range(min(num_workers or num_gpus or int(resources.get("CPU", 1)), len(shards))):
+        for _ in range(min(num_workers, len(shards))):
             hand_out(start_worker())
         while running:
             (done, *_), _ = ray.wait(list(running))
@@ -139,9 +142,11 @@ def _connected(address: str | None) -> Iterator[None]:
         else:
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, OSError) as error:
-        raise BadInput(
-            f"no Ray cluster at {address}; start one with ray start --head, or leave out --address"
-        ) from error
+        if "AuthToken" in repr(error.__cause__):
+            advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
+        else:
+            advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
+        raise BadInput(f"no Ray cluster at {address}: {advice}") from error
     try:
         yield
     finally:

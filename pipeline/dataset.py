@@ -13,7 +13,7 @@ from pipeline.errors import BadInput, WorkFailed
 from pipeline.manifest import DataSet, Manifest, read_dataset, write_dataset, write_manifest
 from pipeline.plan import Plan, Shard
 from pipeline.progress import bar, say
-from pipeline.shards import Receipt, committed
+from pipeline.shards import Receipt, committed, sweep
 from pipeline.solver import Solver
 from pipeline.teachers import absolute_source, load_teacher
 
@@ -75,7 +75,8 @@ def generate(config: GenerateConfig) -> Manifest:
         WorkFailed: shards failed; the others are committed.
     """
     plan = make_plan(config)
-    _claim(config, plan)
+    dataset = _claim(config, plan)
+    sweep(config.out)
     shards = plan.shards(config.n)
     receipts = committed(config.out, plan, shards)
     missing = [shard for shard in shards if shard.number not in receipts]
@@ -88,7 +89,7 @@ def generate(config: GenerateConfig) -> Manifest:
                 else:
                     receipts[result.shard.number] = result
     finally:
-        manifest = write_manifest(config.out, plan, receipts.values())
+        manifest = write_manifest(config.out, dataset, receipts.values())
     if failures:
         raise WorkFailed(
             f"{len(failures)} of {len(shards)} shards failed; the others are committed. First: {failures[0].error}"
@@ -98,7 +99,7 @@ def generate(config: GenerateConfig) -> Manifest:
     return manifest
 
 
-def _claim(config: GenerateConfig, plan: Plan) -> None:
+def _claim(config: GenerateConfig, plan: Plan) -> DataSet:
     found = read_dataset(config.out)
     if found is not None:
         plan.check_same(found.plan, str(config.out))
@@ -106,13 +107,13 @@ def _claim(config: GenerateConfig, plan: Plan) -> None:
             raise BadInput(f"{config.out} holds {found.num_records} records, {config.n} were asked; a set only grows")
     elif config.out.exists() and any(config.out.iterdir()):
         raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
+    dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
     try:
-        write_dataset(
-            config.out, DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
-        )
+        write_dataset(config.out, dataset)
         write_resolved(config.out / "config.yaml", config, "generate")
     except OSError as error:
         raise BadInput(f"{config.out}: cannot be written ({error.strerror})") from error
+    return dataset
 
 
 def _make(

@@ -50,12 +50,17 @@ class Manifest:
     """The committed blocks of a data folder, in the order of their records."""
 
     folder: Path
-    plan: Plan
+    dataset: DataSet
     blocks: pa.Table  # columns as in SCHEMA
     sha256: str  # digest over the shards' sha256 in order: the identity of the data
 
     @property
+    def plan(self) -> Plan:
+        return self.dataset.plan
+
+    @property
     def num_records(self) -> int:
+        """Of the committed blocks."""
         return int(self.counts.sum())
 
     @property
@@ -95,7 +100,7 @@ def write_dataset(folder: Path, dataset: DataSet) -> None:
     write_atomic(folder / PLAN, dataset.model_dump_json(indent=1).encode())
 
 
-def write_manifest(folder: Path, plan: Plan, receipts: Iterable[Receipt]) -> Manifest:
+def write_manifest(folder: Path, dataset: DataSet, receipts: Iterable[Receipt]) -> Manifest:
     """Write manifest.parquet from the markers of the committed shards."""
     rows = []
     digest = hashlib.sha256()
@@ -103,14 +108,14 @@ def write_manifest(folder: Path, plan: Plan, receipts: Iterable[Receipt]) -> Man
         digest.update(receipt.sha256.encode())
         shard = {"shard": receipt.shard.name, "shard_sha256": receipt.sha256, "shard_bytes": receipt.num_bytes}
         for block in receipt.blocks:
-            batch = (block.first_index - receipt.shard.first_index) // plan.batch_size
+            batch = (block.first_index - receipt.shard.first_index) // dataset.plan.batch_size
             rows.append({**shard, **block.model_dump(), "nfe": receipt.nfe[batch]})
-    about = {"plan": plan.model_dump_json(), "sha256": digest.hexdigest()}
+    about = {"dataset": dataset.model_dump_json(), "sha256": digest.hexdigest()}
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(about))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_atomic(folder / MANIFEST, buffer.getvalue())
-    return Manifest(folder, plan, table, digest.hexdigest())
+    return Manifest(folder, dataset, table, digest.hexdigest())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -127,9 +132,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         table = pq.read_table(path)
         about = table.schema.metadata
-        plan = Plan.model_validate_json(about[b"plan"])
+        dataset = DataSet.model_validate_json(about[b"dataset"])
+        digest = about[b"sha256"].decode()
     except (pa.ArrowException, ValidationError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a manifest this version reads; run traflow-pipeline generate again") from error
     if not table.num_rows:
         raise BadInput(f"{folder}: the data set is empty; run traflow-pipeline generate --out {folder} again")
-    return Manifest(folder, plan, table, about[b"sha256"].decode())
+    return Manifest(folder, dataset, table, digest)

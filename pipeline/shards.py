@@ -172,6 +172,12 @@ def write_atomic(path: Path, payload: bytes) -> None:
         os.close(folder)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left aside in `folder`; nobody may be writing to it."""
+    for aside in folder.glob(".shard-*"):
+        aside.unlink(missing_ok=True)
+
+
 def committed(folder: Path, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
     """Receipts of those of `shards` that are committed in `folder` under `plan`, by shard number."""
     receipts = {}

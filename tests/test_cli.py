@@ -126,6 +126,30 @@ def test_a_teacher_of_the_users_own_file_goes_the_whole_way(tmp_path: Path) -> N
     assert (tmp_path / "mine.png").exists()
 
 
+MY_FLOW = """
+import torch
+from pipeline.teachers.teacher import Teacher, state_sha256
+
+def load(device):
+    mean = torch.full((1, 4, 4), 0.5, device=device)
+    def velocity(x, t, label):
+        return (x - mean) / t.clamp(min=1e-3)[:, None, None, None]
+    return Teacher("mine", state_sha256({"mean": mean}), velocity, (1, 4, 4), t_end=0.01)
+"""
+
+
+def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "my_flow.py").write_text(MY_FLOW)
+    sizes = ("--set", "shard_size=32", "--set", "batch_size=32", "--set", "block_size=32")
+    run(tmp_path, "generate", "--teacher", "my_flow:load", "--n", 64, "--states", 2, "--out", "data", *sizes)
+    steps = ("--set", "trainer.num_steps=2")
+    found = run(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
+    assert_one_line(found, "has no network to start from", "give 'network'")
+    network = "network={resolution: 4, image_channels: 1, channels: 8, channel_mult: [1]}"
+    run(tmp_path, "train", "--data", "data", "--out", "run", *steps, "--set", network)
+    run(tmp_path, "sample", "run", "--n", 4)
+
+
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
     for command in ("generate", "train", "evaluate", "sample", "teachers"):
         assert command in run(tmp_path, "--help").stdout

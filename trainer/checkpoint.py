@@ -66,6 +66,12 @@ def save(
     return folder
 
 
+def sweep(run: Path) -> None:
+    """Remove what a writer that was killed left aside in `run`."""
+    for aside in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(aside)
+
+
 def restore(folder: Path, network: Network, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
     """Put the state in `folder` into `network`, `ema` and `optimizer`.
 

@@ -1,142 +1,32 @@
 """Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on images."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import networks
 from pipeline.config import differences, write_resolved
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.flow import uniform_times
-from pipeline.manifest import read_dataset, read_manifest
-from pipeline.networks import Network, NetworkConfig
+from pipeline.networks import Network
 from pipeline.noise import Stream, draw_labels, draw_noise
 from pipeline.progress import bar, say
 from pipeline.solver import Solver, integrate
-from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer import checkpoint, pictures
 from trainer.checkpoint import CheckpointInfo
 from trainer.ema import Ema
-from trainer.images import load_images, to_bytes
+from trainer.images import to_bytes
 from trainer.logging import JsonLog
 from trainer.recipes import RECIPES, Recipe
-from trainer.stream import ImageStream, TrajectoryStream
-from trainer.student import Student, from_teacher, sample
+from trainer.student import Student, sample
+from trainer.task import Task, TrainConfig, TrainerConfig, prepare
 
 NUM_PICTURES = 12
-
-
-class TrainerConfig(BaseModel):
-    """The optimisation: AdamW, a linear warm-up, a linear decay to zero."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_steps: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
-    warmup_steps: int = Field(default=100, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    ema_half_life_images: float = Field(default=10_000_000, gt=0)
-    ema_ramp_up: float = Field(default=0.05, gt=0)
-    log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=1000, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-
-
-class TrainConfig(BaseModel):
-    """What `traflow-pipeline train` takes: trajectories (`data`) for a student, or `images` for a teacher."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Path
-    recipe: str = "anchored"
-    data: Path | None = None
-    images: str | None = None
-    network: NetworkConfig | None = None
-    teacher: str | None = None
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
-    trainer: TrainerConfig
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"no recipe {self.recipe!r}: wanted one of {', '.join(RECIPES)}")
-        return self
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a run trains, and on what."""
-
-    model: nn.Module  # what the recipe's losses take: a Student, or a teacher's network
-    network: Network  # its weights
-    stream: TrajectoryStream | ImageStream
-    origin: dict[str, Any]  # the fields of `CheckpointInfo` that say where it comes from
-
-
-def prepare(config: TrainConfig, device: torch.device) -> Task:
-    """The network at its start and the stream of its batches.
-
-    Raises:
-        BadInput: the configuration does not fit the recipe, the data or the teacher.
-    """
-    if RECIPES[config.recipe].trains == "teacher":
-        return _prepare_teacher(config, device)
-    return _prepare_student(config, device)
-
-
-def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
-    if config.images is None or config.network is None:
-        raise BadInput(f"recipe {config.recipe} trains a teacher: it needs 'images' and 'network'")
-    images = load_images(config.images)
-    shape = (config.network.image_channels, config.network.resolution, config.network.resolution)
-    if images.shape != shape:
-        raise BadInput(f"{config.images}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
-    num_classes = config.network.num_classes
-    if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
-        raise BadInput(f"{config.images}: wanted labels from 0 to {num_classes - 1} on every image as the network")
-    torch.manual_seed(config.seed)
-    network = networks.build(config.network).to(device)
-    return Task(network, network, ImageStream(images, num_classes, config.seed, config.trainer.batch_size), {})
-
-
-def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
-    if config.data is None:
-        raise BadInput(f"recipe {config.recipe} trains a student: it needs 'data', a folder made by generate")
-    manifest = read_manifest(config.data)
-    plan = manifest.plan
-    if RECIPES[config.recipe].needs_velocities and not plan.velocities:
-        raise BadInput(
-            f"recipe {config.recipe} needs velocities; {config.data} has none: generate it with --velocities"
-        )
-    dataset = read_dataset(config.data)
-    teacher = load_teacher(config.teacher or (dataset.teacher_source if dataset else plan.teacher))
-    if teacher.sha256 != plan.teacher_sha256:
-        raise BadInput(
-            f"{config.data} was made by another teacher than this {teacher.name}: name its own with --set teacher="
-        )
-    if teacher.network is None:
-        raise BadInput(f"teacher {teacher.name} has no network a student could start from")
-    student = from_teacher(teacher.network).to(device)
-    origin = {
-        "teacher": config.teacher or (dataset.teacher_source if dataset else plan.teacher),
-        "teacher_sha256": plan.teacher_sha256,
-        "data_sha256": manifest.sha256,
-        "t_start": plan.t_start,
-        "t_end": plan.t_end,
-    }
-    return Task(student, student.network, TrajectoryStream(manifest, config.seed, config.trainer.batch_size), origin)
 
 
 def train(config: TrainConfig) -> Path:
@@ -211,6 +101,7 @@ def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Opt
     Raises:
         BadInput: it was made by another configuration or on other data.
     """
+    checkpoint.sweep(config.out)
     found = checkpoint.find_all(config.out)
     if not found:
         return 0
@@ -284,9 +175,8 @@ def save_samples(
     config: TrainConfig, recipe: Recipe, network: Network, origin: dict[str, Any], device: torch.device
 ) -> None:
     """Write samples.png: from the same noise, one row for each number of evaluations."""
-    shape = (network.config.image_channels, network.config.resolution, network.config.resolution)
     indices = range(NUM_PICTURES)
-    noise = torch.from_numpy(draw_noise(config.seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
+    noise = torch.from_numpy(draw_noise(config.seed, indices, network.config.shape, Stream.EVALUATION_NOISE)).to(device)
     label = None
     if network.config.num_classes:
         drawn = draw_labels(config.seed, indices, network.config.num_classes, Stream.EVALUATION_LABEL)

@@ -39,6 +39,11 @@ class SongUNetConfig(BaseModel):
     time_scale: float = 1000.0
     second_time: bool = False
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.image_channels, self.resolution, self.resolution
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels each."""

@@ -37,7 +37,7 @@ def load(path: Path, device: torch.device) -> Teacher:
         name=path.stem,
         sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         velocity=NetworkVelocity(network),
-        shape=(config.image_channels, config.resolution, config.resolution),
+        shape=config.shape,
         num_classes=config.num_classes,
         network=network,
     )

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pipeline.config import CONFIGS, load_section, merge, parse_assignment, parse_count, validate
 from pipeline.dataset import GenerateConfig
 from pipeline.errors import BadInput
-from trainer.loop import TrainConfig
+from trainer.task import TrainConfig
 
 
 @pytest.mark.parametrize(("text", "count"), [("4096", 4096), ("16k", 16_000), ("1M", 10**6), ("2.5k", 2500), (7, 7)])

@@ -16,8 +16,9 @@ from pipeline.errors import BadInput, WorkFailed
 from pipeline.teachers import load_teacher
 from tests.problems import save_tiny_teacher, tiny_config
 from trainer import checkpoint, recipes
-from trainer.loop import TrainConfig, TrainerConfig, learning_rate, train
+from trainer.loop import learning_rate, train
 from trainer.recipes import RECIPES
+from trainer.task import TrainConfig, TrainerConfig
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,13 @@ def test_a_run_of_another_configuration_is_refused(data: Path, tmp_path: Path) -
         train(config(data, tmp_path / "run", trainer={"lr": 2e-3}))
 
 
+def test_a_network_of_its_own_starts_from_scratch(data: Path, tmp_path: Path) -> None:
+    folder = train(config(data, tmp_path / "run", network=tiny_config(channels=16).model_dump()))
+    assert networks.load(folder / "ema.safetensors").config == tiny_config(channels=16, second_time=True)
+    with pytest.raises(BadInput, match=r"wanted a network for \[1, 4, 4\] and 0 classes as the data"):
+        train(config(data, tmp_path / "other", network=tiny_config(num_classes=3).model_dump()))
+
+
 def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "run", trainer={"checkpoint_every": 1, "keep_checkpoints": 2}))
     assert [path.name for path in checkpoint.find_all(tmp_path / "run")] == ["step-000005", "step-000006"]
@@ -160,9 +168,9 @@ def test_flow_matching_finds_the_velocity_of_a_single_image() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": None}, "it needs 'data'"),
+        ({"data": None}, "it takes 'data'"),
         ({"teacher": "digits"}, "was made by another teacher"),
-        ({"recipe": "flow-matching"}, "needs 'images' and 'network'"),
+        ({"recipe": "flow-matching"}, "takes 'images' and 'network'"),
         ({"device": "abacus"}, "device 'abacus' is not here"),
     ],
 )

@@ -121,7 +121,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     n: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     steps: Annotated[int, typer.Option(help="Evaluations of each image.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Draw a grid of images from a student or a trained teacher."""
@@ -155,7 +155,7 @@ def _config(model: Any, command: str, source: str | None, flags: dict[str, Any],
     section = config.load_section(source, command)
     if flags.get("solver", {}).get("name"):
         section = {k: v for k, v in section.items() if k != "solver"}  # another solver, another accuracy
-    values = config.merge(section, flags, *map(config.parse_assignment, assignments or []))
+    values = config.merge(section, config.given(flags), *map(config.parse_assignment, assignments or []))
     return config.validate(model, values, command)
 
 

@@ -40,7 +40,7 @@ class EvaluateConfig(BaseModel):
     out: Path
     reference: str = "digits"
     features: str = "digits"
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] = 4096
+    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=metrics.MIN_SAMPLES)] = 4096
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
     teacher_solver: Solver = Solver()
     teacher: str | None = None
@@ -66,6 +66,8 @@ def evaluate(config: EvaluateConfig) -> Report:
         WorkFailed: samples that are not finite.
     """
     device = pick_device(config.device)
+    if config.out.is_file():
+        raise BadInput(f"{config.out} is a file; wanted a folder for the report")
     folder = checkpoint.find(config.checkpoint)
     info = checkpoint.read_info(folder)
     teacher = _load_teacher(config, folder, info, device)
@@ -119,7 +121,7 @@ def _draw(config: EvaluateConfig, sampler: Sampler, teacher: Teacher, device: to
         sampler, teacher.shape, teacher.num_classes, config.seed, config.num_samples, config.batch_size, device
     ):
         if not torch.isfinite(batch.samples).all():
-            raise WorkFailed(f"{title}: a sample among the first {len(samples) * config.batch_size} is not finite")
+            raise WorkFailed(f"{title}: a sample of batch {len(samples)} is not finite")
         samples.append(batch.samples.numpy())
         evaluations += batch.nfe * len(batch.samples)
         seconds += batch.wall_seconds
@@ -144,6 +146,8 @@ def _score(sampler: Sampler, drawn: Drawn, truth: NDArray[np.float32], reference
 
 def _load_teacher(config: EvaluateConfig, folder: Path, info: CheckpointInfo, device: torch.device) -> Teacher:
     if info.teacher is None:
+        if config.teacher:
+            raise BadInput(f"{folder} is a teacher itself; 'teacher' is for a student")
         return load_teacher(str(folder), device)
     teacher = load_teacher(config.teacher or info.teacher, device)
     if teacher.sha256 != info.teacher_sha256:
@@ -158,6 +162,8 @@ def _measure_reference(config: EvaluateConfig, images: ImageSet, teacher: Teache
     for name, shape in ((config.reference, images.shape), (teacher.name, teacher.shape)):
         if shape != space.shape:
             raise BadInput(f"{name}: wanted images of {list(space.shape)} for {space.name}; they are {list(shape)}")
+    if len(images) < metrics.MIN_SAMPLES:
+        raise BadInput(f"{config.reference}: wanted at least {metrics.MIN_SAMPLES} images; it holds {len(images)}")
     features = space.extract(images.images)
     return Reference(space, features, metrics.moments(features))
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from eval import digit_classifier
 from trainer.images import to_float
 
+BATCH_SIZE = 1024
+
 
 @dataclass(frozen=True)
 class FeatureSpace:
@@ -28,9 +30,10 @@ def digits() -> FeatureSpace:
     classifier = digit_classifier.load()
 
     def extract(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        batches = np.array_split(images, -(-len(images) // BATCH_SIZE))
         with torch.no_grad():
-            features = classifier.features(torch.from_numpy(to_float(images)))
-        return features.double().numpy()
+            features = [classifier.features(torch.from_numpy(to_float(batch))) for batch in batches]
+        return torch.cat(features).double().numpy()
 
     return FeatureSpace("digit classifier, 64 features", (1, 8, 8), extract)
 

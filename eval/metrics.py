@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 NEIGHBOURHOOD = 3  # k of the k-nearest-neighbour manifolds, as Kynkaanniemi et al. 2019 and ADM's evaluator use
+MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that span its ball
 Features = NDArray[np.float64]
 
 
@@ -44,7 +45,7 @@ def precision_recall(samples: Features, reference: Features) -> tuple[float, flo
         torch.from_numpy(samples),
         torch.from_numpy(reference),
         prc_neighborhood=NEIGHBOURHOOD,
-        prc_batch_size=10_000,
+        prc_batch_size=1000,
         save_cpu_ram=True,
         verbose=False,
     )

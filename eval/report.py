@@ -77,7 +77,7 @@ class Chart:
             curve("student", student),
         ]
         x_ticks = [(x(row.nfe), f"{row.nfe:g}") for row in {row.nfe: row for row in rows}.values()]
-        values = [row.frechet_distance for row in rows]
+        values = [max(row.frechet_distance, TINY) for row in rows]
         decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
         y_ticks = [(y(10.0**d), f"{10.0**d:g}") for d in decades if 0 <= y(10.0**d) <= height - margin / 2]
         return Chart(width, height, [c for c in curves if c.points], x_ticks, y_ticks)

@@ -97,15 +97,19 @@ def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int,
     device = pick_device(device_name)
     folder = checkpoint.find(path)
     info = checkpoint.read_info(folder)
-    network = networks.load(folder / checkpoint.EMA).to(device)
     if info.trains == "student":
+        network = networks.load(folder / checkpoint.EMA).to(device)
         sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
     else:
-        sampler = teacher_sampler(load_teacher(str(folder), device), Solver(name="euler", num_steps=num_steps))
-    config = network.config
-    drawn = draw_samples(sampler, config.shape, config.num_classes, seed, num_images, BATCH_SIZE, device)
+        teacher = load_teacher(str(folder), device)
+        sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
+        assert teacher.network is not None
+        network = teacher.network
+    drawn = draw_samples(
+        sampler, network.config.shape, network.config.num_classes, seed, num_images, BATCH_SIZE, device
+    )
     samples = torch.cat([batch.samples for batch in drawn])
     try:
-        pictures.save_rows(out, pictures.square(to_bytes(samples.numpy())))
+        pictures.save_square(out, to_bytes(samples.numpy()))
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: wanted the path of a picture such as samples.png ({error})") from error

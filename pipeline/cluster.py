@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.generate import generate_and_commit
 from pipeline.plan import Plan, Shard
 from pipeline.shards import Receipt
 from pipeline.teachers import load_teacher
+from pipeline.teachers.teacher import Teacher
 
 MAX_ATTEMPTS = 3  # of a shard whose worker died; a failure of the teacher itself is not tried again
 CONNECT_SECONDS = 10
@@ -45,9 +47,14 @@ class Worker:
     def __init__(self, job: Job, device: str) -> None:
         self.job = job
         self.device = torch.device(device)
-        self.teacher = load_teacher(job.teacher, self.device)
-        if self.teacher.sha256 != job.plan.teacher_sha256:
-            raise WorkFailed(f"teacher {job.teacher}: its weights here are not those of the plan")
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Loaded with the first shard, so that a teacher that is not here fails a shard and not the worker."""
+        teacher = load_teacher(self.job.teacher, self.device)
+        if teacher.sha256 != self.job.plan.teacher_sha256:
+            raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
+        return teacher
 
     def make(self, shard: Shard) -> Receipt | Failure:
         """Generate and commit `shard`; its failure is a result, so that it does not stop the others."""
@@ -55,6 +62,8 @@ class Worker:
             return generate_and_commit(self.job.plan, shard, self.teacher, self.job.folder, self.device)
         except WorkFailed as error:
             return Failure(shard, str(error))
+        except BadInput as error:
+            return Failure(shard, f"{shard}: {error}")
         except Exception as error:  # whatever a teacher of the user's own raises
             return Failure(shard, f"{shard}: {type(error).__name__}: {error}")
 
@@ -80,7 +89,7 @@ def run_on_ray(
         BadInput: no cluster answers at `address`, or it has nothing to work with.
     """
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
 
     with _connected(address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -108,24 +117,28 @@ def run_on_ray(
             shard, attempt, worker = running.pop(done)
             try:
                 yield ray.get(done)
-            except RayActorError as error:
+            except RayError as error:  # the worker died, of itself or of its machine
                 if attempt < MAX_ATTEMPTS:
                     waiting.append((shard, attempt + 1))
                 else:
                     yield Failure(shard, f"{shard}: its worker died {attempt} times; {_last_line(error)}")
                 worker = start_worker() if waiting else None
             hand_out(worker)
+            # The last reference to a worker without work: its place goes to one that still waits for a place.
+            worker = None
 
 
 def _knock(address: str) -> None:
-    """Raises OSError if nothing listens at host:port; `ray.init` itself would wait for minutes."""
+    """Raises OSError if nothing listens at host:port, for which `ray.init` itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
+    if address != "auto" and not (colon and port.isdigit()):
+        raise BadInput(f"--address {address}: wanted host:port or auto")
+    if colon:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 @contextmanager
@@ -141,12 +154,13 @@ def _connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    except (ConnectionError, OSError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if "AuthToken" in repr(error.__cause__):
             advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
         else:
             advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
-        raise BadInput(f"no Ray cluster at {address}: {advice}") from error
+        reason = _last_line(error)
+        raise BadInput(f"no Ray cluster at {address or 'this machine'} ({reason}): {advice}") from error
     try:
         yield
     finally:

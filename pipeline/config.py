@@ -30,7 +30,7 @@ def load_section(source: str | None, command: str) -> dict[str, Any]:
         raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")
     try:
         sections = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
         found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
@@ -50,7 +50,7 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
         raise BadInput(f"--set {assignment}: wanted key=value, for example --set seed=1")
     try:
         nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"--set {assignment}: the value is not YAML") from error
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -58,16 +58,22 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones, mapping by mapping; a None says nothing."""
+    """Later layers over earlier ones, mapping by mapping."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)
             if isinstance(value, Mapping) and isinstance(below, Mapping | None):
                 merged[key] = merge(below or {}, value)
-            elif value is not None:
+            else:
                 merged[key] = value
     return merged
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given: those that are not None, mapping by mapping."""
+    values = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
+    return {key: value for key, value in values.items() if value not in (None, {})}
 
 
 def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Model:

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import cluster
 from pipeline.config import parse_count, write_resolved
@@ -37,6 +37,12 @@ class GenerateConfig(BaseModel):
     workers: int | None = Field(default=None, ge=1)
     executor: Literal["ray", "inline"] = "ray"
     address: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.executor == "inline" and (self.workers or self.address):
+            raise ValueError("executor inline works in this process: it takes no workers and no address")
+        return self
 
 
 def make_plan(config: GenerateConfig) -> Plan:
@@ -76,14 +82,13 @@ def generate(config: GenerateConfig) -> Manifest:
     """
     plan = make_plan(config)
     dataset = _claim(config, plan)
-    sweep(config.out)
     shards = plan.shards(config.n)
     receipts = committed(config.out, plan, shards)
-    missing = [shard for shard in shards if shard.number not in receipts]
+    missing = [s for s in shards if s.number not in receipts or receipts[s.number].shard != s]
     failures: list[cluster.Failure] = []
     try:
         if missing:
-            for result in _make(config, plan, missing, sum(r.shard.num_records for r in receipts.values())):
+            for result in _make(config, plan, missing, config.n - sum(s.num_records for s in missing)):
                 if isinstance(result, cluster.Failure):
                     failures.append(result)
                 else:
@@ -94,6 +99,8 @@ def generate(config: GenerateConfig) -> Manifest:
         raise WorkFailed(
             f"{len(failures)} of {len(shards)} shards failed; the others are committed. First: {failures[0].error}"
         )
+    if len({receipt.numerics for receipt in receipts.values()}) > 1:
+        say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
     if not missing:
         say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
     return manifest
@@ -103,9 +110,14 @@ def _claim(config: GenerateConfig, plan: Plan) -> DataSet:
     found = read_dataset(config.out)
     if found is not None:
         plan.check_same(found.plan, str(config.out))
-        if found.num_records > config.n:
-            raise BadInput(f"{config.out} holds {found.num_records} records, {config.n} were asked; a set only grows")
-    elif config.out.exists() and any(config.out.iterdir()):
+        receipts = committed(config.out, plan, plan.shards(found.num_records)).values()
+        num_records = sum(receipt.shard.num_records for receipt in receipts)
+        if num_records > config.n:
+            raise BadInput(f"{config.out} holds {num_records} records, {config.n} were asked; a set only grows")
+    elif config.out.is_file():
+        raise BadInput(f"{config.out} is a file; wanted a folder")
+    sweep(config.out)
+    if found is None and config.out.exists() and any(config.out.iterdir()):
         raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
     dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
     try:

@@ -1,5 +1,6 @@
 """One shard, start to finish: a pure function of (plan, shard, teacher)."""
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.errors import WorkFailed
 from pipeline.noise import draw_labels, draw_noise
 from pipeline.plan import Plan, Shard
-from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_shard
+from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_atomic, write_shard
 from pipeline.solver import SolverFailed, integrate
 from pipeline.teachers.teacher import Teacher
 
@@ -59,7 +60,7 @@ def generate_shard(
                 trajectories, batch_nfe = solve_batch(plan, batch, teacher, device)
             except SolverFailed as error:
                 saved = _save_batch(folder, batch)
-                raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; the batch is in {saved}") from error
+                raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
             # The last batch is integrated whole and cut here: its records must not depend on where the set ends.
             stop = min(plan.batch_size, end - first_index)
             starts = range(0, stop, plan.block_size)
@@ -103,13 +104,11 @@ def solve_batch(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device
     states = solution.states.transpose(0, 1)
     velocities = None
     if plan.velocities:
-        # At the states as they are stored: a velocity belongs to the point that the trainer will read.
-        stored = _as_stored(states, plan).to(device)
+        # At the points that the trainer will read: the start as it is, the others as they are stored.
+        points = [start, *_as_stored(states[:, 1:], plan).unbind(dim=1)]
         times = batch.times.to(device)
-        at_times = [
-            teacher.velocity(stored[:, k], times[k].expand(len(stored)), label).float() for k in range(plan.num_times)
-        ]
-        velocities = _to_numpy(torch.stack(at_times, dim=1), plan)
+        at_points = [teacher.velocity(x, t.expand(len(x)), label).float() for x, t in zip(points, times, strict=True)]
+        velocities = _to_numpy(torch.stack(at_points, dim=1), plan)
     stored_states = _to_numpy(states, plan)
     trajectories = Trajectories(
         noise=_to_numpy(batch.noise, plan),
@@ -134,27 +133,32 @@ def _to_numpy(x: Tensor, plan: Plan) -> np.ndarray:
     return array
 
 
-def _save_batch(folder: Path, batch: Batch) -> Path:
+def _save_batch(folder: Path, batch: Batch) -> str:
     path = folder / f"failed-batch-{batch.first_index:09d}.safetensors"
-    save_file({"noise": batch.noise, "label": batch.label, "times": batch.times}, path)
-    return path
+    try:
+        write_atomic(path, save({"noise": batch.noise, "label": batch.label, "times": batch.times}))
+    except OSError as error:
+        return f"its batch could not be saved to {path} ({error.strerror})"
+    return f"the batch is in {path}"
 
 
 @contextmanager
 def _fixed_numerics() -> Iterator[None]:
-    threads = torch.get_num_threads()
+    """One thread and full fp32: TF32's ten bits would make an adaptive solver chase rounding errors."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(NUM_THREADS)
+    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def _numerics(device: torch.device) -> Numerics:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Numerics(
-        torch=torch.__version__,
-        device=name,
-        threads=torch.get_num_threads(),
-        tf32=torch.backends.cudnn.allow_tf32,
-    )
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return Numerics(torch=torch.__version__, device=name, threads=torch.get_num_threads())

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, WorkFailed
 from pipeline.plan import Plan
 from pipeline.shards import Receipt, write_atomic
 
@@ -114,7 +114,10 @@ def write_manifest(folder: Path, dataset: DataSet, receipts: Iterable[Receipt]) 
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(about))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    write_atomic(folder / MANIFEST, buffer.getvalue())
+    try:
+        write_atomic(folder / MANIFEST, buffer.getvalue())
+    except OSError as error:
+        raise WorkFailed(f"{folder / MANIFEST}: cannot be written ({error.strerror}); run generate again") from error
     return Manifest(folder, dataset, table, digest.hexdigest())
 
 
@@ -122,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a data folder.
 
     Raises:
-        BadInput: there is none, it cannot be read, or it lists nothing.
+        BadInput: there is none, it cannot be read, or records of the set are missing.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -138,4 +141,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadInput(f"{path}: not a manifest this version reads; run traflow-pipeline generate again") from error
     if not table.num_rows:
         raise BadInput(f"{folder}: the data set is empty; run traflow-pipeline generate --out {folder} again")
-    return Manifest(folder, dataset, table, digest)
+    manifest = Manifest(folder, dataset, table, digest)
+    if manifest.num_records < dataset.num_records:
+        raise BadInput(
+            f"{folder} holds {manifest.num_records} of its {dataset.num_records} records; "
+            f"run traflow-pipeline generate again, or ask it for --n {manifest.num_records}"
+        )
+    return manifest

@@ -67,6 +67,8 @@ class Plan(BaseModel):
                 "shard_size must be a multiple of batch_size, and batch_size of block_size; "
                 f"they are {self.shard_size}, {self.batch_size} and {self.block_size}"
             )
+        if not 1 >= self.t_start > self.t_end >= 0:
+            raise ValueError(f"a flow runs from t_start down to t_end in [0, 1]; they are {self.t_start}, {self.t_end}")
         if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
             raise ValueError(
                 f"{self.solver.name} steps on every stored state: {self.num_states} states "

@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import WorkFailed
 from pipeline.plan import Plan, Shard
@@ -76,7 +78,6 @@ class Numerics(BaseModel):
     torch: str
     device: str
     threads: int
-    tf32: bool
 
 
 class Receipt(BaseModel):
@@ -155,7 +156,7 @@ def commit(folder: Path, payload: bytes, receipt: Receipt) -> None:
 
 def write_atomic(path: Path, payload: bytes) -> None:
     """Write aside, sync, rename, sync the folder: after a crash `path` is the old file or the whole new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             file.write(payload)
@@ -172,22 +173,35 @@ def write_atomic(path: Path, payload: bytes) -> None:
         os.close(folder)
 
 
+def aside_of(path: Path) -> Path:
+    """A new name beside `path` for what is not whole yet; no other writer on any machine has it."""
+    return path.with_name(f".{path.name}.aside-{uuid.uuid4().hex}")
+
+
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left aside in `folder`; nobody may be writing to it."""
-    for aside in folder.glob(".shard-*"):
-        aside.unlink(missing_ok=True)
+    for aside in folder.glob(".*.aside-*"):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def committed(folder: Path, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
-    """Receipts of those of `shards` that are committed in `folder` under `plan`, by shard number."""
+    """Receipts of those of `shards` that are committed in `folder` under `plan`, by shard number.
+
+    The last shard of a set that grew may be there with fewer records: its receipt is among them, with its own count.
+    """
     receipts = {}
     for shard in shards:
-        marker = marker_path(folder, shard)
-        if marker.exists() and (folder / shard.name).exists():
-            receipt = Receipt.model_validate_json(marker.read_bytes())
-            # A shard that was the short last one of a smaller set is made again at its full size.
-            if receipt.shard == shard and receipt.plan_sha256 == plan.sha256:
-                receipts[shard.number] = receipt
+        try:
+            receipt = Receipt.model_validate_json(marker_path(folder, shard).read_bytes())
+            whole = (folder / shard.name).stat().st_size == receipt.num_bytes
+        except (FileNotFoundError, ValidationError):
+            continue
+        fits = receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records
+        if whole and fits and receipt.plan_sha256 == plan.sha256:
+            receipts[shard.number] = receipt
     return receipts
 
 

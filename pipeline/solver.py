@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 from torchdiffeq import odeint
 
+from pipeline.errors import WorkFailed
+
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "dopri8")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 DEFAULT_TOLERANCE = 1e-5  # the tolerance of Rectified Flow's RK45 sampler
@@ -21,7 +23,7 @@ class Velocity(Protocol):
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor: ...
 
 
-class SolverFailed(Exception):
+class SolverFailed(WorkFailed):
     """The integration did not reach the end: a non-finite velocity, or no step small enough."""
 
 
@@ -40,8 +42,10 @@ class Solver(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_defaults(cls, values: dict[str, object]) -> dict[str, object]:
-        if values.get("name", "dopri5") in ADAPTIVE:
+    def _fill_defaults(cls, values: object) -> object:
+        if isinstance(values, str):
+            values = {"name": values}
+        if isinstance(values, dict) and values.get("name", "dopri5") in ADAPTIVE:
             given = {key: value for key, value in values.items() if value is not None}
             return {"rtol": DEFAULT_TOLERANCE, "atol": DEFAULT_TOLERANCE, **given}
         return values
@@ -129,7 +133,8 @@ def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None
     def func(t: Tensor, x: Tensor) -> Tensor:
         nonlocal nfe
         nfe += 1
-        return velocity(x, t.to(x.dtype).expand(len(x)), label)
+        # A teacher may compute in half precision; the solver's own sums must not.
+        return velocity(x, t.to(x.dtype).expand(len(x)), label).to(x.dtype)
 
     # A float32 grid would put the end of an interval a rounding error past the time asked for.
     times = times.to(device=x.device, dtype=torch.float64)

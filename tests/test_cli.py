@@ -100,6 +100,10 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
         (["generate", "--teacher", "digits", "--n", "4"], ["'out' is missing"]),
         (["generate", "--config", "quickstart", "--set", "statse=1"], ["unknown key 'statse'", "states"]),
         (["generate", "--config", "quickstart", "--set", "statse"], ["wanted key=value"]),
+        (["generate", "--config", "quickstart", "--set", "seed=2020-13-45"], ["the value is not YAML"]),
+        (["generate", "--config", "quickstart", "--set", "solver=rk4"], ["give it num_steps"]),
+        (["generate", "--config", "quickstart", "--executor", "inline", "--workers", "2"], ["no workers"]),
+        (["train", "--config", "quickstart", "--set", "trainer.betas=[1.5, 2]"], ["trainer.betas"]),
         (["generate", "--config", "slowstart"], ["no config 'slowstart'", "quickstart"]),
         (["generate", "--config", "quickstart", "--solver", "rk45"], ["solver.name", "dopri5"]),
         (["generate", "--config", "quickstart", "--states", "20"], ["num_steps of at least 21"]),
@@ -115,6 +119,17 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
     assert_one_line(run(tmp_path, *arguments, code=2), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
+    found = run(tmp_path, "generate", "--config", "quickstart", "--address", "localhost", code=2)
+    assert_one_line(found, "wanted host:port or auto")
+
+
+def test_a_file_where_a_folder_is_wanted_is_said(quick: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for stage in ("generate", "train", "evaluate"):
+        assert_one_line(run(quick, stage, "--config", "quickstart", "--out", tmp_path / "file", code=2), "folder")
 
 
 def test_a_teacher_of_the_users_own_file_goes_the_whole_way(tmp_path: Path) -> None:

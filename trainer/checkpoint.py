@@ -8,7 +8,7 @@ is no generator state to keep.
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline import networks
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, WorkFailed
 from pipeline.networks import Network
+from pipeline.shards import aside_of
 from pipeline.teachers import checkpoint as teacher_checkpoint
 from trainer.ema import Ema
 
@@ -29,13 +30,13 @@ class CheckpointInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: Literal[1] = 1
     step: int  # steps done
-    trains: str  # "student" or "teacher"
+    trains: Literal["student", "teacher"]
     recipe: str
     teacher: str | None = None  # what loads it, and its weights, for a student
     teacher_sha256: str | None = None
-    data_sha256: str | None = None  # of the manifest
+    data_sha256: str | None = None  # of the manifest, or of the images
     t_start: float = 1.0
     t_end: float = 0.0
     config: dict[str, Any]  # the resolved configuration
@@ -44,32 +45,31 @@ class CheckpointInfo(BaseModel):
 def save(
     run: Path, info: CheckpointInfo, network: Network, ema: Ema, optimizer: torch.optim.Optimizer, keep: int
 ) -> Path:
-    """Write the checkpoint of `info.step` aside, rename it into `run`, and drop all but the newest `keep`."""
+    """Write the checkpoint of `info.step` aside, rename it into `run`, and drop all but the newest `keep`.
+
+    Raises:
+        WorkFailed: it cannot be written; the checkpoints before it are untouched.
+    """
     folder = run / "checkpoints" / f"step-{info.step:06d}"
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(folder)
+    aside.mkdir()
     try:
         networks.save(aside / "network.safetensors", network)
         networks.save(aside / EMA, ema.network)
         save_file(_flatten(optimizer), aside / "optimizer.safetensors")
         (aside / "checkpoint.json").write_text(info.model_dump_json(indent=1))
-        for path in aside.iterdir():
+        for path in (*aside.iterdir(), aside):
             _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
-    except OSError:
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-    _sync(folder.parent)
+        raise WorkFailed(f"{folder}: cannot be written ({error}); the checkpoint before it is untouched") from error
     for old in find_all(run)[:-keep]:
         shutil.rmtree(old)
     return folder
-
-
-def sweep(run: Path) -> None:
-    """Remove what a writer that was killed left aside in `run`."""
-    for aside in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(aside)
 
 
 def restore(folder: Path, network: Network, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
@@ -90,9 +90,7 @@ def restore(folder: Path, network: Network, ema: Ema, optimizer: torch.optim.Opt
         ) from error
 
 
-def find_all(run: Path) -> list[Path]:
-    """The checkpoints of a training run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+find_all = teacher_checkpoint.find_checkpoints
 
 
 def find(path: Path) -> Path:

@@ -29,5 +29,3 @@ class Ema:
         averages: list[Tensor] = list(self.network.parameters())
         values: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, values, 1 - beta)
-        for average, value in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(value)

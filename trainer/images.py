@@ -1,8 +1,10 @@
 """Image sets: what a teacher is trained on and what an evaluation measures against."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,11 @@ class ImageSet:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
         return self.images.shape[1:]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the images and their labels."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,12 +61,12 @@ def load_digits() -> ImageSet:
 def load_npz(path: Path) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N]."""
     try:
-        arrays = np.load(path, allow_pickle=False)
-        images = arrays["images"]
-        labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
-    except (OSError, ValueError, KeyError) as error:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+            labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise BadInput(f"{path}: wanted an .npz file with an array 'images'; {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(labels) != len(images):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not 0 < len(images) == len(labels):
         raise BadInput(
             f"{path}: wanted 'images' uint8 [N, H, W, C] and 'labels' [N]; "
             f"'images' is {images.dtype} {list(images.shape)}, 'labels' {list(labels.shape)}"
@@ -91,7 +98,9 @@ def load_folder(path: Path) -> ImageSet:
 def _read_image(file: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
-            grey = image.mode in ("L", "1", "I;16")
+            if image.mode.startswith(("I", "F")):
+                raise BadInput(f"{file}: wanted 8 bits a channel; it has more; convert it")
+            grey = image.mode in ("L", "1")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise BadInput(f"{file}: not an image that can be read ({error})") from error

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pipeline.shards import write_atomic
+
 
 class JsonLog:
     """Appends to `path`; lines of steps after `start_step`, left by a run that was killed, are dropped first."""
@@ -10,7 +12,7 @@ class JsonLog:
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
         kept = [line for line in read(path) if line["step"] <= start_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, **values: float) -> None:
         """Log `values` after `step` steps."""

@@ -15,6 +15,7 @@ from pipeline.flow import uniform_times
 from pipeline.networks import Network
 from pipeline.noise import Stream, draw_labels, draw_noise
 from pipeline.progress import bar, say
+from pipeline.shards import sweep
 from pipeline.solver import Solver, integrate
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer import checkpoint, pictures
@@ -27,6 +28,7 @@ from trainer.student import Student, sample
 from trainer.task import Task, TrainConfig, TrainerConfig, prepare
 
 NUM_PICTURES = 12
+SAMPLES = "samples.png"
 
 
 def train(config: TrainConfig) -> Path:
@@ -45,18 +47,19 @@ def train(config: TrainConfig) -> Path:
         network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
     step = resume(config, task, ema, optimizer)
-    if step == settings.num_steps:
+    if step == settings.num_steps and (config.out / SAMPLES).exists():
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return checkpoint.find(config.out)
-    write_resolved(config.out / "config.yaml", config, "train")
-    log = JsonLog(config.out / "log.jsonl", step)
+    log = open_run(config, step)
     pending: list[dict[str, Tensor]] = []
-    last, phase = time.monotonic(), None
+    last = time.monotonic()
+    phase = recipe.phase(step, settings.num_steps)
 
     with bar(f"train {config.recipe}", settings.num_steps, step) as advance:
         while step < settings.num_steps:
-            if phase is not (phase := recipe.phase(step, settings.num_steps)) and len(recipe.phases) > 1:
-                say(f"step {step}: now minimising {' + '.join(term.name for term in phase.terms)}")
+            if phase is not recipe.phase(step, settings.num_steps):
+                phase = recipe.phase(step, settings.num_steps)
+                say(f"step {step}: from here on minimising {' + '.join(term.name for term in phase.terms)}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
             batch = task.stream.batch(step).to(device)
@@ -90,9 +93,9 @@ def train(config: TrainConfig) -> Path:
                     config=config.model_dump(mode="json"),
                     **task.origin,
                 )
-                newest = checkpoint.save(config.out, info, network, ema, optimizer, settings.keep_checkpoints)
+                checkpoint.save(config.out, info, network, ema, optimizer, settings.keep_checkpoints)
     save_samples(config, recipe, ema.network, task.origin, device)
-    return newest
+    return checkpoint.find(config.out)
 
 
 def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
@@ -101,7 +104,6 @@ def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Opt
     Raises:
         BadInput: it was made by another configuration or on other data.
     """
-    checkpoint.sweep(config.out)
     found = checkpoint.find_all(config.out)
     if not found:
         return 0
@@ -113,6 +115,20 @@ def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Opt
     checkpoint.restore(found[-1], task.network, ema, optimizer)
     say(f"going on from {found[-1]}")
     return info.step
+
+
+def open_run(config: TrainConfig, step: int) -> JsonLog:
+    """Make the run's folder ready to go on after `step` steps: what it runs with, its log, nothing left aside.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    try:
+        write_resolved(config.out / "config.yaml", config, "train")
+        sweep(config.out / "checkpoints")
+        return JsonLog(config.out / "log.jsonl", step)
+    except OSError as error:
+        raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +161,7 @@ def fetch(config: TrainConfig, task: Task, step: int, pending: list[dict[str, Te
 
 
 def learning_rate(settings: TrainerConfig, step: int) -> float:
-    """Linear from 0 to lr over the warm-up, then linear to 0 at the end."""
+    """lr, times a ramp from 0 to 1 over the warm-up, times a ramp from 1 to 0 over the whole training."""
     warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
     return settings.lr * warmup * (1 - step / settings.num_steps)
 
@@ -191,4 +207,4 @@ def save_samples(
         solver = Solver(name="rk4", num_steps=16)
         rows["rk4, 16 steps"] = integrate(NetworkVelocity(network), noise, uniform_times(1), label, solver).states[-1]
     images = {title: to_bytes(x.cpu().numpy()) for title, x in rows.items()}
-    pictures.save_rows(config.out / "samples.png", images)
+    pictures.save_rows(config.out / SAMPLES, images)

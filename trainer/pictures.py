@@ -1,5 +1,6 @@
-"""Images to PNG: rows of samples with a title beside each."""
+"""Images to PNG: rows of samples with a title beside each, or a plain grid."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,34 +13,40 @@ GAP = 2
 FONT_SIZE = 14
 MARGIN = 8
 
+Images = NDArray[np.uint8]  # [N, C, H, W]
 
-def save_rows(path: Path, rows: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Write a PNG with one row of images uint8 [N, C, H, W] for each title; columns line up."""
+
+def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
+    """Write a PNG with one titled row for each of `rows`; columns line up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_rows(rows).save(path)
 
 
-def draw_rows(rows: Mapping[str, NDArray[np.uint8]]) -> Image.Image:
+def save_square(path: Path, images: Images) -> None:
+    """Write a PNG of `images` in an about square grid without titles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = max(1, math.ceil(math.sqrt(len(images))))
+    _draw([images[start : start + side] for start in range(0, len(images), side)], []).save(path)
+
+
+def draw_rows(rows: Mapping[str, Images]) -> Image.Image:
     """The picture of `save_rows`."""
-    first = next(iter(rows.values()))
-    zoom = max(1, -(-MIN_CELL // first.shape[2]))
-    height, width = first.shape[2] * zoom + GAP, first.shape[3] * zoom + GAP
+    return _draw(list(rows.values()), list(rows))
+
+
+def _draw(rows: list[Images], titles: list[str]) -> Image.Image:
+    zoom = max(1, -(-MIN_CELL // rows[0].shape[2]))
+    height, width = rows[0].shape[2] * zoom + GAP, rows[0].shape[3] * zoom + GAP
     font = ImageFont.load_default(FONT_SIZE)
-    titles = max(int(font.getlength(title)) for title in rows)
-    left = titles + 2 * MARGIN if titles else 0
-    picture = Image.new("RGB", (left + width * max(map(len, rows.values())) - GAP, height * len(rows) - GAP), "white")
+    left = 2 * MARGIN + max(math.ceil(font.getlength(title)) for title in titles) if titles else 0
+    picture = Image.new("RGB", (left + width * max(map(len, rows)) - GAP, height * len(rows) - GAP), "white")
     draw = ImageDraw.Draw(picture)
-    for y, (title, images) in enumerate(rows.items()):
+    for y, title in enumerate(titles):
         draw.text((MARGIN, y * height + height // 2), title, fill="black", font=font, anchor="lm")
+    for y, images in enumerate(rows):
         for x, image in enumerate(images):
             picture.paste(_enlarge(image, zoom), (left + x * width, y * height))
     return picture
-
-
-def square(images: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """`images` as untitled rows of an about square grid."""
-    side = max(1, int(np.ceil(np.sqrt(len(images)))))
-    return {" " * row: images[row * side : (row + 1) * side] for row in range(-(-len(images) // side))}
 
 
 def _enlarge(image: NDArray[np.uint8], zoom: int) -> Image.Image:

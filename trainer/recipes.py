@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.flow import interpolate
+from pipeline.flow import interpolate, match_dims
 from pipeline.networks import Network
 from trainer import losses
 from trainer.stream import Batch, ImageBatch, TrajectoryBatch
@@ -19,22 +19,20 @@ Objective = Callable[[Any, Any, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a phase, on the rows of the batch from `start` to `stop` (as shares of it).
+    """One loss of a phase, on every `stride`-th row of the batch from the `first`.
 
-    A loss that reads half of the batch costs half, so that the others can have more steps.
+    A loss that reads every second row costs half, so that the others can have more steps.
     """
 
     name: str
     objective: Objective
     weight: float = 1.0
-    start: float = 0.0
-    stop: float = 1.0
+    first: int = 0
+    stride: int = 1
 
     def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
         """The mean of the loss over its rows."""
-        size = len(batch)
-        rows = slice(round(self.start * size), max(round(self.stop * size), round(self.start * size) + 1))
-        return self.objective(model, batch.rows(rows), rng).mean()
+        return self.objective(model, batch.rows(slice(self.first, None, self.stride)), rng).mean()
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,10 @@ def output(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Te
 
 
 def velocity_on_line(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 9 on the straight interpolant of noise and sample, t uniform in [0, 1], target noise - sample."""
-    noise = batch.x[:, 0] / batch.times[:, 0, None, None, None]
-    sample = batch.x[:, -1]
-    t = torch.rand(len(noise), generator=rng).to(noise.device)
+    """Eq. 9 on the straight line from sample to noise, t uniform over the flow, target noise - sample."""
+    start, end = batch.times[:, 0], batch.times[:, -1]
+    noise, sample = batch.x[:, 0] / match_dims(start, batch.x[:, 0]), batch.x[:, -1]
+    t = _between(end, start, rng)
     return losses.velocity_loss(student, interpolate(sample, noise, t), t, noise - sample, batch.label)
 
 
@@ -86,10 +84,10 @@ def velocity_at_states(student: Student, batch: TrajectoryBatch, rng: torch.Gene
 
 
 def consistency(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 10 from a stored state at t, s uniform in [0, t], by way of the midpoint m = (t + s) / 2."""
+    """Eq. 10 from a stored state at t, s uniform from the end to t, by way of the midpoint m = (t + s) / 2."""
     rows, i = _rows(batch), _integers(rng, batch, 0, batch.times.shape[1] - 1)
     t = batch.times[rows, i]
-    s = t * torch.rand(len(t), generator=rng).to(t.device)
+    s = _between(batch.times[:, -1], t, rng)
     return losses.consistency_loss(student, batch.x[rows, i], t, (t + s) / 2, s, batch.label)
 
 
@@ -114,6 +112,11 @@ def flow_matching(network: Network, batch: ImageBatch, rng: torch.Generator) -> 
     return losses.flow_matching_loss(network, batch.data, noise, t, batch.label)
 
 
+def _between(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
+    """Uniform times [B] from `low` to `high` [B]."""
+    return low + (high - low) * torch.rand(len(low), generator=rng).to(low.device)
+
+
 def _rows(batch: TrajectoryBatch) -> Tensor:
     return torch.arange(len(batch.x), device=batch.x.device)
 
@@ -133,8 +136,8 @@ RECIPES: dict[str, Recipe] = {
                 1.0,
                 (
                     Term("output", output),
-                    Term("velocity", velocity_at_states, 0.1, stop=0.5),
-                    Term("consistency", soft_consistency, 0.1, start=0.5),
+                    Term("velocity", velocity_at_states, 0.1, first=0, stride=2),
+                    Term("consistency", soft_consistency, 0.1, first=1, stride=2),
                 ),
             ),
         ),

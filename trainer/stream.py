@@ -1,8 +1,8 @@
 """(manifest, seed, step) -> batch: what a step trains on, as a pure function, so that resuming is arithmetic.
 
-Records are independent draws, so a permutation of whole blocks is as good as one of records, and reads stay
-contiguous. The stream is the endless sequence epoch 0, epoch 1, ..., each a permutation of all blocks; step n takes
-records [n B, (n + 1) B) of it, whatever the number of ranks.
+Noise is drawn independently for every record, so blocks are permuted whole and reads stay contiguous; what the records
+of a block share is the times of their integration batch. The stream is the endless sequence epoch 0, epoch 1, ..., each
+a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks.
 """
 
 import mmap
@@ -21,7 +21,8 @@ from pipeline.manifest import Manifest
 from pipeline.shards import Trajectories, read_block, sha256
 from trainer.images import ImageSet, to_float
 
-CACHED_BLOCKS = 64  # a batch that ends inside a block leaves the rest of it to the next step
+CACHED_BLOCKS = 4  # a batch that ends inside a block leaves the rest of it to the next step
+OPEN_SHARDS = 64  # a process may hold about a thousand files
 
 
 class Batch:
@@ -83,7 +84,9 @@ class TrajectoryStream:
         self.counts = manifest.counts
         self.num_records = manifest.num_records
         self._rows = manifest.blocks.to_pylist()
-        self._open = lru_cache(maxsize=None)(self._open_shard)
+        self._digests = {row["shard"]: row["shard_sha256"] for row in self._rows}
+        self._verified: set[str] = set()
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
         self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._read_block)
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
@@ -118,17 +121,17 @@ class TrajectoryStream:
 
     def _open_shard(self, name: str) -> memoryview:
         path = self.manifest.folder / name
-        expected = next(row["shard_sha256"] for row in self._rows if row["shard"] == name)
         try:
             with path.open("rb") as file:
                 mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise WorkFailed(f"{path}: cannot be read ({error}); run traflow-pipeline generate again") from error
-        if sha256(mapped) != expected:
+        if name not in self._verified and sha256(mapped) != self._digests[name]:
             raise WorkFailed(
                 f"{path}: its bytes are not those that were committed (sha256 differs); "
                 f"delete it and its .json and run traflow-pipeline generate again"
             )
+        self._verified.add(name)
         return mapped
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,7 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.manifest import read_manifest
 from pipeline.networks import Network, NetworkConfig
 from pipeline.plan import Plan
-from pipeline.teachers import load_teacher
+from pipeline.teachers import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
 from trainer.images import load_images
 from trainer.recipes import RECIPES
@@ -22,15 +22,15 @@ from trainer.student import Student, from_teacher
 
 
 class TrainerConfig(BaseModel):
-    """The optimisation: AdamW, a linear warm-up, a linear decay to zero."""
+    """The optimisation: AdamW, its learning rate warmed up linearly and decayed linearly to zero."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_steps: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_half_life_images: float = Field(default=10_000_000, gt=0)
@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
     images: str | None = None
     network: NetworkConfig | None = None
     teacher: str | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
     trainer: TrainerConfig
 
@@ -89,6 +89,8 @@ def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(
             f"recipe {config.recipe} trains a teacher: it takes 'images' and 'network', no 'data' or 'teacher'"
         )
+    if config.network.second_time:
+        raise BadInput(f"recipe {config.recipe} trains a teacher: its network has one time, not second_time")
     images = load_images(config.images)
     shape, num_classes = config.network.shape, config.network.num_classes
     if images.shape != shape:
@@ -96,14 +98,15 @@ def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
     if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
         raise BadInput(f"{config.images}: wanted labels from 0 to {num_classes - 1} on every image as the network")
     network = networks.build(config.network).to(device)
-    return Task(network, network, ImageStream(images, num_classes, config.seed, config.trainer.batch_size), {})
+    stream = ImageStream(images, num_classes, config.seed, config.trainer.batch_size)
+    return Task(network, network, stream, {"data_sha256": images.sha256})
 
 
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     if config.data is None or config.images:
         raise BadInput(f"recipe {config.recipe} trains a student: it takes 'data', made by generate, and no 'images'")
     manifest = read_manifest(config.data)
-    plan, source = manifest.plan, config.teacher or manifest.dataset.teacher_source
+    plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
     if RECIPES[config.recipe].needs_velocities and not plan.velocities:
         raise BadInput(
             f"recipe {config.recipe} needs velocities; {config.data} has none: generate it with --velocities"

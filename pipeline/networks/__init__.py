@@ -1,9 +1,9 @@
 """The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
 
+import json
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -37,12 +37,14 @@ def load(path: Path) -> Network:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = SongUNetConfig.model_validate_json(metadata["network"])
+        about = json.loads(metadata["network"])
+        config_class, _ = NETWORKS[about["family"]]
+        config = config_class.model_validate(about)
         network = build(config)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: wanted a network saved by this program; its metadata is missing or wrong") from error
     except RuntimeError as error:
         problem = " ".join(str(error).split())

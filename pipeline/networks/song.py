@@ -6,11 +6,11 @@ so that the network begins as exactly the teacher's.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches at one
@@ -28,16 +28,27 @@ class SongUNetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["song"] = "song"
-    resolution: int
-    image_channels: int
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    num_blocks: int = 4
+    resolution: int = Field(ge=1)
+    image_channels: int = Field(ge=1)
+    channels: int = Field(default=128, ge=4)
+    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 2, 2), min_length=1)
+    num_blocks: int = Field(default=4, ge=1)
     attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.0
-    num_classes: int = 0
-    time_scale: float = 1000.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    num_classes: int = Field(default=0, ge=0)
+    time_scale: float = Field(default=1000.0, gt=0)
     second_time: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.channels % 2:
+            raise ValueError(f"channels: half are sines, half cosines of the time; {self.channels} is odd")
+        if self.resolution % 2 ** (len(self.channel_mult) - 1):
+            raise ValueError(
+                f"resolution {self.resolution} cannot be halved {len(self.channel_mult) - 1} times, "
+                f"once for each level of channel_mult after the first"
+            )
+        return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,8 +57,9 @@ class SongUNetConfig(BaseModel):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels each."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=NORM_EPS)
+    """The most groups, up to 32, that divide the channels into at least 4 each."""
+    groups = next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, init_scale: float = 1.0) -> nn.Conv2d:

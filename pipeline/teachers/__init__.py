@@ -49,8 +49,10 @@ def load_teacher(source: str, device: torch.device | str = "cpu") -> Teacher:
 
 
 def absolute_source(source: str) -> str:
-    """`source` as a process with another working folder can load it."""
-    return str(Path(source).resolve()) if source not in TEACHERS and Path(source).exists() else source
+    """`source` as any process can load it, now and when the run it names has gone on: the path of its weights."""
+    if source in TEACHERS or not Path(source).exists():
+        return source
+    return str(checkpoint.find_weights(Path(source)).resolve())
 
 
 def _load_factory(source: str, device: torch.device) -> Teacher:
@@ -59,9 +61,12 @@ def _load_factory(source: str, device: torch.device) -> Teacher:
         sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
     try:
         factory = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"teacher {source}: wanted module:factory; {error}") from error
-    teacher = factory(device)
+    try:
+        teacher = factory(device)
+    except Exception as error:  # it is the user's own code
+        raise BadInput(f"teacher {source}: the factory failed with {type(error).__name__}: {error}") from error
     if not isinstance(teacher, Teacher):
         raise BadInput(f"teacher {source}: wanted a pipeline.teachers.teacher.Teacher, got {type(teacher).__name__}")
     return teacher

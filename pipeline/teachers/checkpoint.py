@@ -12,18 +12,23 @@ from pipeline.teachers.teacher import NetworkVelocity, Teacher
 WEIGHTS = "ema.safetensors"
 
 
+def find_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of the training run in `run`, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+
 def find_weights(path: Path) -> Path:
-    """`path` itself if it is a file, else the EMA weights of the newest checkpoint in the training run at `path`.
+    """`path` itself if it is a file, else the EMA weights of the checkpoint, or of a run's newest one, at `path`.
 
     Raises:
         BadInput: there are none.
     """
     if path.is_file():
         return path
-    found = sorted(path.glob(f"checkpoints/step-*/{WEIGHTS}")) or sorted(path.glob(WEIGHTS))
-    if not found:
-        raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
-    return found[-1]
+    for folder in (path, *reversed(find_checkpoints(path))):
+        if (folder / WEIGHTS).is_file():
+            return folder / WEIGHTS
+    raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
 
 
 def load(path: Path, device: torch.device) -> Teacher:

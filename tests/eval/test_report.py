@@ -94,6 +94,11 @@ def test_the_chart_is_logarithmic_both_ways_and_stays_inside() -> None:
     assert euler.points[0][1] < y1
 
 
+def test_a_distance_of_zero_has_a_place_on_the_chart() -> None:
+    perfect = Row("student", "1 step", 1, -1e-12, 1, 1, 0, 1)
+    assert Chart.of([*ROWS, perfect]).curves[-1].points[-1][1] <= Chart.of(ROWS).height
+
+
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[:3]])
 def test_a_teacher_alone_has_a_report_too(rows: list[Row]) -> None:
     assert Chart.of(rows).curves[0].name == "teacher, dopri5 1e-5"

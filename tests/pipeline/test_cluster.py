@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import BadInput, WorkFailed
+from pipeline.manifest import read_manifest
+from pipeline.shards import aside_of
 from pipeline.teachers.teacher import Teacher
 from tests.problems import SHAPE, GaussianFlow, shard_bytes
 
@@ -73,7 +75,7 @@ def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(tmp_path: Path, monk
 
 
 def test_an_address_where_no_cluster_answers_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+    with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\)"):
         generate(config(tmp_path / "data", executor="ray", address="127.0.0.1:1"))
 
 
@@ -92,6 +94,39 @@ def test_a_set_grows_into_the_set_that_was_asked_at_once(tmp_path: Path) -> None
     assert shard_bytes(grown) == shard_bytes(generate(config(tmp_path / "whole", n=20)))
     with pytest.raises(BadInput, match="holds 20 records, 10 were asked"):
         generate(config(tmp_path / "grown", n=10))
+
+
+def test_growing_in_vain_loses_nothing(tmp_path: Path) -> None:
+    before = generate(config(tmp_path / "data", n=10))
+    with pytest.raises(BadInput, match="no Ray cluster at 127"):
+        generate(config(tmp_path / "data", n=20, executor="ray", address="127.0.0.1:1"))
+    with pytest.raises(BadInput, match="holds 10 of its 20 records; run traflow-pipeline generate again"):
+        read_manifest(tmp_path / "data")
+    after = generate(config(tmp_path / "data", n=10))
+    assert after.sha256 == before.sha256
+    assert read_manifest(tmp_path / "data").num_records == 10
+
+
+def test_more_workers_than_the_machine_has_places_for_take_turns(tmp_path: Path) -> None:
+    many = config(tmp_path / "ray", executor="ray", workers=5)
+    assert generate(many).sha256 == generate(config(tmp_path / "inline")).sha256
+
+
+def test_what_killed_writers_left_aside_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    aside = aside_of(tmp_path / "data" / "plan.json")
+    aside.parent.mkdir()
+    aside.write_text("{")
+    generate(config(tmp_path / "data"))
+    assert not aside.exists()
+
+
+def test_a_damaged_marker_or_a_cut_shard_counts_as_missing(tmp_path: Path) -> None:
+    first = generate(config(tmp_path / "data"))
+    before = shard_bytes(first)
+    (first.folder / "shard-000001.json").write_text("{")
+    cut = first.folder / "shard-000003.tar"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    assert shard_bytes(generate(config(tmp_path / "data"))) == before
 
 
 def test_a_lost_shard_is_made_again_as_it_was(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import CONFIGS, load_section, merge, parse_assignment, parse_count, validate
+from pipeline.config import CONFIGS, given, load_section, merge, parse_assignment, parse_count, validate
 from pipeline.dataset import GenerateConfig
 from pipeline.errors import BadInput
 from trainer.task import TrainConfig
@@ -21,10 +21,10 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         parse_count(text)
 
 
-def test_later_layers_win_key_by_key_and_none_says_nothing() -> None:
+def test_later_layers_win_key_by_key_and_a_flag_not_given_says_nothing() -> None:
     layers: list[dict[str, Any]] = [
         {"a": {"x": 1, "y": 2}, "b": 1},
-        {"a": {"x": None, "y": 3}},
+        given({"a": {"x": None, "y": 3}, "b": None}),
         parse_assignment("c.d=[1, 2]"),
     ]
     assert merge(*layers) == {"a": {"x": 1, "y": 3}, "b": 1, "c": {"d": [1, 2]}}

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from pipeline import networks
@@ -59,6 +60,18 @@ def test_a_saved_network_comes_back_whole_from_its_file_alone(tmp_path: Path) ->
     found = networks.load(tmp_path / "n.safetensors")
     assert found.config == network.config
     torch.testing.assert_close(found(X, T, T / 2), network(X, T, T / 2))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resolution": 6, "channel_mult": (1, 1, 1)}, {"channels": 9}, {"channels": 0}, {"channel_mult": ()}]
+)
+def test_shapes_that_no_network_has_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        tiny_config(**changes)
+
+
+def test_channels_need_not_be_a_multiple_of_32() -> None:
+    assert tiny_network(channels=36)(X, T).shape == X.shape
 
 
 def test_files_that_are_no_network_are_named(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_another_plan_is_refused_with_the_fields_that_differ() -> None:
         {"block_size": 3},
         {"solver": Solver(name="rk4", num_steps=3)},
         {"seed": -1},
+        {"t_start": 0.1, "t_end": 0.2},
         {"dtype": "float64"},
     ],
 )

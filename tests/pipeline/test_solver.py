@@ -58,6 +58,19 @@ def test_more_times_cost_an_adaptive_solver_nothing() -> None:
     torch.testing.assert_close(few.states[-1], many.states[-1])
 
 
+def test_a_teacher_in_half_precision_does_not_round_the_solvers_sums() -> None:
+    def half(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return FLOW.velocity(x, t).bfloat16()
+
+    def rounded(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return half(x, t, label).float()
+
+    solver = Solver(name="rk4", num_steps=8)
+    found = integrate(half, NOISE, uniform_times(1), None, solver).states
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, integrate(rounded, NOISE, uniform_times(1), None, solver).states, rtol=0, atol=0)
+
+
 def test_a_flow_that_is_not_finite_is_said_to_be_so() -> None:
     def broken(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return torch.where(t[:, None, None, None] < 0.5, torch.nan, x)

@@ -27,7 +27,7 @@ def test_a_factory_of_the_users_own_is_a_teacher() -> None:
     assert load_teacher("tests.problems:gaussian").name == "gaussian"
 
 
-@pytest.mark.parametrize("source", ["nowhere:load", "tests.problems:nothing"])
+@pytest.mark.parametrize("source", ["nowhere:load", "tests.problems:nothing", ":load"])
 def test_a_factory_that_is_not_there_is_named(source: str) -> None:
     with pytest.raises(BadInput, match=f"teacher {source}: wanted module:factory"):
         load_teacher(source)
@@ -36,6 +36,14 @@ def test_a_factory_that_is_not_there_is_named(source: str) -> None:
 def test_a_factory_must_return_a_teacher() -> None:
     with pytest.raises(BadInput, match="got dict"):
         load_teacher("tests.pipeline.test_teachers:no_teacher")
+
+
+def test_what_a_factory_raises_is_said() -> None:
+    with pytest.raises(BadInput, match=r"the factory failed with TypeError: .*takes 0 positional arguments"):
+        load_teacher("tests.pipeline.test_teachers:takes_nothing")
+
+
+def takes_nothing() -> None: ...
 
 
 def no_teacher(device: torch.device) -> dict[str, int]:

@@ -55,9 +55,22 @@ def test_what_is_no_image_set_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4)))
     with pytest.raises(BadInput, match="wanted 'images' uint8"):
         load_images(str(tmp_path / "floats.npz"))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "floats.npz").read_bytes()[:-40])
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 4, 4), np.uint8))
+    np.save(tmp_path / "array.npy", np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "void.npz").touch()
+    for name in ("cut.npz", "none.npz", "array.npy", "void.npz"):
+        with pytest.raises(BadInput, match=name):
+            load_images(str(tmp_path / name))
     np.savez(tmp_path / "objects.npz", images=np.array([{}], dtype=object))
     with pytest.raises(BadInput, match=r"objects\.npz"):
         load_images(str(tmp_path / "objects.npz"))
+
+
+def test_pictures_of_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(BadInput, match=r"deep\.png: wanted 8 bits"):
+        load_images(str(tmp_path))
 
 
 def test_pictures_of_different_sizes_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline import networks
 from pipeline.config import load_section, validate
@@ -111,6 +111,35 @@ def test_a_network_of_its_own_starts_from_scratch(data: Path, tmp_path: Path) ->
     assert networks.load(folder / "ema.safetensors").config == tiny_config(channels=16, second_time=True)
     with pytest.raises(BadInput, match=r"wanted a network for \[1, 4, 4\] and 0 classes as the data"):
         train(config(data, tmp_path / "other", network=tiny_config(num_classes=3).model_dump()))
+
+
+def test_pictures_that_a_killed_run_did_not_draw_are_drawn_later(data: Path, tmp_path: Path) -> None:
+    train(config(data, tmp_path / "run"))
+    (tmp_path / "run" / "samples.png").unlink()
+    train(config(data, tmp_path / "run"))
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_step_a_million_comes_after_step_999999(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    assert checkpoint.find_all(tmp_path)[-1].name == "step-1000000"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def full(*args: Any) -> None:
+        if next(calls):
+            raise OSError(28, "No space left on device")
+        save_file(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(WorkFailed, match=r"step-000006: cannot be written.*No space left"):
+        train(config(data, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
 
 
 def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ SCHEMA = pa.schema(
     {
         "shard": pa.string(),
         "shard_sha256": pa.string(),
-        "shard_bytes": pa.int64(),
         "offset": pa.int64(),
         "num_bytes": pa.int64(),
         "first_index": pa.int64(),
@@ -106,7 +105,7 @@ def write_manifest(folder: Path, dataset: DataSet, receipts: Iterable[Receipt]) 
     digest = hashlib.sha256()
     for receipt in sorted(receipts, key=lambda receipt: receipt.shard.number):
         digest.update(receipt.sha256.encode())
-        shard = {"shard": receipt.shard.name, "shard_sha256": receipt.sha256, "shard_bytes": receipt.num_bytes}
+        shard = {"shard": receipt.shard.name, "shard_sha256": receipt.sha256}
         for block in receipt.blocks:
             batch = (block.first_index - receipt.shard.first_index) // dataset.plan.batch_size
             rows.append({**shard, **block.model_dump(), "nfe": receipt.nfe[batch]})

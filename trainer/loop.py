@@ -50,6 +50,7 @@ def train(config: TrainConfig) -> Path:
     if step == settings.num_steps and (config.out / SAMPLES).exists():
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return checkpoint.find(config.out)
+    say(f"recipe {config.recipe}: {recipe.about}")
     log = open_run(config, step)
     pending: list[dict[str, Tensor]] = []
     last = time.monotonic()

@@ -128,6 +128,8 @@ def _integers(rng: torch.Generator, batch: TrajectoryBatch, low: int | Tensor, h
 
 
 RECIPES: dict[str, Recipe] = {
+    # On digits, consistency at a tenth of the output loss was as good at one evaluation as at its full weight, and
+    # better at two and four; at half the rows of both other losses the steps saved bought more than the rows.
     "anchored": Recipe(
         "output + velocity at the stored states + soft consistency between them (our default)",
         "student",

@@ -70,6 +70,14 @@ def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
+def _share(batch_size: int, step: int, rank: int, world: int) -> tuple[int, int]:
+    """Where the part of `rank` of the batch of `step` starts in the stream, and its size."""
+    if batch_size % world:
+        raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks")
+    size = batch_size // world
+    return step * batch_size + rank * size, size
+
+
 class TrajectoryStream:
     """Batches of a data set.
 
@@ -92,8 +100,7 @@ class TrajectoryStream:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
-        size = self.batch_size // world
-        start = step * self.batch_size + rank * size
+        start, size = _share(self.batch_size, step, rank, world)
         parts: list[Trajectories] = []
         while size:
             block, first, count = self._locate(start, size)
@@ -156,8 +163,7 @@ class ImageStream:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> ImageBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
-        size = self.batch_size // world
-        start = step * self.batch_size + rank * size
+        start, size = _share(self.batch_size, step, rank, world)
         places = [divmod(position, len(self.images)) for position in range(start, start + size)]
         rows = np.array([self._epoch(epoch)[offset] for epoch, offset in places])
         return ImageBatch(

@@ -68,6 +68,11 @@ def test_any_world_size_sees_the_same_global_batches(folder: Path, world: int, s
     torch.testing.assert_close(torch.cat([part.x for part in parts]), whole.x, rtol=0, atol=0)
 
 
+def test_a_batch_that_ranks_cannot_share_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="a batch of 12 cannot be shared evenly by 5 ranks"):
+        TrajectoryStream(manifest(folder / "13"), 0, 12).batch(0, 0, 5)
+
+
 def test_a_batch_is_what_was_generated(folder: Path) -> None:
     batch = TrajectoryStream(manifest(folder / "7"), 0, 7).batch(0)
     assert batch.x.shape == (7, 3, 1, 4, 4)

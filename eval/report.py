@@ -133,7 +133,7 @@ class Report:
             box=SIMPLE_HEAD,
             title=f"{self.num_samples} samples a row against {self.reference}",
             caption=f"Fréchet: Fréchet distance over {self.feature_space} (not Inception's: this is no FID). "
-            "RMSE: to the teacher's own solution from the same noise.",
+            "RMSE: to the teacher's own solution from the same noise.\n" + self._cost_line(),
             title_justify="left",
             caption_justify="left",
         )
@@ -144,6 +144,13 @@ class Report:
         for row in self.rows:
             table.add_row(*cells(row), style="bold" if row.model == "student" else "")
         return table
+
+    def _cost_line(self) -> str:
+        networks = [
+            f"{name} {cost['parameters']:,} parameters, {cost['flops']:,} FLOPs, {cost['macs']:,} MACs"
+            for name, cost in self.cost.items()
+        ]
+        return "One evaluation: " + "; ".join(networks)
 
     def html(self, grid: bytes) -> str:
         """The self-contained page."""

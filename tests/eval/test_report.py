@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from eval.report import Chart, Report, Row
 
@@ -61,6 +63,15 @@ def test_a_report_leaves_figures_pictures_and_a_page(tmp_path: Path) -> None:
     for row in ROWS:
         assert f"<td>{row.sampler}</td>" in page
     assert "1,234,567" in page
+
+
+def test_the_table_has_every_row_and_the_cost() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report().table())
+    text = console.export_text()
+    for row in ROWS:
+        assert row.sampler in text
+    assert "1,234,567 parameters, 2 FLOPs, 1 MACs" in " ".join(text.split())
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ app = typer.Typer(
     help="Distil a pre-trained flow into a generator of one to four evaluations: generate, train, evaluate.",
 )
 
+INTERRUPTED = 130
 # click's own error; taken from typer, which may carry a copy of click.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -163,6 +164,8 @@ def main() -> None:
     """Run the program: 0 done, 1 failed work, 2 bad input, 130 interrupted; errors are one red line."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
+            raise KeyboardInterrupt
     except UsageError as error:
         code = _fail(error.format_message(), 2)
     except BadInput as error:
@@ -170,7 +173,7 @@ def main() -> None:
     except WorkFailed as error:
         code = _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; the same command goes on from what is finished", 130)
+        code = _fail("interrupted; the same command goes on from what is finished", INTERRUPTED)
     sys.exit(code)
 
 

@@ -1,8 +1,10 @@
 """The console script as a user runs it: real processes, from noise to the page."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,28 @@ def test_every_stage_says_so_when_it_is_complete(quick: Path) -> None:
 def test_the_resolved_config_repeats_the_command(quick: Path) -> None:
     config = quick / "runs" / "quickstart" / "data" / "config.yaml"
     assert "nothing to do" in run(quick, "generate", "--config", config).stdout
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path) -> None:
+    flags = ("--out", tmp_path / "run", "--set", "trainer.num_steps=100000", "--set", "trainer.checkpoint_every=1")
+    command = [str(SCRIPT), "train", "--config", "quickstart", *map(str, flags)]
+    process = subprocess.Popen(
+        command,
+        cwd=quick,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "run").glob("checkpoints/step-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "error: interrupted; the same command goes on from what is finished"
 
 
 def test_sample_draws_a_grid(quick: Path, tmp_path: Path) -> None:

@@ -27,13 +27,18 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 def generate(
     teacher: Annotated[str | None, typer.Option(help="A name of `teachers`, a path, or module:factory.")] = None,
     n: Annotated[str | None, typer.Option(help="Records to make: 4096, 16k, 1M.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URL (s3://bucket/prefix, gs://...) of the data set.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     states: Annotated[int | None, typer.Option(help="States stored between noise and sample.")] = None,
     velocities: Annotated[
         bool | None, typer.Option("--velocities/--no-velocities", help="Store the teacher's velocity at each state.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray actors; by default one per GPU, or per CPU.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of each actor: 0.25 puts four on one, 0 keeps them on CPUs.")
+    ] = None,
     solver: Annotated[str | None, typer.Option(help="dopri5, bosh3, ...; or rk4, heun2, euler, ...")] = None,
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")] = None,
@@ -42,12 +47,16 @@ def generate(
         str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
     ] = None,
     executor: Annotated[str | None, typer.Option(help="ray, or inline: in this process.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Integrate one batch and say what all would take.")
+    ] = False,
     config: Config = None,
     set_: Set = None,
 ) -> None:
     """Integrate a teacher's ODE from noise to data and store the trajectories as WebDataset shards."""
     from pipeline import dataset
-    from pipeline.progress import say
+    from pipeline.estimate import estimate
+    from pipeline.progress import format_bytes, say
 
     accuracy = {"rtol": rtol, "atol": atol, "num_steps": num_steps}
     flags = {
@@ -58,18 +67,111 @@ def generate(
         "states": states,
         "velocities": velocities,
         "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
         "solver": {"name": solver, **accuracy},
         "address": address,
         "executor": executor,
     }
-    manifest = dataset.generate(_config(dataset.GenerateConfig, "generate", config, flags, set_))
-    size, nfe = manifest.num_bytes / 1e6, manifest.mean_nfe
-    say(f"{manifest.folder}: {manifest.num_records} trajectories, {size:.1f} MB, {nfe:.0f} evaluations each")
+    settings = _config(dataset.GenerateConfig, "generate", config, flags, set_)
+    if dry_run:
+        for line in estimate(settings).lines():
+            say(line)
+        return
+    manifest = dataset.generate(settings)
+    size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
+    say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
+    say(f"digest {manifest.sha256}")
+
+
+@app.command()
+def verify(
+    data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Remove bad shards, so that generate fills them.")] = False,
+    recheck: Annotated[int, typer.Option(help="Batches to integrate again and compare; 0: none.", min=0)] = 2,
+    teacher: Annotated[str | None, typer.Option(help="Where the teacher is, if not where it was.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Hash a data set again, check its counts, ranges and manifest, and integrate a few records again."""
+    from pipeline import integrity
+    from pipeline.device import pick_device
+    from pipeline.progress import say
+    from pipeline.store import open_store
+    from pipeline.teachers import load_teacher
+
+    store = open_store(data)
+    findings = integrity.verify(store)
+    if recheck and findings.receipts:
+        place = pick_device(device)
+        found = load_teacher(teacher or findings.dataset.teacher_source, place)
+        integrity.integrate_again(store, findings, found, place, recheck)
+    for line in (*findings.notes, *findings.again, *findings.faults):
+        say(str(line))
+    if not findings.faults:
+        say(f"{data}: {findings}; digest {findings.digest}")
+        return
+    if not repair:
+        raise WorkFailed(f"{data}: {findings}; --repair removes the shards that are not, generate makes them again")
+    integrity.repair(store, findings)
+    removed = len(findings.bad_shards)
+    raise WorkFailed(f"{data}: {findings}; {removed} removed: run traflow-pipeline generate again to make them again")
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
+    out: Annotated[Path, typer.Option(help="The PNG of a few trajectories to write.")] = Path("trajectories.png"),
+    rows: Annotated[int, typer.Option(help="How many trajectories.", min=1, max=64)] = 8,
+) -> None:
+    """Show what a data set holds: plan, counts, evaluations, straightness, and a few trajectories as a picture."""
+    from pipeline.pictures import save_rows
+    from pipeline.progress import console, say
+    from pipeline.store import open_store
+    from pipeline.summary import summarise
+
+    found = summarise(open_store(data))
+    console.print(found.table())
+    pictures = found.pictures(rows)
+    if pictures is None:
+        say("no picture: only records of 1 or 3 channels are drawn")
+    else:
+        save_rows(out, pictures)
+        say(f"{out}: {len(pictures)} trajectories from noise to sample")
+
+
+@app.command()
+def probe(
+    teacher: Annotated[str, typer.Option(help="A name of `teachers`, a path, or module:factory.")],
+    num_samples: Annotated[int, typer.Option(help="Samples to integrate, in one batch.", min=1)] = 64,
+    max_error: Annotated[
+        float, typer.Option(help="RMS error to keep nine of ten samples within; default: half an 8-bit step.", min=0)
+    ] = 1 / 255,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Measure what accuracy costs with a teacher, solver by solver, and recommend the cheapest that is good enough."""
+    from pipeline import frontier
+    from pipeline.device import pick_device
+    from pipeline.progress import bar, console, say
+    from pipeline.teachers import load_teacher
+
+    place = pick_device(device)
+    loaded = load_teacher(teacher, place)
+    with bar(f"probe {loaded.name}", len(frontier.SOLVERS)) as advance:
+        found = frontier.probe(loaded, num_samples, seed, place, advance)
+    best = found.recommend(max_error)
+    console.print(found.table(best))
+    for refusal in found.refusals:
+        say(f"note: {refusal}")
+    say(f"RMS errors of samples against {frontier.REFERENCE} in float64, {found.reference_nfe} evaluations")
+    say("efficient: no other setting beats it in both evaluations and the error of nine in ten samples")
+    say(f"fewest evaluations with nine of ten samples within {max_error:.1e}: {best.solver.flags}")
+    if not best.solver.is_adaptive:
+        say("it steps on every stored state, so it takes at least one step more than --states")
 
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Option(help="Folder of a data set, for a student.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
     images: Annotated[str | None, typer.Option(help="Image set, for a teacher: digits, an .npz or a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a run there is gone on with.")] = None,
     recipe: Annotated[str | None, typer.Option(help="anchored (default), traflow, flow-matching.")] = None,

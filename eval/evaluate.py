@@ -17,15 +17,16 @@ from eval.report import Report, Row
 from eval.sampler import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline import networks
 from pipeline.config import parse_count, write_resolved
+from pipeline.device import pick_device
 from pipeline.errors import BadInput, WorkFailed
+from pipeline.pictures import to_bytes
 from pipeline.progress import Advance, bar
 from pipeline.solver import Solver
 from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import Teacher
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointInfo
-from trainer.images import ImageSet, load_images, to_bytes
-from trainer.loop import pick_device
+from trainer.images import ImageSet, load_images
 from trainer.student import Student
 
 NUM_PICTURES = 16

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.shards import write_atomic
-from trainer.pictures import draw_rows
+from pipeline.pictures import draw_rows
+from pipeline.store import write_atomic
 
 TEMPLATES = Path(__file__).with_name("templates")
 TINY = 1e-9  # keeps the logarithm of a distance of zero on the page

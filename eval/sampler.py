@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline import networks
+from pipeline import networks, pictures
+from pipeline.device import pick_device
 from pipeline.errors import BadInput
 from pipeline.flow import uniform_times
 from pipeline.noise import Stream, draw_labels, draw_noise
+from pipeline.pictures import to_bytes
 from pipeline.solver import Solver, integrate
 from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import Teacher
-from trainer import checkpoint, pictures
-from trainer.images import to_bytes
-from trainer.loop import pick_device
+from trainer import checkpoint
 from trainer.student import Student, sample
 
 BATCH_SIZE = 256

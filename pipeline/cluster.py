@@ -1,26 +1,30 @@
-"""Who runs which shard: Ray actors, or this process. The only file that imports ray."""
+"""Who makes which shard: Ray actors, or this process. The only file that imports ray."""
 
 import os
+import signal
 import socket
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.errors import BadInput, WorkFailed
+from pipeline.errors import BadInput, StoreFailed, WorkFailed
 from pipeline.generate import generate_and_commit
 from pipeline.plan import Plan, Shard
 from pipeline.shards import Receipt
+from pipeline.store import one_line, open_store
 from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import Teacher
 
-MAX_ATTEMPTS = 3  # of a shard whose worker died; a failure of the teacher itself is not tried again
+# Of a shard whose worker died or whose store did not answer; what a teacher gets wrong it gets wrong again.
+MAX_ATTEMPTS = 3
 CONNECT_SECONDS = 10
+POLL_SECONDS = 0.5  # how long a signal may wait for its answer
 OBJECT_STORE_BYTES = 100 * 2**20  # receipts only; Ray's default would take a third of the memory
 
 
@@ -30,7 +34,7 @@ class Job:
 
     plan: Plan
     teacher: str
-    folder: Path
+    location: str
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,55 @@ class Failure:
 
     shard: Shard
     error: str
+    may_pass: bool = False  # trying again is worth it
+
+
+@dataclass
+class Backlog:
+    """The shards that wait to be made, and how often each was tried; the first error of a shard is the one told."""
+
+    shards: list[Shard]
+    stop: threading.Event  # once set, nothing more is handed out
+    _waiting: deque[Shard] = field(init=False)
+    _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._waiting = deque(self.shards)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting) and not self.stop.is_set()
+
+    def take(self) -> Shard:
+        """The next shard; there is one while the backlog is true."""
+        return self._waiting.popleft()
+
+    def settle(self, result: Receipt | Failure) -> Iterator[Receipt | Failure]:
+        """The last word on a shard, if `result` is it; a failure that may pass goes to the end of the line."""
+        if isinstance(result, Receipt):
+            yield result
+            return
+        errors = self._failures.setdefault(result.shard.number, [])
+        errors.append(result.error)
+        if result.may_pass and len(errors) < MAX_ATTEMPTS:
+            self._waiting.append(result.shard)
+        else:
+            times = f" (tried {len(errors)} times)" if len(errors) > 1 else ""
+            yield Failure(result.shard, errors[0] + times)
 
 
 class Worker:
     """Holds a teacher on one device and makes shards with it."""
 
-    def __init__(self, job: Job, device: str) -> None:
-        self.job = job
-        self.device = torch.device(device)
+    def __init__(self, job: Job, wants_gpu: bool) -> None:
+        self.job, self.wants_gpu = job, wants_gpu
+        self.device = torch.device("cuda" if wants_gpu else "cpu")
+        self.store = open_store(job.location)
 
     @cached_property
     def teacher(self) -> Teacher:
         """Loaded with the first shard, so that a teacher that is not here fails a shard and not the worker."""
+        if self.wants_gpu and not torch.cuda.is_available():
+            raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
         teacher = load_teacher(self.job.teacher, self.device)
         if teacher.sha256 != self.job.plan.teacher_sha256:
             raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
@@ -59,30 +100,38 @@ class Worker:
     def make(self, shard: Shard) -> Receipt | Failure:
         """Generate and commit `shard`; its failure is a result, so that it does not stop the others."""
         try:
-            return generate_and_commit(self.job.plan, shard, self.teacher, self.job.folder, self.device)
-        except WorkFailed as error:
-            return Failure(shard, str(error))
-        except BadInput as error:
-            return Failure(shard, f"{shard}: {error}")
-        except Exception as error:  # whatever a teacher of the user's own raises
-            return Failure(shard, f"{shard}: {type(error).__name__}: {error}")
+            return generate_and_commit(self.job.plan, shard, self.teacher, self.store, self.device)
+        except Exception as error:  # among them whatever a teacher of the user's own raises
+            known = isinstance(error, WorkFailed | BadInput)
+            reason = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
+            about = reason if reason.startswith(str(shard)) else f"{shard}: {reason}"
+            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                about += (
+                    f"; make place with fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
+                )
+            return Failure(shard, about, isinstance(error, StoreFailed))
 
 
-def run_inline(job: Job, shards: list[Shard]) -> Iterator[Receipt | Failure]:
-    """Make `shards` one after the other in this process."""
-    worker = Worker(job, "cuda" if torch.cuda.is_available() else "cpu")
-    yield from map(worker.make, shards)
+def run_inline(job: Job, backlog: Backlog) -> Iterator[Receipt | Failure]:
+    """Make the shards of `backlog` one after the other in this process."""
+    worker = Worker(job, torch.cuda.is_available())
+    while backlog:
+        yield from backlog.settle(worker.make(backlog.take()))
 
 
 def run_on_ray(
-    job: Job, shards: list[Shard], num_workers: int | None, address: str | None
+    job: Job, backlog: Backlog, num_workers: int | None, gpus_per_worker: float | None, address: str | None
 ) -> Iterator[Receipt | Failure]:
-    """Make `shards` on Ray actors; results come in the order in which they are done.
+    """Make the shards of `backlog` on Ray actors; results come in the order in which they are done.
+
+    Once the backlog is stopped, the shards in flight are still made.
 
     Args:
-        job: the plan, the teacher and the folder.
-        shards: what to make.
-        num_workers: actors, by default one per GPU of the cluster or, without GPUs, one per CPU.
+        job: the plan, the teacher and the place.
+        backlog: what to make.
+        num_workers: actors, by default as many as the cluster has places for.
+        gpus_per_worker: of each actor, by default 1 where the cluster has GPUs; 0.25 puts four actors on a GPU,
+            0 keeps them on CPUs.
         address: a running cluster ("auto" or host:port); by default RAY_ADDRESS, or a local one that ends with us.
 
     Raises:
@@ -92,40 +141,64 @@ def run_on_ray(
     from ray.exceptions import RayError
 
     with _connected(address):
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        num_gpus = int(resources.get("GPU", 0))
-        num_workers = num_workers or num_gpus or int(resources.get("CPU", 0))
-        if not num_workers:
-            raise BadInput("the Ray cluster has no CPUs yet: start workers, or say with --workers how many will come")
-        actor = ray.remote(max_restarts=0, num_cpus=1, num_gpus=1 if num_gpus else 0)(Worker)
+        num_workers, gpus = places(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
+        actor = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
+        running: dict[Any, tuple[Shard, Any]] = {}
 
-        def start_worker() -> Any:
-            return actor.remote(job, "cuda" if num_gpus else "cpu")
+        def hand_out(worker: Any = None) -> None:
+            if backlog:
+                worker = worker or actor.remote(job, gpus > 0)
+                shard = backlog.take()
+                running[worker.make.remote(shard)] = (shard, worker)
 
-        waiting = deque((shard, 1) for shard in shards)
-        running: dict[Any, tuple[Shard, int, Any]] = {}
-
-        def hand_out(worker: Any) -> None:
-            if waiting:
-                shard, attempt = waiting.popleft()
-                running[worker.make.remote(shard)] = (shard, attempt, worker)
-
-        for _ in range(min(num_workers, len(shards))):
-            hand_out(start_worker())
+        for _ in range(min(num_workers, len(backlog.shards))):
+            hand_out()
         while running:
-            (done, *_), _ = ray.wait(list(running))
-            shard, attempt, worker = running.pop(done)
-            try:
-                yield ray.get(done)
-            except RayError as error:  # the worker died, of itself or of its machine
-                if attempt < MAX_ATTEMPTS:
-                    waiting.append((shard, attempt + 1))
-                else:
-                    yield Failure(shard, f"{shard}: its worker died {attempt} times; {_last_line(error)}")
-                worker = start_worker() if waiting else None
-            hand_out(worker)
-            # The last reference to a worker without work: its place goes to one that still waits for a place.
-            worker = None
+            done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for reference in done:
+                shard, worker = running.pop(reference)
+                result: Receipt | Failure
+                try:
+                    result = ray.get(reference)
+                except RayError as error:  # the worker died, of itself or of its machine
+                    worker = None
+                    result = Failure(shard, f"{shard}: its worker died ({_last_line(error)})", may_pass=True)
+                yield from backlog.settle(result)
+                hand_out(worker)
+                # The last reference to a worker without work: its place goes to one that still waits for a place.
+                worker = None
+
+
+def count_workers(num_workers: int | None, gpus_per_worker: float | None, address: str | None) -> int:
+    """The workers that `run_on_ray` would have; a local cluster is not started to be asked.
+
+    Raises:
+        BadInput: see `run_on_ray`.
+    """
+    resources: Mapping[str, float] = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    if address or os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        with _connected(address):
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return places(resources, num_workers, gpus_per_worker)[0]
+
+
+def places(resources: Mapping[str, float], num_workers: int | None, gpus_per_worker: float | None) -> tuple[int, float]:
+    """How many workers a cluster of `resources` takes, or `num_workers`, and the GPUs of each.
+
+    Raises:
+        BadInput: there is no place for any.
+    """
+    num_gpus = resources.get("GPU", 0)
+    gpus = gpus_per_worker if gpus_per_worker is not None else float(num_gpus > 0)
+    room = int(num_gpus / gpus + 1e-6) if gpus else int(resources.get("CPU", 0))
+    if not (num_workers or room):
+        raise BadInput(
+            f"the Ray cluster has {num_gpus:g} GPUs and {resources.get('CPU', 0):g} CPUs, no place for a worker: "
+            f"start some, or say with --workers how many will come"
+        )
+    return num_workers or room, gpus
 
 
 def _knock(address: str) -> None:
@@ -138,7 +211,7 @@ def _knock(address: str) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 @contextmanager
@@ -148,6 +221,7 @@ def _connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     address = address or os.environ.get("RAY_ADDRESS")
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _knock(address)
@@ -161,6 +235,8 @@ def _connected(address: str | None) -> Iterator[None]:
             advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
         reason = _last_line(error)
         raise BadInput(f"no Ray cluster at {address or 'this machine'} ({reason}): {advice}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray put its own there, which exits at once
     try:
         yield
     finally:

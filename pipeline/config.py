@@ -120,10 +120,16 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
     return "; ".join(filter(None, fields))
 
 
+def resolved(config: BaseModel, command: str) -> str:
+    """What a command runs with, as the YAML of a config that runs it again."""
+    text: str = yaml.safe_dump({command: config.model_dump(mode="json")}, sort_keys=False)
+    return text
+
+
 def write_resolved(path: Path, config: BaseModel, command: str) -> None:
-    """Write what a command ran with, as a config that runs it again."""
+    """Write `resolved` to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({command: config.model_dump(mode="json")}, sort_keys=False))
+    path.write_text(resolved(config, command))
 
 
 def parse_count(value: object) -> object:

@@ -1,31 +1,44 @@
-"""Stage 1 as a whole: from a config to a folder that holds every record of its plan."""
+"""Stage 1 as a whole: from a config to a store that holds every record of its plan."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import cluster
-from pipeline.config import parse_count, write_resolved
-from pipeline.errors import BadInput, WorkFailed
-from pipeline.manifest import DataSet, Manifest, read_dataset, write_dataset, write_manifest
+from pipeline.cluster import Backlog, Failure, Job
+from pipeline.config import parse_count, resolved
+from pipeline.errors import BadInput, StoreFailed, WorkFailed
+from pipeline.lease import LEASE, Lease, held
+from pipeline.manifest import DataSet, Manifest, derive, read_dataset, write_dataset, write_manifest
 from pipeline.plan import Plan, Shard
 from pipeline.progress import bar, say
-from pipeline.shards import Receipt, committed, sweep
+from pipeline.shards import Receipt, committed
 from pipeline.solver import Solver
-from pipeline.teachers import absolute_source, load_teacher
+from pipeline.store import Location, Store, absolute, is_aside, open_store, reason
+from pipeline.teachers import absolute_source, load_teacher, weights_sha256
+from pipeline.teachers.teacher import Teacher
+
+CONFIG = "config.yaml"
+SHOWN_FAILURES = 20
 
 
 class GenerateConfig(BaseModel):
-    """What `traflow-pipeline generate` takes; all but `out`, `n`, `workers`, `executor` and `address` make the plan."""
+    """What `traflow-pipeline generate` takes.
+
+    Where and by whom (`out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address`) is free to change; all else
+    makes the plan.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
-    out: Path
+    out: Location
     seed: int = Field(default=0, ge=0, lt=2**63)
     states: int = Field(default=8, ge=0)
     velocities: bool = True
@@ -35,40 +48,46 @@ class GenerateConfig(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     block_size: int = Field(default=64, ge=1)
     workers: int | None = Field(default=None, ge=1)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
     executor: Literal["ray", "inline"] = "ray"
     address: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.executor == "inline" and (self.workers or self.address):
-            raise ValueError("executor inline works in this process: it takes no workers and no address")
+        if self.executor == "inline" and (self.workers or self.address or self.gpus_per_worker is not None):
+            raise ValueError(
+                "executor inline works in this process: it takes no workers, no gpus_per_worker, no address"
+            )
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker: Ray gives a part of one GPU or whole ones, got {gpus:g}")
         return self
 
 
-def make_plan(config: GenerateConfig) -> Plan:
-    """The plan that `config` asks for; loads the teacher to know its weights and its shape.
+def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
+    """The plan that `config` asks for with `teacher`.
 
     Raises:
-        BadInput: no such teacher, or sizes that do not fit together.
+        BadInput: sizes that do not fit together.
     """
-    teacher = load_teacher(config.teacher)
+    return _plan(
+        config,
+        {
+            "teacher": teacher.name,
+            "teacher_sha256": teacher.sha256,
+            "shape": teacher.shape,
+            "num_classes": teacher.num_classes,
+            "t_start": teacher.t_start,
+            "t_end": teacher.t_end,
+        },
+    )
+
+
+def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
+    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher"}
+    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states}
     try:
-        return Plan(
-            teacher=teacher.name,
-            teacher_sha256=teacher.sha256,
-            shape=teacher.shape,
-            num_classes=teacher.num_classes,
-            t_start=teacher.t_start,
-            t_end=teacher.t_end,
-            seed=config.seed,
-            solver=config.solver,
-            num_states=config.states,
-            velocities=config.velocities,
-            dtype=config.dtype,
-            shard_size=config.shard_size,
-            batch_size=config.batch_size,
-            block_size=config.block_size,
-        )
+        return Plan(**asked, **of_teacher)
     except ValidationError as error:
         raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
@@ -77,67 +96,132 @@ def generate(config: GenerateConfig) -> Manifest:
     """Make every shard of the plan that is not committed yet, and the manifest of all.
 
     Raises:
-        BadInput: the folder holds another plan, or more records than asked for.
+        BadInput: the place holds another plan, more records than asked for, or is another driver's.
         WorkFailed: shards failed; the others are committed.
+        KeyboardInterrupt: it was asked to stop; the shards in flight were committed.
     """
-    plan = make_plan(config)
-    dataset = _claim(config, plan)
-    shards = plan.shards(config.n)
-    receipts = committed(config.out, plan, shards)
-    missing = [s for s in shards if s.number not in receipts or receipts[s.number].shard != s]
-    failures: list[cluster.Failure] = []
-    try:
-        if missing:
-            for result in _make(config, plan, missing, config.n - sum(s.num_records for s in missing)):
-                if isinstance(result, cluster.Failure):
-                    failures.append(result)
-                else:
-                    receipts[result.shard.number] = result
-    finally:
-        manifest = write_manifest(config.out, dataset, receipts.values())
+    store = open_store(config.out)
+    # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
+    known = _known_plan(config, read_dataset(store))
+    plan = known or make_plan(config, load_teacher(config.teacher))
+    with held(store) as lease:
+        dataset, receipts = _claim(config, store, plan)
+        shards = plan.shards(config.n)
+        missing = [s for s in shards if s.number not in receipts or receipts[s.number].shard != s]
+        if missing and known:
+            make_plan(config, load_teacher(config.teacher)).check_same(known, config.out)
+        failures = _fill(config, dataset, receipts, missing, store, lease)
     if failures:
+        for failure in failures[:SHOWN_FAILURES]:
+            say(f"failed: {failure.error}")
+        more = f" and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
         raise WorkFailed(
-            f"{len(failures)} of {len(shards)} shards failed; the others are committed. First: {failures[0].error}"
+            f"{len(failures)} of {len(shards)} shards failed: {failures[0].error}{more}; the others are committed"
         )
     if len({receipt.numerics for receipt in receipts.values()}) > 1:
         say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
     if not missing:
         say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
-    return manifest
+    return derive(store, dataset, receipts.values())
 
 
-def _claim(config: GenerateConfig, plan: Plan) -> DataSet:
-    found = read_dataset(config.out)
-    if found is not None:
-        plan.check_same(found.plan, str(config.out))
-        receipts = committed(config.out, plan, plan.shards(found.num_records)).values()
-        num_records = sum(receipt.shard.num_records for receipt in receipts)
-        if num_records > config.n:
-            raise BadInput(f"{config.out} holds {num_records} records, {config.n} were asked; a set only grows")
-    elif config.out.is_file():
-        raise BadInput(f"{config.out} is a file; wanted a folder")
-    sweep(config.out)
-    if found is None and config.out.exists() and any(config.out.iterdir()):
-        raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
-    dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
+def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
+    """The plan that `config` asks for, by what `found` says of its teacher, if that can be trusted unloaded."""
+    if found is None or found.teacher_source != absolute_source(config.teacher):
+        return None
+    if weights_sha256(config.teacher) not in (None, found.plan.teacher_sha256):
+        return None
+    names = ("teacher", "teacher_sha256", "shape", "num_classes", "t_start", "t_end")
+    return _plan(config, {name: getattr(found.plan, name) for name in names})
+
+
+def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, dict[int, Receipt]]:
+    """Make the place ready for `plan`, and tell what is committed there."""
+    found, receipts = read_dataset(store), {}
     try:
-        write_dataset(config.out, dataset)
-        write_resolved(config.out / "config.yaml", config, "generate")
+        if found is not None:
+            plan.check_same(found.plan, config.out)
+            receipts = committed(store, plan, plan.shards(max(found.num_records, config.n)))
+            num_records = sum(receipt.shard.num_records for receipt in receipts.values())
+            if num_records > config.n:
+                raise BadInput(f"{config.out} holds {num_records} records, {config.n} were asked; a set only grows")
+        elif any(name != LEASE and not is_aside(name) for name in store.sizes()):
+            raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
+        store.sweep()
+        dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
+        if dataset != found:
+            write_dataset(store, dataset)
+        store.write(CONFIG, resolved(config, "generate").encode())
     except OSError as error:
-        raise BadInput(f"{config.out}: cannot be written ({error.strerror})") from error
-    return dataset
+        raise BadInput(f"{config.out}: cannot be written ({reason(error)})") from error
+    return dataset, receipts
+
+
+def _fill(
+    config: GenerateConfig,
+    dataset: DataSet,
+    receipts: dict[int, Receipt],
+    missing: list[Shard],
+    store: Store,
+    lease: Lease,
+) -> list[Failure]:
+    """Make `missing`, add their receipts to `receipts`, and write the manifest of whatever there is then."""
+    failures: list[Failure] = []
+    with _stoppable() as stop:
+        try:
+            for result in _make(config, dataset.plan, missing, stop):
+                lease.check()
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    receipts[result.shard.number] = result
+        finally:
+            try:
+                write_manifest(derive(store, dataset, receipts.values()))
+            except StoreFailed as error:
+                if not failures:
+                    raise
+                say(f"failed: {error}")
+        if stop.is_set():
+            raise KeyboardInterrupt
+    return failures
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        say("stopping when the shards in flight are committed; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _make(
-    config: GenerateConfig, plan: Plan, shards: list[Shard], num_done: int
-) -> Iterator[Receipt | cluster.Failure]:
-    job = cluster.Job(plan, absolute_source(config.teacher), config.out.resolve())
+    config: GenerateConfig, plan: Plan, shards: list[Shard], stop: threading.Event
+) -> Iterator[Receipt | Failure]:
+    if not shards:
+        return
+    job = Job(plan, absolute_source(config.teacher), absolute(config.out))
+    backlog = Backlog(shards, stop)
     if config.executor == "inline":
-        results = cluster.run_inline(job, shards)
+        results = cluster.run_inline(job, backlog)
     else:
-        results = cluster.run_on_ray(job, shards, config.workers, config.address)
+        results = cluster.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
     started, made = time.monotonic(), 0
-    with bar(f"generate {plan.teacher}", config.n, num_done) as advance:
+    with bar(f"generate {plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
         for result in results:
             if isinstance(result, Receipt):
                 made += result.shard.num_records

@@ -7,3 +7,7 @@ class BadInput(Exception):
 
 class WorkFailed(Exception):
     """The work itself failed; what was finished before is kept, and the command exits with 1."""
+
+
+class StoreFailed(WorkFailed):
+    """A store could not be read or written; the same work may succeed when it is tried again."""

@@ -5,18 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.errors import WorkFailed
+from pipeline.errors import StoreFailed, WorkFailed
 from pipeline.noise import draw_labels, draw_noise
 from pipeline.plan import Plan, Shard
-from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_atomic, write_shard
+from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_shard
 from pipeline.solver import SolverFailed, integrate
+from pipeline.store import Store, reason
 from pipeline.teachers.teacher import Teacher
 
 # A convolution's sums are split by thread; with one thread the bytes are the same on any number of cores, and more
@@ -34,39 +34,44 @@ class Batch:
     times: Tensor  # float32 [K + 2]
 
 
-def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, folder: Path, device: torch.device) -> Receipt:
-    """Generate `shard`, put it into `folder` and return its receipt.
+def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device) -> Receipt:
+    """Generate `shard`, put it into `store` and return its receipt.
 
     Raises:
-        WorkFailed: the flow could not be integrated (the batch is saved in `folder`), or `folder` not written.
+        WorkFailed: the flow could not be integrated; the batch is saved in `store`.
+        StoreFailed: `store` cannot be written, or has no room, which is known before any work is done.
     """
-    payload, receipt = generate_shard(plan, shard, teacher, folder, device)
-    commit(folder, payload, receipt)
-    return receipt
+    free, needed = store.free_bytes(), shard.num_records * plan.record_bytes
+    if free is not None and free < needed:
+        raise StoreFailed(
+            f"{shard}: needs {needed / 1e6:.1f} MB, but {store.location} has {free / 1e6:.1f} MB left: make room"
+        )
+    payload, receipt = generate_shard(plan, shard, teacher, store, device)
+    return commit(store, payload, receipt)
 
 
 def generate_shard(
-    plan: Plan, shard: Shard, teacher: Teacher, folder: Path, device: torch.device
+    plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
 ) -> tuple[bytes, Receipt]:
-    """The bytes of `shard` and its receipt; `folder` only takes the batch of a failure (see `WorkFailed` above)."""
+    """The bytes of `shard` and its receipt; `store` only takes the batch of a failure (see `WorkFailed` above)."""
     started = time.monotonic()
     blocks: list[Trajectories] = []
     nfe: list[int] = []
     end = shard.first_index + shard.num_records
-    with _fixed_numerics():
+    with fixed_numerics():
         for first_index in range(shard.first_index, end, plan.batch_size):
             batch = draw_batch(plan, first_index)
             try:
                 trajectories, batch_nfe = solve_batch(plan, batch, teacher, device)
             except SolverFailed as error:
-                saved = _save_batch(folder, batch)
+                saved = _save_batch(store, batch)
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
             # The last batch is integrated whole and cut here: its records must not depend on where the set ends.
             stop = min(plan.batch_size, end - first_index)
             starts = range(0, stop, plan.block_size)
             blocks += [trajectories.rows(slice(i, min(i + plan.block_size, stop))) for i in starts]
             nfe.append(batch_nfe)
-        numerics = _numerics(device)
+        numerics = numerics_of(device)
     payload, places = write_shard(plan, blocks)
     return payload, Receipt(
         shard=shard,
@@ -133,17 +138,22 @@ def _to_numpy(x: Tensor, plan: Plan) -> np.ndarray:
     return array
 
 
-def _save_batch(folder: Path, batch: Batch) -> str:
-    path = folder / f"failed-batch-{batch.first_index:09d}.safetensors"
+def failed_batch_name(first_index: int) -> str:
+    """The file that keeps the start of an integration batch that could not be integrated."""
+    return f"failed-batch-{first_index:09d}.safetensors"
+
+
+def _save_batch(store: Store, batch: Batch) -> str:
+    name = failed_batch_name(batch.first_index)
     try:
-        write_atomic(path, save({"noise": batch.noise, "label": batch.label, "times": batch.times}))
+        store.write(name, save({"noise": batch.noise, "label": batch.label, "times": batch.times}))
     except OSError as error:
-        return f"its batch could not be saved to {path} ({error.strerror})"
-    return f"the batch is in {path}"
+        return f"its batch could not be saved as {name} ({reason(error)})"
+    return f"the batch is in {store.location}/{name}"
 
 
 @contextmanager
-def _fixed_numerics() -> Iterator[None]:
+def fixed_numerics() -> Iterator[None]:
     """One thread and full fp32: TF32's ten bits would make an adaptive solver chase rounding errors."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(NUM_THREADS)
@@ -156,7 +166,8 @@ def _fixed_numerics() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _numerics(device: torch.device) -> Numerics:
+def numerics_of(device: torch.device) -> Numerics:
+    """What arithmetic on `device` runs on here; within `fixed_numerics` that of a shard."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

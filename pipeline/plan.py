@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Literal, Self
 
 import numpy as np
@@ -80,6 +81,12 @@ class Plan(BaseModel):
     def num_times(self) -> int:
         """Times of a trajectory: the start, `num_states` between, the end."""
         return self.num_states + 2
+
+    @property
+    def record_bytes(self) -> int:
+        """Of one record in a shard, but for the headers of its block."""
+        arrays = 2 + self.num_states + (self.num_times if self.velocities else 0)
+        return arrays * math.prod(self.shape) * np.dtype(self.dtype).itemsize + 4 * self.num_times + 16
 
     @property
     def sha256(self) -> str:

@@ -41,3 +41,19 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
             progress.update(task, advance=amount, status=status)
 
         yield advance
+
+
+def format_bytes(count: float) -> str:
+    """ "58.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """ "43 seconds", "12.5 minutes" or "31.0 hours"."""
+    if seconds < 60:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"

@@ -7,21 +7,20 @@ their leading dimension, so stock `webdataset` reads it and ours reads it withou
 import hashlib
 import io
 import json
-import os
-import shutil
+import math
 import tarfile
-import uuid
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import WorkFailed
+from pipeline.errors import StoreFailed
 from pipeline.plan import Plan, Shard
+from pipeline.store import Store, reason
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,18 @@ class Trajectories:
         return Trajectories(**joined)
 
 
+NPY_HEADER_BYTES = 1024  # more than numpy writes for any array of ours
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
 
 
-class Block(BaseModel):
+class Block(NamedTuple):
     """Where one block lies: bytes [offset, offset + num_bytes) of its shard hold whole tar members."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     offset: int
     num_bytes: int
     first_index: int
     num_records: int
+    crc32: int  # of those bytes: what a reader of single blocks checks
 
 
 class Numerics(BaseModel):
@@ -94,6 +93,10 @@ class Receipt(BaseModel):
     wall_seconds: float
     numerics: Numerics
 
+    def agrees(self, other: "Receipt") -> bool:
+        """Whether both speak of the same bytes of the same records."""
+        return (self.shard, self.plan_sha256, self.sha256) == (other.shard, other.plan_sha256, other.sha256)
+
 
 def write_shard(plan: Plan, blocks: Iterable[Trajectories]) -> tuple[bytes, tuple[Block, ...]]:
     """The tar file that holds `blocks`, as bytes that depend on nothing else, and where each block lies in it."""
@@ -106,9 +109,8 @@ def write_shard(plan: Plan, blocks: Iterable[Trajectories]) -> tuple[bytes, tupl
                 info = tarfile.TarInfo(f"{first_index:09d}.{suffix}")  # its other fields are constants: mtime 0, root
                 info.size = len(payload)
                 tar.addfile(info, io.BytesIO(payload))
-            places.append(
-                Block(offset=offset, num_bytes=tar.offset - offset, first_index=first_index, num_records=len(block))
-            )
+            checksum = zlib.crc32(buffer.getbuffer()[offset : tar.offset])
+            places.append(Block(offset, tar.offset - offset, first_index, len(block), checksum))
     return buffer.getvalue(), tuple(places)
 
 
@@ -123,86 +125,110 @@ def _members(plan: Plan, block: Trajectories) -> Iterable[tuple[str, bytes]]:
     yield "json", json.dumps(about, sort_keys=True).encode()
 
 
-def read_block(payload: bytes | memoryview) -> Trajectories:
-    """The records in the bytes of one block."""
+class Place(NamedTuple):
+    """Where the values of one array lie in a block."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+Layout = Mapping[str, Place]  # of the members of a block; under one plan a function of its number of records
+
+
+def read_layout(payload: bytes | memoryview) -> Layout:
+    """Where the arrays lie in the bytes of one block.
+
+    Raises:
+        ValueError: they are not a block.
+    """
+    layout = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
+            for info in tar:
+                _, name, *rest = info.name.split(".")
+                if rest == ["npy"]:
+                    header = io.BytesIO(payload[info.offset_data : info.offset_data + NPY_HEADER_BYTES])
+                    np.lib.format.read_magic(header)
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+                    layout[name] = Place(info.offset_data + header.tell(), dtype, shape)
+    except tarfile.TarError as error:
+        raise ValueError(str(error)) from error
+    if layout.keys() | {"velocities"} != set(MEMBERS):
+        raise ValueError(f"wanted the members {', '.join(MEMBERS)}; found {', '.join(layout) or 'none'}")
+    return layout
+
+
+def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Trajectories:
+    """The records in the bytes of one block, as views of those bytes; `layout` where it is known already.
+
+    Raises:
+        ValueError: they are not a block.
+    """
     arrays: dict[str, Any] = {"velocities": None}
-    with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
-        for info in tar:
-            _, name, *rest = info.name.split(".")
-            if rest == ["npy"]:
-                file = tar.extractfile(info)
-                assert file is not None
-                arrays[name] = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
+    for name, (offset, dtype, shape) in (layout or read_layout(payload)).items():
+        arrays[name] = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
     return Trajectories(**arrays)
 
 
-def marker_path(folder: Path, shard: Shard) -> Path:
-    """Where the marker of `shard` stands: beside its tar."""
-    return (folder / shard.name).with_suffix(".json")
+def marker_name(shard: Shard) -> str:
+    """The marker of `shard`: beside its tar."""
+    return shard.name.removesuffix(".tar") + ".json"
 
 
-def commit(folder: Path, payload: bytes, receipt: Receipt) -> None:
-    """Put a shard and then its marker into `folder`; a crash leaves the shard whole, or uncommitted.
+def commit(store: Store, payload: bytes, receipt: Receipt) -> Receipt:
+    """Put a shard and then its marker into `store`; a crash leaves the shard whole, or uncommitted.
+
+    Two writers of one shard put the same bytes, and the first marker stays. Where the bytes differ, because the
+    machines do, the later one puts its own shard once more and then its own marker over the other.
+
+    Returns:
+        What the marker now says.
 
     Raises:
-        WorkFailed: the folder cannot be written; nothing half-written is left under a shard's name.
+        StoreFailed: the store cannot be written; nothing half-written stands under a shard's name.
     """
+    shard, marker = receipt.shard, receipt.model_dump_json().encode()
     try:
-        write_atomic(folder / receipt.shard.name, payload)
-        write_atomic(marker_path(folder, receipt.shard), receipt.model_dump_json(indent=1).encode())
+        store.write(shard.name, payload)
+        if store.create(marker_name(shard), marker):
+            return receipt
+        found = parse_marker(store.read(marker_name(shard)))
+        if found is not None and found.agrees(receipt):
+            return found
+        store.write(shard.name, payload)
+        store.write(marker_name(shard), marker)
     except OSError as error:
-        raise WorkFailed(f"{receipt.shard}: cannot be written to {folder} ({error.strerror})") from error
+        raise StoreFailed(f"{shard}: cannot be written to {store.location} ({reason(error)})") from error
+    return receipt
 
 
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write aside, sync, rename, sync the folder: after a crash `path` is the old file or the whole new one."""
-    aside = aside_of(path)
-    try:
-        with aside.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def aside_of(path: Path) -> Path:
-    """A new name beside `path` for what is not whole yet; no other writer on any machine has it."""
-    return path.with_name(f".{path.name}.aside-{uuid.uuid4().hex}")
-
-
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left aside in `folder`; nobody may be writing to it."""
-    for aside in folder.glob(".*.aside-*"):
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
-
-
-def committed(folder: Path, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
-    """Receipts of those of `shards` that are committed in `folder` under `plan`, by shard number.
+def committed(store: Store, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
+    """Receipts of those of `shards` that are committed in `store` under `plan`, by shard number.
 
     The last shard of a set that grew may be there with fewer records: its receipt is among them, with its own count.
+
+    Raises:
+        OSError: the store cannot be read.
     """
+    sizes = store.sizes()
+    present = {marker_name(shard): shard for shard in shards if shard.name in sizes and marker_name(shard) in sizes}
     receipts = {}
-    for shard in shards:
-        try:
-            receipt = Receipt.model_validate_json(marker_path(folder, shard).read_bytes())
-            whole = (folder / shard.name).stat().st_size == receipt.num_bytes
-        except (FileNotFoundError, ValidationError):
+    for name, payload in store.read_all(list(present)).items():
+        shard, receipt = present[name], parse_marker(payload)
+        if receipt is None or receipt.plan_sha256 != plan.sha256 or sizes[shard.name] != receipt.num_bytes:
             continue
-        fits = receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records
-        if whole and fits and receipt.plan_sha256 == plan.sha256:
+        if receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records:
             receipts[shard.number] = receipt
     return receipts
+
+
+def parse_marker(marker: bytes) -> Receipt | None:
+    """The receipt in the bytes of a marker, if they are one."""
+    try:
+        return Receipt.model_validate_json(marker)
+    except ValidationError:
+        return None
 
 
 def sha256(payload: bytes | memoryview) -> str:

@@ -66,6 +66,13 @@ class Solver(BaseModel):
     def is_adaptive(self) -> bool:
         return self.name in ADAPTIVE
 
+    @property
+    def flags(self) -> str:
+        """As `generate` takes it."""
+        if not self.is_adaptive:
+            return f"--solver {self.name} --num-steps {self.num_steps}"
+        return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}"
+
     def __str__(self) -> str:
         if not self.is_adaptive:
             return f"{self.name} {self.num_steps}"

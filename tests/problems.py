@@ -98,6 +98,12 @@ def save_tiny_teacher(path: Path, seed: int = 0, **changes: Any) -> Path:
     return path
 
 
+def folder_of(manifest: Manifest) -> Path:
+    """Where a local data set lies."""
+    return Path(manifest.store.location)
+
+
 def shard_bytes(manifest: Manifest) -> dict[str, bytes]:
     """The shards of a data set by name."""
-    return {path.name: path.read_bytes() for path in sorted(manifest.folder.glob("*.tar"))}
+    store = manifest.store
+    return store.read_all(sorted(name for name in store.sizes() if name.endswith(".tar")))

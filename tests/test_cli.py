@@ -108,7 +108,7 @@ def test_a_shard_that_fails_its_checksum_stops_the_training(quick: Path, tmp_pat
         found = run(quick, "train", "--config", "quickstart", *flags, code=1)
     finally:
         shard.write_bytes(whole)
-    assert_one_line(found, "shard-000000.tar", "sha256 differs")
+    assert_one_line(found, "shard-000000.tar", "not those that were committed", "verify")
 
 
 def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:

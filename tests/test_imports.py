@@ -11,7 +11,11 @@ STAGES = ["pipeline", "trainer", "eval", "traflow_pipeline"]
 PIPELINE = [
     "errors",
     "config",
+    "device",
     "progress",
+    "store",
+    "lease",
+    "pictures",
     "flow",
     "noise",
     "networks",
@@ -20,9 +24,14 @@ PIPELINE = [
     "plan",
     "shards",
     "manifest",
+    "reader",
     "generate",
     "cluster",
     "dataset",
+    "estimate",
+    "frontier",
+    "integrity",
+    "summary",
 ]
 
 

@@ -5,7 +5,6 @@ network by itself), `optimizer.safetensors` and `checkpoint.json`. Random draws 
 is no generator state to keep.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import networks
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.networks import Network
-from pipeline.shards import aside_of
+from pipeline.store import aside_of, sync
 from pipeline.teachers import checkpoint as teacher_checkpoint
 from trainer.ema import Ema
 
@@ -60,10 +59,10 @@ def save(
         save_file(_flatten(optimizer), aside / "optimizer.safetensors")
         (aside / "checkpoint.json").write_text(info.model_dump_json(indent=1))
         for path in (*aside.iterdir(), aside):
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise WorkFailed(f"{folder}: cannot be written ({error}); the checkpoint before it is untouched") from error
@@ -137,11 +136,3 @@ def _unflatten(
             tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(number), {})[name] = tensor
     return state
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,12 +42,6 @@ def to_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return images.astype(np.float32) / np.float32(127.5) - 1
 
 
-def to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Samples in [-1, 1] to bytes, (127.5 x + 128) clipped, as EDM writes its images (NVlabs/edm, generate.py)."""
-    scaled: NDArray[np.float32] = np.clip(samples * 127.5 + 128, 0, 255)
-    return scaled.astype(np.uint8)
-
-
 def load_digits() -> ImageSet:
     """scikit-learn's 1,797 scans of handwritten digits (UCI, Alpaydin & Kaynak 1998): [1797, 1, 8, 8]."""
     from sklearn import datasets

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipeline.shards import write_atomic
+from pipeline.store import write_atomic
 
 
 class JsonLog:

@@ -9,19 +9,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline import pictures
 from pipeline.config import differences, write_resolved
+from pipeline.device import pick_device
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.flow import uniform_times
 from pipeline.networks import Network
 from pipeline.noise import Stream, draw_labels, draw_noise
+from pipeline.pictures import to_bytes
 from pipeline.progress import bar, say
-from pipeline.shards import sweep
 from pipeline.solver import Solver, integrate
+from pipeline.store import sweep
 from pipeline.teachers.teacher import NetworkVelocity
-from trainer import checkpoint, pictures
+from trainer import checkpoint
 from trainer.checkpoint import CheckpointInfo
 from trainer.ema import Ema
-from trainer.images import to_bytes
 from trainer.logging import JsonLog
 from trainer.recipes import RECIPES, Recipe
 from trainer.student import Student, sample
@@ -172,20 +174,6 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     (state,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
     return torch.Generator().manual_seed(int(state))
-
-
-def pick_device(name: str) -> torch.device:
-    """`name` as a device; "auto" is the GPU if there is one.
-
-    Raises:
-        BadInput: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r} is not here; use auto, cpu or cuda") from error
 
 
 def save_samples(

@@ -5,10 +5,10 @@ of a block share is the times of their integration batch. The stream is the endl
 a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks.
 """
 
-import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Self
 
 import numpy as np
@@ -16,13 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import WorkFailed
 from pipeline.manifest import Manifest
-from pipeline.shards import Trajectories, read_block, sha256
+from pipeline.plan import Plan
+from pipeline.reader import BlockReader
+from pipeline.shards import Trajectories
 from trainer.images import ImageSet, to_float
-
-CACHED_BLOCKS = 4  # a batch that ends inside a block leaves the rest of it to the next step
-OPEN_SHARDS = 64  # a process may hold about a thousand files
 
 
 class Batch:
@@ -81,76 +79,52 @@ def _share(batch_size: int, step: int, rank: int, world: int) -> tuple[int, int]
 class TrajectoryStream:
     """Batches of a data set.
 
-    A shard's checksum is verified when it is first opened.
-
     Raises:
         WorkFailed: a shard is missing or is not what the manifest says.
     """
 
     def __init__(self, manifest: Manifest, seed: int, batch_size: int) -> None:
-        self.manifest, self.seed, self.batch_size = manifest, seed, batch_size
+        self.plan, self.seed, self.batch_size = manifest.plan, seed, batch_size
         self.counts = manifest.counts
         self.num_records = manifest.num_records
-        self._rows = manifest.blocks.to_pylist()
-        self._digests = {row["shard"]: row["shard_sha256"] for row in self._rows}
-        self._verified: set[str] = set()
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
-        self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._read_block)
+        self._reader = BlockReader(manifest)
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
-        start, size = _share(self.batch_size, step, rank, world)
-        parts: list[Trajectories] = []
-        while size:
-            block, first, count = self._locate(start, size)
-            parts.append(self._block(block).rows(slice(first, first + count)))
-            start, size = start + count, size - count
-        return _as_batch(self.manifest, Trajectories.concatenate(parts))
+        parts = [self._reader.read(block).rows(rows) for block, rows in self._pieces(step, rank, world)]
+        self._reader.expect(block for later in count(step + 1) for block, _ in self._pieces(later, rank, world))
+        return _as_batch(self.plan, Trajectories.concatenate(parts))
 
-    def _locate(self, position: int, size: int) -> tuple[int, int, int]:
-        """Block, first row and number of rows of the stream from `position`: at most `size`, up to the block's end."""
-        epoch, offset = divmod(position, self.num_records)
-        order, ends = self._epoch(epoch)
-        place = int(np.searchsorted(ends, offset, side="right"))
-        block = int(order[place])
-        left = int(ends[place]) - offset
-        return block, int(self.counts[block]) - left, min(size, left)
+    def _pieces(self, step: int, rank: int, world: int) -> Iterator[tuple[int, slice]]:
+        """The blocks, and the rows of each, of the part of `rank` of the batch of `step`."""
+        start, size = _share(self.batch_size, step, rank, world)
+        while size:
+            epoch, offset = divmod(start, self.num_records)
+            order, ends = self._epoch(epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            block = int(order[place])
+            left = int(ends[place]) - offset  # rows of the block from here on
+            first, taken = int(self.counts[block]) - left, min(size, left)
+            yield block, slice(first, first + taken)
+            start, size = start + taken, size - taken
 
     def _epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = permutation(self.seed, epoch, len(self.counts))
         return order, np.cumsum(self.counts[order])
 
-    def _read_block(self, block: int) -> Trajectories:
-        row = self._rows[block]
-        start = row["offset"]
-        return read_block(self._open(row["shard"])[start : start + row["num_bytes"]])
 
-    def _open_shard(self, name: str) -> memoryview:
-        path = self.manifest.folder / name
-        try:
-            with path.open("rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise WorkFailed(f"{path}: cannot be read ({error}); run traflow-pipeline generate again") from error
-        if name not in self._verified and sha256(mapped) != self._digests[name]:
-            raise WorkFailed(
-                f"{path}: its bytes are not those that were committed (sha256 differs); "
-                f"delete it and its .json and run traflow-pipeline generate again"
-            )
-        self._verified.add(name)
-        return mapped
-
-
-def _as_batch(manifest: Manifest, rows: Trajectories) -> TrajectoryBatch:
-    noise = rows.noise[:, None].astype(np.float32) * np.float32(manifest.plan.t_start)
-    x = np.concatenate([noise, rows.states, rows.sample[:, None]], axis=1, dtype=np.float32)
+def _as_batch(plan: Plan, rows: Trajectories) -> TrajectoryBatch:
+    # Joined as they are stored and widened by torch, which is several times as fast at it as numpy.
+    x = torch.from_numpy(np.concatenate([rows.noise[:, None], rows.states, rows.sample[:, None]], axis=1)).float()
+    if plan.t_start != 1:
+        x[:, 0] *= plan.t_start
     return TrajectoryBatch(
-        x=torch.from_numpy(x),
-        velocity=None if rows.velocities is None else torch.from_numpy(rows.velocities.astype(np.float32)),
-        times=torch.from_numpy(rows.times.copy()),
-        label=torch.from_numpy(rows.label.copy()) if manifest.plan.num_classes else None,
-        index=torch.from_numpy(rows.index.copy()),
+        x=x,
+        velocity=None if rows.velocities is None else torch.from_numpy(rows.velocities).float(),
+        times=torch.from_numpy(rows.times),
+        label=torch.from_numpy(rows.label) if plan.num_classes else None,
+        index=torch.from_numpy(rows.index),
     )
 
 

@@ -13,6 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.manifest import read_manifest
 from pipeline.networks import Network, NetworkConfig
 from pipeline.plan import Plan
+from pipeline.store import Location, open_store
 from pipeline.teachers import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
 from trainer.images import load_images
@@ -47,7 +48,7 @@ class TrainConfig(BaseModel):
 
     out: Path
     recipe: str = "anchored"
-    data: Path | None = None
+    data: Location | None = None
     images: str | None = None
     network: NetworkConfig | None = None
     teacher: str | None = None
@@ -105,7 +106,7 @@ def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     if config.data is None or config.images:
         raise BadInput(f"recipe {config.recipe} trains a student: it takes 'data', made by generate, and no 'images'")
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(open_store(config.data))
     plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
     if RECIPES[config.recipe].needs_velocities and not plan.velocities:
         raise BadInput(

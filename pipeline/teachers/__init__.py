@@ -19,11 +19,14 @@ class Entry:
 
     about: str
     licence: str
+    weights: Path
     load: Callable[[torch.device], Teacher]
 
 
 TEACHERS: dict[str, Entry] = {
-    "digits": Entry("1-rectified flow on scikit-learn's 8x8 digits; embedded", "as this project", digits.load),
+    "digits": Entry(
+        "1-rectified flow on scikit-learn's 8x8 digits; embedded", "as this project", digits.WEIGHTS, digits.load
+    ),
 }
 
 
@@ -46,6 +49,12 @@ def load_teacher(source: str, device: torch.device | str = "cpu") -> Teacher:
         f"no teacher {source!r}: wanted one of {', '.join(TEACHERS)}, the path of a .safetensors file "
         "or training run, or module:factory"
     )
+
+
+def weights_sha256(source: str) -> str | None:
+    """The `sha256` of the teacher called `source`, where its file tells without being loaded; a factory's does not."""
+    path = TEACHERS[source].weights if source in TEACHERS else Path(source)
+    return checkpoint.file_sha256(checkpoint.find_weights(path)) if path.exists() else None
 
 
 def absolute_source(source: str) -> str:

@@ -31,6 +31,12 @@ def find_weights(path: Path) -> Path:
     raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
 
 
+def file_sha256(weights: Path) -> str:
+    """The identity of a teacher whose weights are this file."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load(path: Path, device: torch.device) -> Teacher:
     """The flow whose weights lie at `path` (see `find_weights`)."""
     weights = find_weights(path)
@@ -40,7 +46,7 @@ def load(path: Path, device: torch.device) -> Teacher:
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
     return Teacher(
         name=path.stem,
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256=file_sha256(weights),
         velocity=NetworkVelocity(network),
         shape=config.shape,
         num_classes=config.num_classes,

@@ -11,9 +11,9 @@ from torch import Tensor
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.manifest import read_manifest
-from pipeline.shards import aside_of
+from pipeline.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
-from tests.problems import SHAPE, GaussianFlow, shard_bytes
+from tests.problems import SHAPE, GaussianFlow, folder_of, shard_bytes
 
 FLOW = GaussianFlow()
 
@@ -81,9 +81,9 @@ def test_an_address_where_no_cluster_answers_is_said(tmp_path: Path) -> None:
 
 def test_the_same_command_again_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = generate(config(tmp_path / "data"))
-    before = {path: path.stat().st_mtime_ns for path in first.folder.glob("shard-*")}
+    before = {path: path.stat().st_mtime_ns for path in folder_of(first).glob("shard-*")}
     second = generate(config(tmp_path / "data"))
-    assert {path: path.stat().st_mtime_ns for path in first.folder.glob("shard-*")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder_of(first).glob("shard-*")} == before
     assert second.sha256 == first.sha256
     assert "nothing to do" in capsys.readouterr().out
 
@@ -101,10 +101,10 @@ def test_growing_in_vain_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no Ray cluster at 127"):
         generate(config(tmp_path / "data", n=20, executor="ray", address="127.0.0.1:1"))
     with pytest.raises(BadInput, match="holds 10 of its 20 records; run traflow-pipeline generate again"):
-        read_manifest(tmp_path / "data")
+        read_manifest(Folder(tmp_path / "data"))
     after = generate(config(tmp_path / "data", n=10))
     assert after.sha256 == before.sha256
-    assert read_manifest(tmp_path / "data").num_records == 10
+    assert read_manifest(Folder(tmp_path / "data")).num_records == 10
 
 
 def test_more_workers_than_the_machine_has_places_for_take_turns(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_what_killed_writers_left_aside_does_not_stand_in_the_way(tmp_path: Path
 def test_a_damaged_marker_or_a_cut_shard_counts_as_missing(tmp_path: Path) -> None:
     first = generate(config(tmp_path / "data"))
     before = shard_bytes(first)
-    (first.folder / "shard-000001.json").write_text("{")
-    cut = first.folder / "shard-000003.tar"
+    (folder_of(first) / "shard-000001.json").write_text("{")
+    cut = folder_of(first) / "shard-000003.tar"
     cut.write_bytes(cut.read_bytes()[:-10])
     assert shard_bytes(generate(config(tmp_path / "data"))) == before
 
@@ -132,8 +132,8 @@ def test_a_damaged_marker_or_a_cut_shard_counts_as_missing(tmp_path: Path) -> No
 def test_a_lost_shard_is_made_again_as_it_was(tmp_path: Path) -> None:
     first = generate(config(tmp_path / "data"))
     before = shard_bytes(first)
-    (first.folder / "shard-000001.tar").unlink()
-    (first.folder / "shard-000003.json").unlink()
+    (folder_of(first) / "shard-000001.tar").unlink()
+    (folder_of(first) / "shard-000003.json").unlink()
     assert shard_bytes(generate(config(tmp_path / "data"))) == before
 
 

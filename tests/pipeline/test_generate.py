@@ -11,6 +11,7 @@ from pipeline.generate import draw_batch, generate_shard
 from pipeline.plan import Plan, Shard
 from pipeline.shards import Trajectories, read_block
 from pipeline.solver import Solver
+from pipeline.store import Folder
 from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import NetworkVelocity, Teacher
 from tests.pipeline.test_plan import make_plan
@@ -21,7 +22,7 @@ FLOW = GaussianFlow()
 
 
 def make(plan: Plan, shard: Shard, teacher: Teacher, folder: Path) -> Trajectories:
-    payload, receipt = generate_shard(plan, shard, teacher, folder, CPU)
+    payload, receipt = generate_shard(plan, shard, teacher, Folder(folder), CPU)
     blocks = [read_block(payload[b.offset : b.offset + b.num_bytes]) for b in receipt.blocks]
     return Trajectories.concatenate(blocks)
 
@@ -64,7 +65,7 @@ def test_the_bytes_are_the_same_with_one_thread_or_two(tmp_path: Path, solver: S
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            payloads.add(generate_shard(plan, plan.shards(8)[0], teacher, tmp_path, CPU)[0])
+            payloads.add(generate_shard(plan, plan.shards(8)[0], teacher, Folder(tmp_path), CPU)[0])
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -96,7 +97,7 @@ def test_a_teacher_that_is_not_finite_leaves_its_batch(tmp_path: Path) -> None:
 
     plan = make_plan(num_states=0, solver=Solver(name="euler", num_steps=2))
     with pytest.raises(WorkFailed, match=r"shard 000001 \(records 8 to 15\): teacher broken.*not finite") as caught:
-        generate_shard(plan, plan.shards(16)[1], Teacher("broken", "0" * 64, broken, SHAPE), tmp_path, CPU)
+        generate_shard(plan, plan.shards(16)[1], Teacher("broken", "0" * 64, broken, SHAPE), Folder(tmp_path), CPU)
     saved = tmp_path / "failed-batch-000000008.safetensors"
     assert str(saved) in str(caught.value)
     torch.testing.assert_close(load_file(saved)["noise"], draw_batch(plan, 8).noise)

@@ -12,7 +12,9 @@ from pipeline.errors import WorkFailed
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.plan import Plan
 from pipeline.shards import MEMBERS, Trajectories, commit, committed, read_block, write_shard
+from pipeline.store import Folder
 from tests.pipeline.test_plan import make_plan
+from tests.problems import folder_of
 
 
 def records(plan: Plan, first: int, count: int) -> Trajectories:
@@ -75,7 +77,7 @@ def test_a_plan_without_velocities_stores_none() -> None:
 
 
 def test_stock_webdataset_reads_the_shards(data: Manifest) -> None:
-    urls = [str(path) for path in sorted(data.folder.glob("*.tar"))]
+    urls = [str(path) for path in sorted(folder_of(data).glob("*.tar"))]
     blocks = list(wds.WebDataset(urls, shardshuffle=False).decode())
     assert [block["__key__"] for block in blocks] == [f"{i:09d}" for i in range(0, 10, 2)]
     assert blocks[0]["states.npy"].shape == (2, 3, 1, 4, 4)
@@ -89,11 +91,11 @@ def test_stock_webdataset_reads_the_shards(data: Manifest) -> None:
 
 
 def test_the_manifest_knows_where_every_block_lies(data: Manifest) -> None:
-    found = read_manifest(data.folder)
+    found = read_manifest(data.store)
     assert found.sha256 == data.sha256
     assert found.num_records == 10
     for row in found.blocks.to_pylist():
-        shard = (data.folder / row["shard"]).read_bytes()
+        shard = (folder_of(data) / row["shard"]).read_bytes()
         block = read_block(shard[row["offset"] : row["offset"] + row["num_bytes"]])
         assert block.index.tolist() == list(range(row["first_index"], row["first_index"] + row["num_records"]))
 
@@ -101,12 +103,12 @@ def test_the_manifest_knows_where_every_block_lies(data: Manifest) -> None:
 def test_a_folder_that_cannot_be_written_names_the_shard_and_keeps_nothing(
     data: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    receipt = committed(data.folder, data.plan, data.plan.shards(10))[0]
+    receipt = committed(data.store, data.plan, data.plan.shards(10))[0]
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkFailed, match=r"shard 000000 \(records 0 to 7\).*No space left"):
-        commit(tmp_path, b"bytes", receipt)
+        commit(Folder(tmp_path), b"bytes", receipt)
     assert list(tmp_path.iterdir()) == []

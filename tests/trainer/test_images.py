@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import BadInput
-from trainer.images import load_images, to_bytes, to_float
+from pipeline.pictures import to_bytes
+from trainer.images import load_images, to_float
 
 
 def test_bytes_survive_the_way_to_the_flow_and_back() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import WorkFailed
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.store import Folder
 from trainer.images import ImageSet
 from trainer.stream import ImageStream, TrajectoryStream
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @lru_cache
 def manifest(path: Path) -> Manifest:
-    return read_manifest(path)
+    return read_manifest(Folder(path))
 
 
 def indices(stream: TrajectoryStream, steps: range, rank: int = 0, world: int = 1) -> list[int]:
@@ -97,11 +98,11 @@ def test_a_shard_that_fails_its_checksum_is_named(folder: Path, tmp_path: Path) 
     payload = bytearray(shard.read_bytes())
     payload[1000] ^= 1
     shard.write_bytes(payload)
-    with pytest.raises(WorkFailed, match=r"shard-000000\.tar: its bytes are not those that were committed"):
-        TrajectoryStream(read_manifest(damaged), 0, 4).batch(0)
+    with pytest.raises(WorkFailed, match=r"shard-000000\.tar: bytes 0 to 8192 are not those that were committed; see"):
+        TrajectoryStream(read_manifest(Folder(damaged)), 0, 4).batch(0)
     shard.unlink()
     with pytest.raises(WorkFailed, match=r"shard-000000\.tar: cannot be read"):
-        TrajectoryStream(read_manifest(damaged), 0, 4).batch(0)
+        TrajectoryStream(read_manifest(Folder(damaged)), 0, 4).batch(0)
 
 
 def test_an_image_stream_gives_every_image_once_an_epoch() -> None:

@@ -16,6 +16,12 @@ MARGIN = 8
 Images = NDArray[np.uint8]  # [N, C, H, W]
 
 
+def to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Samples in [-1, 1] to bytes, (127.5 x + 128) clipped, as EDM writes its images (NVlabs/edm, generate.py)."""
+    scaled: NDArray[np.float32] = np.clip(samples * 127.5 + 128, 0, 255)
+    return scaled.astype(np.uint8)
+
+
 def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
     """Write a PNG with one titled row for each of `rows`; columns line up."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,100 @@
+"""What a generation would take: one batch integrated here, the rest by arithmetic."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.cluster import count_workers
+from pipeline.dataset import GenerateConfig, make_plan
+from pipeline.errors import StoreFailed
+from pipeline.generate import draw_batch, fixed_numerics, solve_batch
+from pipeline.manifest import read_dataset
+from pipeline.plan import Plan
+from pipeline.progress import format_bytes, format_seconds
+from pipeline.shards import committed, write_shard
+from pipeline.store import open_store, reason
+from pipeline.teachers import load_teacher
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of the records of a plan that are not committed yet."""
+
+    plan: Plan
+    num_records: int
+    num_committed: int
+    nfe: int  # evaluations per sample of the probe batch
+    batch_seconds: float
+    num_workers: int
+    num_bytes: int  # of the shards that are missing
+    free_bytes: int | None  # where it is known
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of one worker."""
+        return self.plan.batch_size / self.batch_seconds
+
+    @property
+    def seconds(self) -> float:
+        """On all workers, if they do not slow each other down."""
+        return (self.num_records - self.num_committed) / self.samples_per_second / self.num_workers
+
+    def lines(self) -> Iterator[str]:
+        """What `generate --dry-run` says."""
+        committed = f", {self.num_committed} of them committed" if self.num_committed else ""
+        yield f"{self.num_records} trajectories{committed}; nothing was written"
+        yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
+        yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+        hours = f"{self.seconds / 3600:.3g} hours ({format_seconds(self.seconds)})"
+        yield f"{hours} on {workers}, if none slows another down"
+        room = f"; {format_bytes(self.free_bytes)} are free there" if self.free_bytes is not None else ""
+        yield f"{format_bytes(self.num_bytes)} to be stored{room}"
+
+
+def estimate(config: GenerateConfig) -> Estimate:
+    """Integrate one batch in this process; nothing is written.
+
+    Raises:
+        BadInput: see `generate`.
+        WorkFailed: the batch could not be integrated, or the store not be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
+    teacher, store = load_teacher(config.teacher, device), open_store(config.out)
+    plan, found = make_plan(config, teacher), read_dataset(store)
+    num_committed = 0
+    if found is not None:
+        plan.check_same(found.plan, config.out)
+        try:
+            receipts = committed(store, plan, plan.shards(config.n))
+        except OSError as error:
+            raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
+        num_committed = sum(receipt.shard.num_records for receipt in receipts.values())
+    with fixed_numerics():
+        batch = draw_batch(plan, 0)
+        label = batch.label.to(device) if plan.num_classes else None
+        with torch.no_grad():  # the first evaluation also sets things up
+            teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
+        started = time.perf_counter()
+        rows, nfe = solve_batch(plan, batch, teacher, device)
+        seconds = time.perf_counter() - started
+    starts = range(0, plan.batch_size, plan.block_size)
+    payload, _ = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
+    return Estimate(
+        plan=plan,
+        num_records=config.n,
+        num_committed=num_committed,
+        nfe=nfe,
+        batch_seconds=seconds,
+        num_workers=_count_workers(config),
+        num_bytes=(config.n - num_committed) * len(payload) // plan.batch_size,
+        free_bytes=store.free_bytes(),
+    )
+
+
+def _count_workers(config: GenerateConfig) -> int:
+    if config.executor == "inline":
+        return 1
+    return count_workers(config.workers, config.gpus_per_worker, config.address)

@@ -81,7 +81,7 @@ def estimate(config: GenerateConfig) -> Estimate:
         rows, nfe = solve_batch(plan, batch, teacher, device)
         seconds = time.perf_counter() - started
     starts = range(0, plan.batch_size, plan.block_size)
-    payload, _ = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
+    _, blocks = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
     return Estimate(
         plan=plan,
         num_records=config.n,
@@ -89,7 +89,7 @@ def estimate(config: GenerateConfig) -> Estimate:
         nfe=nfe,
         batch_seconds=seconds,
         num_workers=_count_workers(config),
-        num_bytes=(config.n - num_committed) * len(payload) // plan.batch_size,
+        num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
         free_bytes=store.free_bytes(),
     )
 

@@ -92,7 +92,7 @@ def read_dataset(store: Store) -> DataSet | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
-        raise BadInput(f"{store.location} is a file; wanted a folder") from error
+        raise BadInput(f"{store.location}: wanted a folder; it, or one that it lies in, is a file") from error
     except OSError as error:
         raise StoreFailed(f"{store.location}: {PLAN} cannot be read ({reason(error)})") from error
     except ValidationError as error:

@@ -10,23 +10,27 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 import fsspec
+from fsspec.exceptions import FSTimeoutError
 from pydantic import BeforeValidator, Field
 
 from pipeline.errors import BadInput
 
+FILES_AT_ONCE = 1000  # small ones, of a remote store
 ONE_PUT_BYTES = 5 * 2**30  # what S3 takes in one PUT
 MAPPED_FILES = 64  # a process may hold about a thousand files
+# A request gets so long, and its bytes so long on top. The backends' own timeouts do not do: a PUT that waits for the
+# server's "100 Continue" waits for ever (aiobotocore 3.10).
+REQUEST_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 1e6
 
 # In configurations: a path or a URL, for `open_store`.
 Location = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, Path) else x), Field(min_length=1)]
-
-T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -77,10 +81,8 @@ def open_store(location: str) -> Store:
         return Folder(Path(location))
     if scheme in ("file", "local"):
         return Folder(Path("/" + rest.lstrip("/")))
-    if "@" in rest:
-        raise BadInput(
-            f"{scheme}://...@...: give credentials by environment or configuration file, not in the location"
-        )
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise BadInput(f"{scheme}://...:...@...: credentials belong in the environment, not in the location")
     try:
         # Others write to the same prefix, so that a cached listing would be a wrong one.
         filesystem, prefix = fsspec.url_to_fs(location, use_listings_cache=False)
@@ -119,10 +121,13 @@ class Folder:
         return found
 
     def read_range(self, name: str, start: int, end: int) -> memoryview:
-        return self._mapped(name)[start:end]
+        path = self.path / name
+        status = path.stat()  # a file that was replaced since is another one
+        return self._mapped(path, (status.st_ino, status.st_mtime_ns, status.st_size))[start:end]
 
-    def _map(self, name: str) -> memoryview:
-        with (self.path / name).open("rb") as file:
+    @staticmethod
+    def _map(path: Path, version: tuple[int, ...]) -> memoryview:
+        with path.open("rb") as file:
             try:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except ValueError:  # an empty file cannot be mapped
@@ -170,7 +175,7 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         try:
-            found = _asked(self._filesystem.ls, self._prefix, detail=True)
+            found = self._ask("ls", self._prefix, detail=True)
         except FileNotFoundError:
             return {}
         names = {entry["name"].removeprefix(self._prefix).strip("/"): entry for entry in found}
@@ -178,24 +183,23 @@ class Bucket:
         return {f"{n}/" if e["type"] == "directory" else n: e["size"] or 0 for n, e in names.items()}
 
     def read(self, name: str) -> bytes:
-        payload: bytes = _asked(self._filesystem.cat_file, self._path(name))
+        payload: bytes = self._ask("cat_file", self._path(name))
         return payload
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        if not names:
-            return {}
-        # A list even of one: for a single path fsspec answers with the bytes alone.
-        found = _asked(self._filesystem.cat, [self._path(name) for name in names], on_error="return")
         payloads: dict[str, bytes] = {}
-        for path, payload in found.items():
-            if isinstance(payload, bytes):
-                payloads[path.removeprefix(self._prefix).lstrip("/")] = payload
-            elif not isinstance(payload, FileNotFoundError):
-                raise _as_os_error(payload)
+        for start in range(0, len(names), FILES_AT_ONCE):
+            paths = [self._path(name) for name in names[start : start + FILES_AT_ONCE]]
+            # A list even of one: for a single path fsspec answers with the bytes alone.
+            for path, payload in self._ask("cat", paths, on_error="return").items():
+                if isinstance(payload, bytes):
+                    payloads[path.removeprefix(self._prefix).lstrip("/")] = payload
+                elif not isinstance(payload, FileNotFoundError):
+                    raise _as_os_error(payload)
         return payloads
 
     def read_range(self, name: str, start: int, end: int) -> memoryview:
-        return memoryview(_asked(self._filesystem.cat_file, self._path(name), start=start, end=end))
+        return memoryview(self._ask("cat_file", self._path(name), num_bytes=end - start, start=start, end=end))
 
     def write(self, name: str, payload: bytes) -> None:
         self._put(name, payload)
@@ -209,14 +213,14 @@ class Bucket:
             if not isinstance(error.__cause__, TypeError | NotImplementedError | ValueError):
                 raise
             # A file system that knows no such mode.
-            if _asked(self._filesystem.exists, self._path(name)):
+            if self._ask("exists", self._path(name)):
                 return False
             self._put(name, payload)
         return True
 
     def remove(self, name: str) -> None:
         try:
-            _asked(self._filesystem.rm_file, self._path(name))
+            self._ask("rm_file", self._path(name))
         except FileNotFoundError:
             return
 
@@ -229,20 +233,24 @@ class Bucket:
     def _put(self, name: str, payload: bytes, **mode: str) -> None:
         # Above its chunk size s3fs and gcsfs would send parts, which a kill leaves behind, invisible and paid for.
         chunks = {"chunksize": ONE_PUT_BYTES} if self._filesystem.protocol[0] in ("s3", "gs", "gcs") else {}
-        _asked(self._filesystem.pipe_file, self._path(name), payload, **chunks, **mode)
+        self._ask("pipe_file", self._path(name), payload, num_bytes=len(payload), **chunks, **mode)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
-
-def _asked(request: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """What the store answers; every backend has its own exceptions, and callers know only OSError."""
-    try:
-        return request(*arguments, **options)
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except Exception as error:
-        raise _as_os_error(error) from error
+    def _ask(self, request: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+        """What the store answers; every backend has its own exceptions, and callers know only OSError."""
+        seconds = REQUEST_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
+        if self._filesystem.async_impl:
+            options["timeout"] = seconds
+        try:
+            return getattr(self._filesystem, request)(*arguments, **options)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except FSTimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s") from error
+        except Exception as error:
+            raise _as_os_error(error) from error
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -1,8 +1,40 @@
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """The networks here are so small that a second thread only waits for the first."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on the loopback, which this process and its children are told of as users are: by environment."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "not-a-key")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield os.environ["AWS_ENDPOINT_URL"]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> str:
+    """The URL of an empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"

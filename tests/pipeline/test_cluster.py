@@ -2,27 +2,35 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from torch import Tensor
 
+from pipeline import cluster
+from pipeline.cluster import Backlog, Failure
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import BadInput, WorkFailed
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.plan import Shard
 from pipeline.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
-from tests.problems import SHAPE, GaussianFlow, folder_of, shard_bytes
+from tests.problems import SHAPE, GaussianFlow, folder_of, save_tiny_teacher, shard_bytes
 
 FLOW = GaussianFlow()
 
 
-def config(out: Path, **changes: object) -> GenerateConfig:
+def config(out: Path | str, **changes: object) -> GenerateConfig:
     values: dict[str, object] = {
         "teacher": "tests.problems:gaussian",
         "n": 20,
-        "out": out,
+        "out": str(out),
         "states": 2,
         "executor": "inline",
         "shard_size": 4,
@@ -57,9 +65,40 @@ def fails_for_one_shard(device: torch.device) -> Teacher:
     return Teacher("gaussian", "0" * 64, velocity, SHAPE)
 
 
+def waits_for_a_loss(device: torch.device) -> Teacher:
+    """Does not go on beyond two shards before a machine was lost."""
+    data, lost = Path(os.environ["TRAFLOW_TEST_DATA"]), Path(os.environ["TRAFLOW_TEST_MARKER"])
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        while len(list(data.glob("shard-*.json"))) >= 2 and not lost.exists():
+            time.sleep(0.01)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def always_dies_for_one_shard(device: torch.device) -> Teacher:
+    """Killed by the noise of records 8 to 11 of seed 0, as the kernel kills who takes too much memory."""
+    from pipeline.noise import draw_noise
+
+    bad = torch.from_numpy(draw_noise(0, [9], SHAPE)).half().float()
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if (x[-1:] == bad).all():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return generate(config(tmp_path_factory.mktemp("undisturbed") / "data"))
+
+
 def test_ray_makes_the_bytes_that_this_process_makes(tmp_path: Path) -> None:
     inline = generate(config(tmp_path / "inline"))
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         on_ray = generate(config(tmp_path / f"ray{workers}", executor="ray", workers=workers))
         assert on_ray.sha256 == inline.sha256
         assert shard_bytes(on_ray) == shard_bytes(inline)
@@ -74,18 +113,120 @@ def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(tmp_path: Path, monk
     assert shard_bytes(disturbed) == shard_bytes(undisturbed)
 
 
+def test_a_machine_that_is_lost_in_the_middle_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Manifest
+) -> None:
+    data, lost = tmp_path / "data", tmp_path / "lost"
+    monkeypatch.setenv("TRAFLOW_TEST_DATA", str(data))
+    monkeypatch.setenv("TRAFLOW_TEST_MARKER", str(lost))
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        going = machines.add_node(num_cpus=1)
+        machines.add_node(num_cpus=1)
+        machines.wait_for_nodes()
+
+        def lose_one() -> None:
+            while len(list(data.glob("shard-*.json"))) < 2:
+                time.sleep(0.01)
+            machines.remove_node(going, allow_graceful=False)
+            lost.touch()
+
+        watcher = threading.Thread(target=lose_one, daemon=True)
+        watcher.start()
+        source = "tests.pipeline.test_cluster:waits_for_a_loss"
+        manifest = generate(config(data, executor="ray", teacher=source, address=machines.address))
+        watcher.join(60)
+    finally:
+        machines.shutdown()  # type: ignore[no-untyped-call]
+    assert manifest.sha256 == undisturbed.sha256
+    assert shard_bytes(manifest) == shard_bytes(undisturbed)
+
+
+def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path: Path) -> None:
+    source = "tests.pipeline.test_cluster:always_dies_for_one_shard"
+    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 .* its worker died .*tried 3 times"):
+        generate(config(tmp_path / "data", executor="ray", workers=2, teacher=source))
+    assert len(list((tmp_path / "data").glob("shard-*.json"))) == 4
+
+
+def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_said(tmp_path: Path) -> None:
+    machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "include_dashboard": False})
+    try:
+        address = machine.address
+        with pytest.raises(WorkFailed, match=r"Ray gave a GPU on .*, but torch .* sees none there"):
+            generate(config(tmp_path / "gpu", executor="ray", gpus_per_worker=0.5, address=address))
+        on_cpus = generate(config(tmp_path / "cpu", executor="ray", gpus_per_worker=0, workers=1, address=address))
+        assert on_cpus.num_records == 20
+        assert cluster.count_workers(None, 0.25, address) == 4
+    finally:
+        machine.shutdown()  # type: ignore[no-untyped-call]
+
+
+def test_there_are_as_many_workers_as_places() -> None:
+    assert cluster.places({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
+    assert cluster.places({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
+    assert cluster.places({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
+    assert cluster.places({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
+    assert cluster.places({"CPU": 8}, 3, None) == (3, 0)
+    assert cluster.places({}, 3, None) == (3, 0)
+    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no place for a worker"):
+        cluster.places({}, None, None)
+
+
+def test_a_failure_that_may_pass_is_tried_three_times_and_its_first_error_told() -> None:
+    shard = Shard(number=0, first_index=0, num_records=4)
+    backlog = Backlog([shard], threading.Event())
+    told = []
+    for reason in ("first", "second", "third"):
+        assert backlog.take() == shard
+        told += list(backlog.settle(Failure(shard, reason, may_pass=True)))
+    assert told == [Failure(shard, "first (tried 3 times)")]
+    assert not backlog
+    assert list(backlog.settle(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
+
+
+def test_a_backlog_that_is_stopped_hands_out_nothing_more() -> None:
+    stop = threading.Event()
+    backlog = Backlog([Shard(number=0, first_index=0, num_records=4)], stop)
+    assert backlog
+    stop.set()
+    assert not backlog
+
+
+def test_this_process_needs_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.killing import config; from pipeline.dataset import generate;"
+        f"generate(config({str(tmp_path / 'data')!r}, 8)); assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_address_where_no_cluster_answers_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\)"):
         generate(config(tmp_path / "data", executor="ray", address="127.0.0.1:1"))
 
 
-def test_the_same_command_again_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_touches_nothing_and_loads_no_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identities() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (tmp_path / "data").glob("shard-*")}
+
     first = generate(config(tmp_path / "data"))
-    before = {path: path.stat().st_mtime_ns for path in folder_of(first).glob("shard-*")}
+    before = identities()
+    monkeypatch.delattr("tests.problems.gaussian")
     second = generate(config(tmp_path / "data"))
-    assert {path: path.stat().st_mtime_ns for path in folder_of(first).glob("shard-*")} == before
+    assert identities() == before
     assert second.sha256 == first.sha256
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_teacher_with_other_weights_at_the_same_path_is_noticed_even_then(tmp_path: Path) -> None:
+    teacher = save_tiny_teacher(tmp_path / "mine.safetensors")
+    generate(config(tmp_path / "data", teacher=str(teacher), n=4))
+    save_tiny_teacher(teacher, seed=1)
+    with pytest.raises(BadInput, match=r"holds another plan \(teacher_sha256"):
+        generate(config(tmp_path / "data", teacher=str(teacher), n=4))
 
 
 def test_a_set_grows_into_the_set_that_was_asked_at_once(tmp_path: Path) -> None:
@@ -149,7 +290,7 @@ def test_another_plan_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_shard_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     source = "tests.pipeline.test_cluster:fails_for_one_shard"
-    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed.*shard 000002 \(records 8 to 11\)"):
+    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 \(records 8 to 11\)"):
         generate(config(tmp_path / "data", teacher=source))
     assert len(list((tmp_path / "data").glob("shard-*.tar"))) == 4
     healed = generate(config(tmp_path / "data"))

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.dataset import generate
+from pipeline.errors import BadInput
+from pipeline.estimate import estimate
+from pipeline.teachers.teacher import Teacher
+from tests.pipeline.test_cluster import config
+from tests.problems import SHAPE
+
+
+def test_the_bytes_foretold_are_the_bytes_stored(tmp_path: Path) -> None:
+    asked = config(tmp_path / "data", shard_size=64, batch_size=32, block_size=16, n=256)
+    foretold = estimate(asked)
+    assert not (tmp_path / "data").exists()
+    manifest = generate(asked)
+    assert foretold.num_bytes == pytest.approx(manifest.num_bytes, rel=0.02)
+    assert foretold.nfe == manifest.blocks["nfe"][0].as_py()
+    assert foretold.num_committed == 0
+    assert estimate(asked.model_copy(update={"n": 512})).num_committed == 256
+
+
+def test_hours_are_records_over_samples_per_second_over_workers(tmp_path: Path) -> None:
+    found = estimate(config(tmp_path / "data", executor="ray", workers=4, n=1000))
+    assert found.num_workers == 4
+    assert found.samples_per_second == pytest.approx(2 / found.batch_seconds)
+    assert found.seconds == pytest.approx(1000 / found.samples_per_second / 4)
+    said = "\n".join(found.lines())
+    for part in ("1000 trajectories; nothing was written", "evaluations per sample", "samples/s", "hours", "4 workers"):
+        assert part in said
+
+
+def test_another_plan_there_is_refused(tmp_path: Path) -> None:
+    generate(config(tmp_path / "data"))
+    with pytest.raises(BadInput, match="seed: 0 there, 1 asked"):
+        estimate(config(tmp_path / "data", seed=1))
+
+
+def labelled(device: torch.device) -> Teacher:
+    def velocity(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        assert label is not None
+        return torch.zeros_like(x)
+
+    return Teacher("labelled", "3" * 64, velocity, SHAPE, num_classes=3)
+
+
+def test_a_conditional_teacher_is_tried_with_labels(tmp_path: Path) -> None:
+    assert estimate(config(tmp_path / "data", teacher="tests.pipeline.test_estimate:labelled")).nfe > 0

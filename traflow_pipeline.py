@@ -1,5 +1,6 @@
 """The command line of traflow-pipeline. Heavy imports stay inside the commands, so that help answers at once."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -263,7 +264,8 @@ def _config(model: Any, command: str, source: str | None, flags: dict[str, Any],
 
 
 def main() -> None:
-    """Run the program: 0 done, 1 failed work, 2 bad input, 130 interrupted; errors are one red line."""
+    """Run the program: 0 done, 1 failed work, 2 bad input, 130 interrupted or terminated; errors are one red line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted machine says it so
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # what newer versions of typer make of Ctrl-C

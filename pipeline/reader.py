@@ -51,6 +51,11 @@ class BlockReader:
             for block in islice(blocks, AHEAD_BLOCKS):
                 self._keep(block)
 
+    def close(self) -> None:
+        """Wait for what was asked for, and ask for nothing more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
     def _keep(self, block: int) -> "Future[Trajectories]":
         """`block` as the newest of those kept, fetched if it is not among them."""
         future = self._blocks.pop(block) if block in self._blocks else self._start(block)

@@ -93,6 +93,94 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
     assert said.strip().splitlines()[-1] == "error: interrupted; the same command goes on from what is finished"
 
 
+@pytest.mark.parametrize(
+    ("number", "executor"), [(signal.SIGTERM, "inline"), (signal.SIGINT, "ray"), (signal.SIGTERM, "ray")]
+)
+def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number: signal.Signals, executor: str) -> None:
+    data = tmp_path / "data"
+    flags = ("--config", "quickstart", "--n", 2048, "--set", "shard_size=128", "--out", data, "--executor", executor)
+    process = subprocess.Popen(
+        [str(SCRIPT), "generate", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not any(data.glob("shard-*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130, complained
+    assert "stopping when the shards in flight are committed" in said
+    assert complained.strip() == "error: interrupted; the same command goes on from what is finished"
+    left = {path.name for path in data.iterdir()} - {"plan.json", "config.yaml", "manifest.parquet"}
+    shards = {name.replace(".tar", ".json") for name in left}
+    assert left == shards | {name.replace(".json", ".tar") for name in shards}
+    assert 1 <= len(shards) < 16
+    before = {path: path.stat().st_ino for path in data.glob("shard-*")}
+    assert "digest " in run(tmp_path, "generate", *flags).stdout
+    assert {path: path.stat().st_ino for path in before} == before
+
+
+def test_a_second_driver_is_refused(tmp_path: Path) -> None:
+    flags = ("--config", "quickstart", "--n", 100_000, "--out", tmp_path / "data", "--executor", "inline")
+    first = subprocess.Popen([str(SCRIPT), "generate", *map(str, flags)], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "data" / "plan.json").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert_one_line(run(tmp_path, "generate", *flags, code=2), "another driver is at work there", str(first.pid))
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_verify_names_what_is_wrong_and_repair_lets_generate_fill_it(tmp_path: Path) -> None:
+    flags = ("--config", "quickstart", "--n", 256, "--set", "shard_size=64", "--out", "data", "--executor", "inline")
+    digest = run(tmp_path, "generate", *flags).stdout.splitlines()[-1]
+    assert digest.removeprefix("digest ") in run(tmp_path, "verify", "data").stdout
+    shard = tmp_path / "data" / "shard-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    found = run(tmp_path, "verify", "data", code=1)
+    assert "shard-000002.tar: its bytes are not those that were committed" in found.stdout
+    assert_one_line(found, "1 fault", "3 of 4 shards are whole", "--repair")
+    assert_one_line(run(tmp_path, "verify", "data", "--repair", code=1), "1 removed: run traflow-pipeline generate")
+    assert not shard.exists()
+    assert run(tmp_path, "generate", *flags).stdout.splitlines()[-1] == digest
+    run(tmp_path, "verify", "data", "--recheck", 0)
+
+
+def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
+    said = run(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--rows", 4).stdout
+    for part in ("512 of 512", "straightness", "rk4 9", "digest"):
+        assert part in said
+    width, height = Image.open(tmp_path / "a" / "few.png").size
+    assert width > 300
+    assert height == 4 * 42 - 2
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    said = run(tmp_path, "generate", "--config", "quickstart", "--dry-run").stdout
+    for part in ("8192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
+        assert part in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probe_recommends_a_solver_that_generate_takes(tmp_path: Path) -> None:
+    save_tiny_teacher(tmp_path / "mine.safetensors")
+    flags = ("--teacher", "mine.safetensors", "--num-samples", 4, "--max-error", 0.05)
+    said = run(tmp_path, "probe", *flags).stdout
+    recommended = next(line for line in said.splitlines() if line.startswith("fewest evaluations")).partition(": ")[2]
+    sizes = ("--states", 0, "--set", "shard_size=4", "--set", "batch_size=4", "--set", "block_size=4")
+    out = ("--out", "data", "--n", 4, "--executor", "inline")
+    run(tmp_path, "generate", "--teacher", "mine.safetensors", *recommended.split(), *sizes, *out)
+
+
 def test_sample_draws_a_grid(quick: Path, tmp_path: Path) -> None:
     for steps in (1, 4):
         run(quick, "sample", "runs/quickstart/train", "--steps", steps, "--n", 9, "--out", tmp_path / f"{steps}.png")
@@ -134,6 +222,11 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
         (["train", "--config", "quickstart", "--recipe", "trafow"], ["no recipe 'trafow'", "traflow", "anchored"]),
         (["train", "--config", "quickstart"], ["there is no manifest.parquet", "generate"]),
         (["evaluate", "--config", "quickstart"], ["wanted a checkpoint", "train"]),
+        (["verify", "nowhere"], ["nowhere: wanted a data set", "plan.json"]),
+        (["inspect", "nowhere"], ["nowhere: wanted a data set", "plan.json"]),
+        (["probe", "--teacher", "2fr"], ["no teacher '2fr'"]),
+        (["generate", "--config", "quickstart", "--out", "ftps3://x/y"], ["Protocol not known: ftps3"]),
+        (["generate", "--config", "quickstart", "--gpus-per-worker", "1.5"], ["a part of one GPU or whole ones"]),
         (["sample", "nowhere"], ["nowhere: wanted a checkpoint"]),
         (["generate", "--no-such-flag"], ["--no-such-flag"]),
         (["distil"], ["distil"]),
@@ -190,7 +283,7 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
 
 
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
-    for command in ("generate", "train", "evaluate", "sample", "teachers"):
+    for command in ("generate", "verify", "inspect", "probe", "train", "evaluate", "sample", "teachers"):
         assert command in run(tmp_path, "--help").stdout
         assert "Usage" in run(tmp_path, command, "--help").stdout
     assert "digits" in run(tmp_path, "teachers").stdout

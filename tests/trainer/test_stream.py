@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,30 +13,28 @@ from hypothesis import strategies as st
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import WorkFailed
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.store import Folder
+from pipeline.store import Folder, open_store
+from tests.problems import folder_of
 from trainer.images import ImageSet
 from trainer.stream import ImageStream, TrajectoryStream
 
-SIZES = (1, 7, 13)  # records: one block, a short last block, a short last shard
+N = 27  # in blocks of two, the last one of one; in shards of eight
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("streams")
-    for n in SIZES:
-        values = {
-            "teacher": "tests.problems:gaussian",
-            "n": n,
-            "out": root / str(n),
-            "states": 1,
-            "executor": "inline",
-            "solver": {"name": "euler", "num_steps": 2},
-            "shard_size": 8,
-            "batch_size": 4,
-            "block_size": 2,
-        }
-        generate(GenerateConfig.model_validate(values))
-    return root
+    values = {
+        "teacher": "tests.problems:gaussian",
+        "n": N,
+        "out": tmp_path_factory.mktemp("streams") / "data",
+        "states": 1,
+        "executor": "inline",
+        "solver": {"name": "euler", "num_steps": 2},
+        "shard_size": 8,
+        "batch_size": 4,
+        "block_size": 2,
+    }
+    return folder_of(generate(GenerateConfig.model_validate(values)))
 
 
 @lru_cache
@@ -43,39 +42,90 @@ def manifest(path: Path) -> Manifest:
     return read_manifest(Folder(path))
 
 
+def part(path: Path, first: int, blocks: int) -> Manifest:
+    """The data set of some blocks of the one in `path`: any number of records from 1 to N."""
+    return replace(manifest(path), blocks=manifest(path).blocks.slice(first, blocks))
+
+
+parts = st.integers(0, 13).flatmap(lambda first: st.tuples(st.just(first), st.integers(1, 14 - first)))
+
+
+@pytest.fixture(scope="module")
+def remote(folder: Path) -> Manifest:
+    store = open_store("memory://streams/data")
+    for path in folder.iterdir():
+        store.write(path.name, path.read_bytes())
+    return read_manifest(store)
+
+
 def indices(stream: TrajectoryStream, steps: range, rank: int = 0, world: int = 1) -> list[int]:
     return [i for step in steps for i in stream.batch(step, rank, world).index.tolist()]
 
 
-@settings(deadline=None, max_examples=40)
-@given(size=st.sampled_from(SIZES), batch_size=st.integers(1, 9), seed=st.integers(0, 99), epochs=st.integers(1, 3))
+@settings(deadline=None, max_examples=60)
+@given(blocks=parts, batch_size=st.integers(1, 9), seed=st.integers(0, 99), epochs=st.integers(1, 3))
 def test_every_epoch_has_every_record_exactly_once(
-    folder: Path, size: int, batch_size: int, seed: int, epochs: int
+    folder: Path, blocks: tuple[int, int], batch_size: int, seed: int, epochs: int
 ) -> None:
-    stream = TrajectoryStream(manifest(folder / str(size)), seed, batch_size)
-    steps = -(-epochs * size // batch_size)
-    drawn = indices(stream, range(steps))
+    data = part(folder, *blocks)
+    size, wanted = data.num_records, range(2 * blocks[0], 2 * blocks[0] + data.num_records)
+    drawn = indices(TrajectoryStream(data, seed, batch_size), range(-(-epochs * size // batch_size)))
     for epoch in range(epochs):
-        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(range(size))
+        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(wanted)
 
 
-@settings(deadline=None, max_examples=40)
-@given(world=st.sampled_from([1, 2, 3, 4, 6]), step=st.integers(0, 50), seed=st.integers(0, 99))
-def test_any_world_size_sees_the_same_global_batches(folder: Path, world: int, step: int, seed: int) -> None:
-    stream = TrajectoryStream(manifest(folder / "13"), seed, 12)
-    parts = [stream.batch(step, rank, world) for rank in range(world)]
-    whole = TrajectoryStream(manifest(folder / "13"), seed, 12).batch(step)
-    assert {len(part) for part in parts} == {12 // world}
-    torch.testing.assert_close(torch.cat([part.x for part in parts]), whole.x, rtol=0, atol=0)
+@settings(deadline=None, max_examples=60)
+@given(
+    blocks=parts,
+    share=st.integers(1, 5),
+    world=st.integers(1, 6),
+    step=st.integers(0, 50),
+    seed=st.integers(0, 99),
+)
+def test_any_world_size_sees_the_same_global_batches_and_all_ranks_as_many(
+    folder: Path, blocks: tuple[int, int], share: int, world: int, step: int, seed: int
+) -> None:
+    data, batch_size = part(folder, *blocks), share * world
+    ranks = [TrajectoryStream(data, seed, batch_size).batch(step, rank, world) for rank in range(world)]
+    whole = TrajectoryStream(data, seed, batch_size).batch(step)
+    assert {len(rank) for rank in ranks} == {share}
+    torch.testing.assert_close(torch.cat([rank.x for rank in ranks]), whole.x, rtol=0, atol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    blocks=parts,
+    batch_size=st.sampled_from([2, 4, 6]),
+    seed=st.integers(0, 99),
+    first=st.integers(0, 60),
+    world=st.sampled_from([1, 2]),
+)
+def test_a_stream_that_starts_at_a_step_goes_on_as_one_that_came_there(
+    folder: Path, blocks: tuple[int, int], batch_size: int, seed: int, first: int, world: int
+) -> None:
+    came, started = (TrajectoryStream(part(folder, *blocks), seed, batch_size) for _ in range(2))
+    indices(came, range(first), 0, world)
+    steps = range(first, first + 5)
+    assert indices(came, steps, 0, world) == indices(started, steps, 0, world)
+
+
+@settings(deadline=None, max_examples=20)
+@given(batch_size=st.integers(1, 9), seed=st.integers(0, 99), first=st.integers(0, 30))
+def test_a_remote_stream_is_the_local_one(
+    folder: Path, remote: Manifest, batch_size: int, seed: int, first: int
+) -> None:
+    steps = range(first, first + 8)
+    there = TrajectoryStream(remote, seed, batch_size)
+    assert indices(there, steps) == indices(TrajectoryStream(manifest(folder), seed, batch_size), steps)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="a batch of 12 cannot be shared evenly by 5 ranks"):
-        TrajectoryStream(manifest(folder / "13"), 0, 12).batch(0, 0, 5)
+        TrajectoryStream(manifest(folder), 0, 12).batch(0, 0, 5)
 
 
 def test_a_batch_is_what_was_generated(folder: Path) -> None:
-    batch = TrajectoryStream(manifest(folder / "7"), 0, 7).batch(0)
+    batch = TrajectoryStream(manifest(folder), 0, 7).batch(0)
     assert batch.x.shape == (7, 3, 1, 4, 4)
     assert batch.times.shape == (7, 3)
     assert batch.velocity is not None
@@ -87,13 +137,13 @@ def test_a_batch_is_what_was_generated(folder: Path) -> None:
 
 
 def test_another_seed_is_another_order(folder: Path) -> None:
-    one, two = (indices(TrajectoryStream(manifest(folder / "13"), seed, 13), range(1)) for seed in (0, 1))
+    one, two = (indices(TrajectoryStream(manifest(folder), seed, N), range(1)) for seed in (0, 1))
     assert one != two
     assert Counter(one) == Counter(two)
 
 
 def test_a_shard_that_fails_its_checksum_is_named(folder: Path, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(folder / "7", tmp_path / "damaged"))
+    damaged = Path(shutil.copytree(folder, tmp_path / "damaged"))
     shard = damaged / "shard-000000.tar"
     payload = bytearray(shard.read_bytes())
     payload[1000] ^= 1

@@ -149,10 +149,10 @@ def test_a_shard_that_fails_its_checksum_is_named(folder: Path, tmp_path: Path) 
     payload[1000] ^= 1
     shard.write_bytes(payload)
     with pytest.raises(WorkFailed, match=r"shard-000000\.tar: bytes 0 to 8192 are not those that were committed; see"):
-        TrajectoryStream(read_manifest(Folder(damaged)), 0, 4).batch(0)
+        TrajectoryStream(read_manifest(Folder(damaged)), 0, N).batch(0)
     shard.unlink()
     with pytest.raises(WorkFailed, match=r"shard-000000\.tar: cannot be read"):
-        TrajectoryStream(read_manifest(Folder(damaged)), 0, 4).batch(0)
+        TrajectoryStream(read_manifest(Folder(damaged)), 0, N).batch(0)
 
 
 def test_an_image_stream_gives_every_image_once_an_epoch() -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test proof lint format clean
+.PHONY: quickstart test proof bench lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
@@ -17,6 +17,10 @@ test: .venv/installed-dev
 # The quickstart from an empty folder, with the promises of its table checked.
 proof: .venv/installed-dev
 	$(BIN)/python -m pytest -m proof
+
+# Ratios measured on this machine, as docs/benchmarks.md keeps them; leave it idle meanwhile.
+bench: .venv/installed-dev
+	@$(BIN)/python -m benchmarks
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

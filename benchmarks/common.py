@@ -4,9 +4,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from pipeline.manifest import DataSet, Manifest, derive, write_dataset, write_manifest
 from pipeline.plan import Plan, Shard
@@ -37,6 +40,18 @@ def in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, Tim
             side()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timed(statistics.median(seconds[name]), results[name]) for name in sides}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch and for numpy: sides that use several wait for cores that others use, and differ by it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> str:

@@ -111,10 +111,11 @@ def verify(
         say(f"{data}: {findings}; digest {findings.digest}")
         return
     if not repair:
-        raise WorkFailed(f"{data}: {findings}; --repair removes the shards that are not, generate makes them again")
+        raise WorkFailed(f"{data}: {findings}; {findings.advice}")
     integrity.repair(store, findings)
-    removed = len(findings.bad_shards)
-    raise WorkFailed(f"{data}: {findings}; {removed} removed: run traflow-pipeline generate again to make them again")
+    num_removed = len(findings.bad_shards)
+    removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
+    raise WorkFailed(f"{data}: {findings}; {removed}: run traflow-pipeline generate again")
 
 
 @app.command()

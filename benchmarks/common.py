@@ -2,9 +2,10 @@
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,8 +31,13 @@ class Timed(NamedTuple, Generic[T]):
 def in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, Timed[T]]:
     """Time `sides` A, B, A, B, ..., so that whatever else the machine does meets all of them alike.
 
-    Each runs once untimed first: caches fill, kernels are chosen.
+    Each runs once untimed first: caches fill, kernels are chosen. What they print goes to standard error.
     """
+    with redirect_stdout(sys.stderr):
+        return _in_turn(sides, repeats)
+
+
+def _in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, Timed[T]]:
     results = {name: side() for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):

@@ -10,9 +10,11 @@
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -191,7 +193,7 @@ def _on_the_whole_machine(quick: bool) -> str:
     sides = {"solve_ivp in one process": with_a_script, "generate, a worker a core": with_ray}
     seconds = {}
     for name, side in sides.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
             started = time.perf_counter()
             side(Path(folder) / "out")
             seconds[name] = time.perf_counter() - started

@@ -114,9 +114,10 @@ def generate(config: GenerateConfig) -> Manifest:
     if failures:
         for failure in failures[:SHOWN_FAILURES]:
             say(f"failed: {failure.error}")
-        more = f" and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
+        if len(failures) > SHOWN_FAILURES:
+            say(f"failed: {len(failures) - SHOWN_FAILURES} more")
         raise WorkFailed(
-            f"{len(failures)} of {len(shards)} shards failed: {failures[0].error}{more}; the others are committed"
+            f"{len(failures)} of {len(shards)} shards failed: {failures[0].error}; the others are committed"
         )
     if len({receipt.numerics for receipt in receipts.values()}) > 1:
         say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")

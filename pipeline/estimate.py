@@ -48,7 +48,9 @@ class Estimate:
         yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
         yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
         workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
-        hours = f"{self.seconds / 3600:.3g} hours ({format_seconds(self.seconds)})"
+        hours = f"{self.seconds / 3600:.3g} hours"
+        if self.seconds < 3600:
+            hours += f" ({format_seconds(self.seconds)})"
         yield f"{hours} on {workers}, if none slows another down"
         room = f"; {format_bytes(self.free_bytes)} are free there" if self.free_bytes is not None else ""
         yield f"{format_bytes(self.num_bytes)} to be stored{room}"

@@ -14,7 +14,7 @@ from pipeline.generate import draw_batch, failed_batch_name, fixed_numerics, num
 from pipeline.lease import LEASE, held
 from pipeline.manifest import MANIFEST, PLAN, DataSet, derive, digest, parse_manifest, read_dataset, write_manifest
 from pipeline.plan import Plan, Shard
-from pipeline.progress import Advance, format_bytes
+from pipeline.progress import bar, format_bytes
 from pipeline.shards import (
     MEMBERS,
     Block,
@@ -88,6 +88,15 @@ class Findings:
         """Of the good shards: that of the data set if nothing is wrong."""
         return digest(self.good_receipts)
 
+    @property
+    def advice(self) -> str:
+        """What to do about the faults."""
+        if self.bad_shards:
+            return "--repair removes the bad shards, then generate makes them again"
+        if len(self.receipts) < len(self.dataset.plan.shards(self.dataset.num_records)):
+            return "run traflow-pipeline generate again"
+        return "the shards themselves are whole"
+
     def __str__(self) -> str:
         plan, num_records = self.dataset.plan, self.dataset.num_records
         whole = f"{len(self.good_receipts)} of {len(plan.shards(num_records))} shards are whole"
@@ -95,7 +104,7 @@ class Findings:
         return f"{faults}{whole}, {format_bytes(self.num_bytes)} read"
 
 
-def verify(store: Store, advance: Advance | None = None) -> Findings:
+def verify(store: Store) -> Findings:
     """Hash every shard of the data set in `store` again, and check its markers, blocks, manifest and names.
 
     Raises:
@@ -120,15 +129,15 @@ def verify(store: Store, advance: Advance | None = None) -> Findings:
         return _check_shard(store, dataset.plan, shard, sizes.get(shard.name), markers.get(marker_name(shard)))
 
     # hashlib lets other threads run while it hashes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar("verify", len(shards)) as advance:
         for shard, found in zip(shards, pool.map(check, shards), strict=True):
             if isinstance(found, Receipt):
                 findings.receipts[shard.number] = found
                 findings.num_bytes += found.num_bytes
             else:
                 findings.faults += found
-            if advance:
-                advance(1)
+            advance(1)
+    findings.faults += _not_made(shards, sizes)
     findings.faults += _check_manifest(store, findings)
     return findings
 
@@ -198,15 +207,29 @@ def _aliens(dataset: DataSet, shards: list[Shard], sizes: dict[str, int]) -> Ite
             yield Fault(name, "does not belong to this data set; move it away")
 
 
+def _not_made(shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+    """A fault for each run of shards that are not there at all: of a set in the making there may be many."""
+    runs: list[list[Shard]] = []
+    for shard in shards:
+        if shard.name not in sizes and marker_name(shard) not in sizes:
+            if runs and runs[-1][-1].number == shard.number - 1:
+                runs[-1].append(shard)
+            else:
+                runs.append([shard])
+    for run in runs:
+        names = run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}"
+        yield Fault(names, f"missing: records {run[0].first_index} to {_end(run[-1]) - 1} were not made yet")
+
+
 def _check_shard(
     store: Store, plan: Plan, shard: Shard, num_bytes: int | None, marker: bytes | None
 ) -> Receipt | list[Fault]:
     """Its receipt, or what is wrong with it."""
+    if num_bytes is None and marker is None:
+        return []  # see `_not_made`
     if num_bytes is None or marker is None:
-        missing = [name for name, got in ((shard.name, num_bytes), (marker_name(shard), marker)) if got is None]
-        if len(missing) == 2:
-            return [Fault(shard.name, f"missing, with its marker: {shard} was not made yet")]
-        return [Fault(missing[0], f"missing: {shard} was not committed", shard)]
+        missing = shard.name if num_bytes is None else marker_name(shard)
+        return [Fault(missing, f"missing: {shard} was not committed", shard)]
     receipt = parse_marker(marker)
     if receipt is None:
         return [Fault(marker_name(shard), "not a marker this version reads", shard)]

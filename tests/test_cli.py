@@ -149,7 +149,9 @@ def test_verify_names_what_is_wrong_and_repair_lets_generate_fill_it(tmp_path: P
     found = run(tmp_path, "verify", "data", code=1)
     assert "shard-000002.tar: its bytes are not those that were committed" in found.stdout
     assert_one_line(found, "1 fault", "3 of 4 shards are whole", "--repair")
-    assert_one_line(run(tmp_path, "verify", "data", "--repair", code=1), "1 removed: run traflow-pipeline generate")
+    assert_one_line(
+        run(tmp_path, "verify", "data", "--repair", code=1), "1 bad shard removed: run traflow-pipeline generate"
+    )
     assert not shard.exists()
     assert run(tmp_path, "generate", *flags).stdout.splitlines()[-1] == digest
     run(tmp_path, "verify", "data", "--recheck", 0)

@@ -103,9 +103,10 @@ def test_each_damage_is_named(folder: Path, damage: object, problem: str) -> Non
 def test_a_set_in_the_making_says_what_is_missing(folder: Path) -> None:
     dataset = read_dataset(Folder(folder))
     assert dataset is not None
-    write_dataset(Folder(folder), dataset.model_copy(update={"num_records": 24}))
+    write_dataset(Folder(folder), dataset.model_copy(update={"num_records": 28}))
+    assert verify(Folder(folder)).advice == "run traflow-pipeline generate again"
     assert faults(Folder(folder)) == [
-        "shard-000005.tar: missing, with its marker: shard 000005 (records 20 to 23) was not made yet",
+        "shard-000005.tar to shard-000006.tar: missing: records 20 to 27 were not made yet",
         "manifest.parquet: does not list what is committed; run generate again",
     ]
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.errors import BadInput
+
 MIN_CELL = 40  # pixels: 8x8 digits are enlarged until a person can read them
 GAP = 2
 FONT_SIZE = 14
@@ -23,21 +25,35 @@ def to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
-    """Write a PNG with one titled row for each of `rows`; columns line up."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_rows(rows).save(path)
+    """Write a PNG with one titled row for each of `rows`; columns line up.
+
+    Raises:
+        BadInput: `path` cannot be written, or does not end as a picture's does.
+    """
+    _save(path, draw_rows(rows))
 
 
 def save_square(path: Path, images: Images) -> None:
-    """Write a PNG of `images` in an about square grid without titles."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG of `images` in an about square grid without titles.
+
+    Raises:
+        BadInput: see `save_rows`.
+    """
     side = max(1, math.ceil(math.sqrt(len(images))))
-    _draw([images[start : start + side] for start in range(0, len(images), side)], []).save(path)
+    _save(path, _draw([images[start : start + side] for start in range(0, len(images), side)], []))
 
 
 def draw_rows(rows: Mapping[str, Images]) -> Image.Image:
     """The picture of `save_rows`."""
     return _draw(list(rows.values()), list(rows))
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: wanted the path of a picture such as samples.png ({error})") from error
 
 
 def _draw(rows: list[Images], titles: list[str]) -> Image.Image:

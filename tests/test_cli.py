@@ -161,6 +161,8 @@ def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
     said = run(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--rows", 4).stdout
     for part in ("512 of 512", "straightness", "rk4 9", "digest"):
         assert part in said
+    found = run(quick, "inspect", "runs/quickstart/data", "--out", "runs", code=2)
+    assert_one_line(found, "runs: wanted the path of a picture")
     width, height = Image.open(tmp_path / "a" / "few.png").size
     assert width > 300
     assert height == 4 * 42 - 2

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,24 +96,30 @@ def verify(
     """Hash a data set again, check its counts, ranges and manifest, and integrate a few records again."""
     from pipeline import integrity
     from pipeline.device import pick_device
+    from pipeline.lease import held
+    from pipeline.manifest import read_dataset
     from pipeline.progress import say
     from pipeline.store import open_store
     from pipeline.teachers import load_teacher
 
-    store = open_store(data)
-    findings = integrity.verify(store)
-    if recheck and findings.receipts:
-        place = pick_device(device)
-        found = load_teacher(teacher or findings.dataset.teacher_source, place)
-        integrity.integrate_again(store, findings, found, place, recheck)
-    for line in (*findings.notes, *findings.again, *findings.faults):
-        say(str(line))
-    if not findings.faults:
-        say(f"{data}: {findings}; digest {findings.digest}")
-        return
-    if not repair:
-        raise WorkFailed(f"{data}: {findings}; {findings.advice}")
-    integrity.repair(store, findings)
+    store, place = open_store(data), pick_device(device)
+    with held(store) if repair and read_dataset(store) else nullcontext():
+        findings = integrity.verify(store)
+        if recheck and findings.receipts:
+            source = teacher or findings.dataset.teacher_source
+            try:
+                integrity.integrate_again(store, findings, load_teacher(source, place), place, recheck)
+            except (BadInput, WorkFailed) as error:
+                advice = "--teacher says where it is, --recheck 0 leaves it out"
+                findings.faults.append(integrity.Fault("no batch was integrated again", f"{error}; {advice}"))
+        for line in (*findings.notes, *findings.again, *findings.faults):
+            say(str(line))
+        if not findings.faults:
+            say(f"{data}: {findings}; digest {findings.digest}")
+            return
+        if not repair:
+            raise WorkFailed(f"{data}: {findings}; {findings.advice}")
+        integrity.repair(store, findings)
     num_removed = len(findings.bad_shards)
     removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
     raise WorkFailed(f"{data}: {findings}; {removed}: run traflow-pipeline generate again")
@@ -134,7 +141,7 @@ def inspect(
     console.print(found.table())
     pictures = found.pictures(rows)
     if pictures is None:
-        say("no picture: only records of 1 or 3 channels are drawn")
+        say("no picture: only records [C, H, W] of 1 or 3 channels are drawn")
     else:
         save_rows(out, pictures)
         say(f"{out}: {len(pictures)} trajectories from noise to sample")

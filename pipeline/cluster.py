@@ -17,7 +17,7 @@ from pipeline.errors import BadInput, StoreFailed, WorkFailed
 from pipeline.generate import generate_and_commit
 from pipeline.plan import Plan, Shard
 from pipeline.shards import Receipt
-from pipeline.store import one_line, open_store
+from pipeline.store import Store, one_line, open_store
 from pipeline.teachers import load_teacher
 from pipeline.teachers.teacher import Teacher
 
@@ -85,7 +85,13 @@ class Worker:
     def __init__(self, job: Job, wants_gpu: bool) -> None:
         self.job, self.wants_gpu = job, wants_gpu
         self.device = torch.device("cuda" if wants_gpu else "cpu")
-        self.store = open_store(job.location)
+
+    def ready(self) -> None:
+        """Answers once there is a place for this worker."""
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self.job.location)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -105,7 +111,7 @@ class Worker:
             known = isinstance(error, WorkFailed | BadInput)
             reason = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
             about = reason if reason.startswith(str(shard)) else f"{shard}: {reason}"
-            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
                 about += (
                     f"; make place with fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
                 )
@@ -142,29 +148,51 @@ def run_on_ray(
 
     with _connected(address):
         num_workers, gpus = places(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
-        actor = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
+        actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
         running: dict[Any, tuple[Shard, Any]] = {}
+        # A worker that still waits for its place has no shard, so that a stop need not wait for it.
+        waiting: dict[Any, Any] = {}
+        false_starts = 0
 
-        def hand_out(worker: Any = None) -> None:
+        def start_worker() -> None:
+            worker = actor.remote(job, gpus > 0)
+            waiting[worker.ready.remote()] = worker
+
+        def hand_out(worker: Any) -> None:
             if backlog:
-                worker = worker or actor.remote(job, gpus > 0)
                 shard = backlog.take()
                 running[worker.make.remote(shard)] = (shard, worker)
 
         for _ in range(min(num_workers, len(backlog.shards))):
-            hand_out()
-        while running:
-            done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            start_worker()
+        while running or backlog:
+            done, _ = ray.wait([*running, *waiting], timeout=POLL_SECONDS)
             for reference in done:
+                if reference in waiting:
+                    worker = waiting.pop(reference)
+                    try:
+                        ray.get(reference)
+                        hand_out(worker)
+                    except RayError as error:
+                        false_starts += 1
+                        if false_starts == MAX_ATTEMPTS * num_workers:
+                            raise WorkFailed(f"workers die before they start to work ({_last_line(error)})") from error
+                        start_worker()
+                    continue
                 shard, worker = running.pop(reference)
                 result: Receipt | Failure
                 try:
                     result = ray.get(reference)
-                except RayError as error:  # the worker died, of itself or of its machine
+                except RayError as error:
                     worker = None
-                    result = Failure(shard, f"{shard}: its worker died ({_last_line(error)})", may_pass=True)
+                    detail = _last_line(error).partition(" Some common causes")[0]
+                    about = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
+                    result = Failure(shard, f"{shard}: {about}", may_pass=True)
                 yield from backlog.settle(result)
-                hand_out(worker)
+                if worker is not None:
+                    hand_out(worker)
+                elif backlog:
+                    start_worker()
                 # The last reference to a worker without work: its place goes to one that still waits for a place.
                 worker = None
 
@@ -192,10 +220,14 @@ def places(resources: Mapping[str, float], num_workers: int | None, gpus_per_wor
     """
     num_gpus = resources.get("GPU", 0)
     gpus = gpus_per_worker if gpus_per_worker is not None else float(num_gpus > 0)
-    room = int(num_gpus / gpus + 1e-6) if gpus else int(resources.get("CPU", 0))
+    num_cpus = int(resources.get("CPU", 0))  # each worker takes one
+    if 0 < gpus < 1:
+        room = min(num_cpus, int(num_gpus) * int(1 / gpus + 1e-6))
+    else:
+        room = min(num_cpus, int(num_gpus / gpus)) if gpus else num_cpus
     if not (num_workers or room):
         raise BadInput(
-            f"the Ray cluster has {num_gpus:g} GPUs and {resources.get('CPU', 0):g} CPUs, no place for a worker: "
+            f"the Ray cluster has {num_gpus:g} GPUs and {num_cpus} CPUs, no place for a worker: "
             f"start some, or say with --workers how many will come"
         )
     return num_workers or room, gpus

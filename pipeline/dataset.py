@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
@@ -101,21 +101,27 @@ def generate(config: GenerateConfig) -> Manifest:
         KeyboardInterrupt: it was asked to stop; the shards in flight were committed.
     """
     store = open_store(config.out)
+    found = read_dataset(store)
+    _check_place(config, store, found)
     # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
-    known = _known_plan(config, read_dataset(store))
+    known = _known_plan(config, found)
     plan = known or make_plan(config, load_teacher(config.teacher))
     with held(store) as lease:
         dataset, receipts = _claim(config, store, plan)
         shards = plan.shards(config.n)
-        missing = [s for s in shards if s.number not in receipts or receipts[s.number].shard != s]
+        missing = missing_shards(plan, config.n, receipts)
         if missing and known:
             make_plan(config, load_teacher(config.teacher)).check_same(known, config.out)
-        failures = _fill(config, dataset, receipts, missing, store, lease)
+        with _stoppable() as stop:
+            lease.on_loss = stop.set
+            failures = _fill(config, dataset, receipts, missing, lease, stop)
+    for failure in failures[:SHOWN_FAILURES]:
+        say(f"failed: {failure.error}")
+    if len(failures) > SHOWN_FAILURES:
+        say(f"failed: {len(failures) - SHOWN_FAILURES} more")
+    if stop.is_set():
+        raise KeyboardInterrupt
     if failures:
-        for failure in failures[:SHOWN_FAILURES]:
-            say(f"failed: {failure.error}")
-        if len(failures) > SHOWN_FAILURES:
-            say(f"failed: {len(failures) - SHOWN_FAILURES} more")
         raise WorkFailed(
             f"{len(failures)} of {len(shards)} shards failed: {failures[0].error}; the others are committed"
         )
@@ -136,18 +142,45 @@ def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
     return _plan(config, {name: getattr(found.plan, name) for name in names})
 
 
-def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, dict[int, Receipt]]:
-    """Make the place ready for `plan`, and tell what is committed there."""
-    found, receipts = read_dataset(store), {}
+def _check_place(config: GenerateConfig, store: Store, found: DataSet | None) -> None:
+    """Raises `BadInput` if there are files but no data set: before the first file of ours is among them."""
     try:
-        if found is not None:
-            plan.check_same(found.plan, config.out)
-            receipts = committed(store, plan, plan.shards(max(found.num_records, config.n)))
-            num_records = sum(receipt.shard.num_records for receipt in receipts.values())
-            if num_records > config.n:
-                raise BadInput(f"{config.out} holds {num_records} records, {config.n} were asked; a set only grows")
-        elif any(name != LEASE and not is_aside(name) for name in store.sizes()):
+        if found is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
             raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
+    except OSError as error:
+        raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
+
+
+def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | None) -> dict[int, Receipt]:
+    """What is committed of `plan` where `found` is the data set, by shard number.
+
+    Raises:
+        BadInput: it is another plan's, or goes beyond the records asked for.
+        StoreFailed: it cannot be read.
+    """
+    if found is None:
+        return {}
+    plan.check_same(found.plan, config.out)
+    try:
+        receipts = committed(store, plan, plan.shards(max(found.num_records, config.n)))
+    except OSError as error:
+        raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
+    end = max((r.shard.first_index + r.shard.num_records for r in receipts.values()), default=0)
+    if end > config.n:
+        raise BadInput(f"{config.out} holds records up to {end}, {config.n} were asked; a set only grows")
+    return receipts
+
+
+def missing_shards(plan: Plan, num_records: int, receipts: Mapping[int, Receipt]) -> list[Shard]:
+    """The shards of the first `num_records` records that are not there, or there with fewer records."""
+    return [s for s in plan.shards(num_records) if s.number not in receipts or receipts[s.number].shard != s]
+
+
+def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, dict[int, Receipt]]:
+    """Write down what is to come, and tell what is committed already; refuses what `existing` refuses."""
+    found = read_dataset(store)
+    receipts = existing(config, store, plan, found)
+    try:
         store.sweep()
         dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
         if dataset != found:
@@ -163,28 +196,26 @@ def _fill(
     dataset: DataSet,
     receipts: dict[int, Receipt],
     missing: list[Shard],
-    store: Store,
     lease: Lease,
+    stop: threading.Event,
 ) -> list[Failure]:
     """Make `missing`, add their receipts to `receipts`, and write the manifest of whatever there is then."""
     failures: list[Failure] = []
-    with _stoppable() as stop:
+    try:
+        for result in _make(config, dataset.plan, missing, stop):
+            lease.check()
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                receipts[result.shard.number] = result
+    finally:
         try:
-            for result in _make(config, dataset.plan, missing, stop):
-                lease.check()
-                if isinstance(result, Failure):
-                    failures.append(result)
-                else:
-                    receipts[result.shard.number] = result
-        finally:
-            try:
-                write_manifest(derive(store, dataset, receipts.values()))
-            except StoreFailed as error:
-                if not failures:
-                    raise
-                say(f"failed: {error}")
-        if stop.is_set():
-            raise KeyboardInterrupt
+            lease.confirm()  # a successor's manifest is not ours to write over
+            write_manifest(derive(lease.store, dataset, receipts.values()))
+        except (OSError, StoreFailed) as error:
+            if not failures:
+                raise StoreFailed(f"{config.out}: the manifest cannot be written ({error})") from error
+            say(f"failed: {error}")
     return failures
 
 

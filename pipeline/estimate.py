@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.cluster import count_workers
-from pipeline.dataset import GenerateConfig, make_plan
-from pipeline.errors import StoreFailed
+from pipeline.dataset import GenerateConfig, existing, make_plan, missing_shards
 from pipeline.generate import draw_batch, fixed_numerics, solve_batch
 from pipeline.manifest import read_dataset
 from pipeline.plan import Plan
 from pipeline.progress import format_bytes, format_seconds
-from pipeline.shards import committed, write_shard
-from pipeline.store import open_store, reason
+from pipeline.shards import write_shard
+from pipeline.store import open_store
 from pipeline.teachers import load_teacher
+from pipeline.teachers.teacher import blamed
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,12 @@ def estimate(config: GenerateConfig) -> Estimate:
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
     teacher, store = load_teacher(config.teacher, device), open_store(config.out)
     plan, found = make_plan(config, teacher), read_dataset(store)
-    num_committed = 0
-    if found is not None:
-        plan.check_same(found.plan, config.out)
-        try:
-            receipts = committed(store, plan, plan.shards(config.n))
-        except OSError as error:
-            raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
-        num_committed = sum(receipt.shard.num_records for receipt in receipts.values())
+    receipts = existing(config, store, plan, found)
+    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, receipts))
     with fixed_numerics():
         batch = draw_batch(plan, 0)
         label = batch.label.to(device) if plan.num_classes else None
-        with torch.no_grad():  # the first evaluation also sets things up
+        with torch.no_grad(), blamed(teacher):  # the first evaluation also sets things up
             teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
         started = time.perf_counter()
         rows, nfe = solve_batch(plan, batch, teacher, device)

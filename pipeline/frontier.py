@@ -13,7 +13,7 @@ from pipeline.generate import fixed_numerics
 from pipeline.noise import draw_labels, draw_noise
 from pipeline.progress import Advance
 from pipeline.solver import Solver, SolverFailed, integrate
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import Teacher, blamed
 
 REFERENCE = Solver(name="dopri5", rtol=1e-7, atol=1e-7)
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -96,6 +96,7 @@ def probe(
 
     Raises:
         SolverFailed: the reference could not be reached.
+        WorkFailed: the teacher raised something.
     """
     indices = range(num_samples)
     noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)
@@ -109,7 +110,7 @@ def probe(
     times = uniform_times(1, teacher.t_start, teacher.t_end)
     points: list[Point] = []
     refusals: list[str] = []
-    with fixed_numerics():
+    with fixed_numerics(), blamed(teacher):
         reference = integrate(widened, start.double(), times, classes, REFERENCE)
         for solver in SOLVERS:
             _wait(device)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.errors import StoreFailed, WorkFailed
+from pipeline.errors import WorkFailed
 from pipeline.noise import draw_labels, draw_noise
 from pipeline.plan import Plan, Shard
+from pipeline.progress import format_bytes
 from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_shard
 from pipeline.solver import SolverFailed, integrate
 from pipeline.store import Store, reason
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import Teacher, blamed
 
 # A convolution's sums are split by thread; with one thread the bytes are the same on any number of cores, and more
 # workers use the cores better than more threads do.
@@ -38,14 +39,14 @@ def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store
     """Generate `shard`, put it into `store` and return its receipt.
 
     Raises:
-        WorkFailed: the flow could not be integrated; the batch is saved in `store`.
-        StoreFailed: `store` cannot be written, or has no room, which is known before any work is done.
+        WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has no room, which
+            is known before any work is done.
+        StoreFailed: `store` cannot be written.
     """
     free, needed = store.free_bytes(), shard.num_records * plan.record_bytes
     if free is not None and free < needed:
-        raise StoreFailed(
-            f"{shard}: needs {needed / 1e6:.1f} MB, but {store.location} has {free / 1e6:.1f} MB left: make room"
-        )
+        room = f"{store.location} has {format_bytes(free)} left"
+        raise WorkFailed(f"{shard}: needs {format_bytes(needed)}, but {room}: make room")
     payload, receipt = generate_shard(plan, shard, teacher, store, device)
     return commit(store, payload, receipt)
 
@@ -102,7 +103,13 @@ def solve_batch(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device
 
     Raises:
         SolverFailed: see `integrate`; or a value does not fit the stored dtype.
+        WorkFailed: the teacher raised something.
     """
+    with blamed(teacher):
+        return _solve(plan, batch, teacher, device)
+
+
+def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[Trajectories, int]:
     label = batch.label.to(device) if plan.num_classes else None
     start = plan.t_start * batch.noise.to(device)
     solution = integrate(teacher.velocity, start, batch.times, label, plan.solver)

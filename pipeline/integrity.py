@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from pipeline.dataset import CONFIG
 from pipeline.errors import BadInput, StoreFailed
 from pipeline.generate import draw_batch, failed_batch_name, fixed_numerics, numerics_of, solve_batch
-from pipeline.lease import LEASE, held
+from pipeline.lease import LEASE
 from pipeline.manifest import MANIFEST, PLAN, DataSet, derive, digest, parse_manifest, read_dataset, write_manifest
 from pipeline.plan import Plan, Shard
 from pipeline.progress import bar, format_bytes
@@ -154,7 +155,7 @@ def integrate_again(store: Store, findings: Findings, teacher: Teacher, device: 
     """
     plan = findings.dataset.plan
     if teacher.sha256 != plan.teacher_sha256:
-        raise BadInput(f"{store.location} was made by another teacher than {teacher.name}: name its own with --teacher")
+        raise BadInput(f"{store.location} was made by another teacher than {teacher.name}")
     starts = [
         (number, start)
         for number, receipt in sorted(findings.receipts.items())
@@ -177,18 +178,19 @@ def integrate_again(store: Store, findings: Findings, teacher: Teacher, device: 
 def repair(store: Store, findings: Findings) -> None:
     """Remove the bad shards of `findings`, and write the manifest of the good ones; aliens stay.
 
+    The lease of `store` is held since before they were found: a driver could have made the shards again since.
+
     Raises:
-        BadInput: a driver is at work there, or the store cannot be written.
+        StoreFailed: the store cannot be written.
     """
-    with held(store):
-        try:
-            for shard in findings.bad_shards:
-                store.remove(marker_name(shard))  # first: without it the shard is not there
-                store.remove(shard.name)
-            store.sweep()
-        except OSError as error:
-            raise BadInput(f"{store.location}: cannot be repaired ({reason(error)})") from error
-        write_manifest(derive(store, findings.dataset, findings.good_receipts))
+    try:
+        for shard in findings.bad_shards:
+            store.remove(marker_name(shard))  # first: without it the shard is not there
+            store.remove(shard.name)
+        store.sweep()
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
+    write_manifest(derive(store, findings.dataset, findings.good_receipts))
 
 
 def _end(shard: Shard) -> int:
@@ -233,14 +235,15 @@ def _check_shard(
     receipt = parse_marker(marker)
     if receipt is None:
         return [Fault(marker_name(shard), "not a marker this version reads", shard)]
-    if receipt.plan_sha256 != plan.sha256:
-        return [Fault(marker_name(shard), "its shard was made under another plan", shard)]
+    if not receipt.is_of(plan):
+        return [Fault(marker_name(shard), "not the marker of a shard of this plan", shard)]
     if receipt.shard != shard:
         return [Fault(marker_name(shard), f"wanted {shard}, it speaks of {receipt.shard}", shard)]
     if receipt.num_bytes != num_bytes:
         return [Fault(shard.name, f"{num_bytes} bytes, the marker says {receipt.num_bytes}", shard)]
     try:
-        payload = store.read_range(shard.name, 0, num_bytes)
+        # Not mapped: a bad sector, or a file cut in this moment, must be an error and not a signal.
+        payload = memoryview(store.read(shard.name))
     except OSError as error:
         return [Fault(shard.name, f"cannot be read ({reason(error)})", shard)]
     if sha256(payload) != receipt.sha256:
@@ -260,6 +263,9 @@ def _check_blocks(plan: Plan, receipt: Receipt, payload: memoryview) -> Iterator
         first_index, offset = first_index + block.num_records, offset + block.num_bytes
         try:
             part = payload[block.offset : offset]
+            if crc32(part) != block.crc32:
+                yield f"records from {block.first_index}: the marker has another checksum"
+                return
             layout = layouts[block.num_records] = layouts.get(block.num_records) or read_layout(part)
             yield from _check_records(plan, block, read_block(part, layout))
         except ValueError as error:

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +42,9 @@ class Lease:
     """Held while a driver works; `check` tells it that it has lost its place."""
 
     def __init__(self, store: Store, holder: Holder) -> None:
-        self._store, self._holder = store, holder
+        self.store, self._holder = store, holder
         self._successor: str | None = None
+        self.on_loss: Callable[[], None] | None = None  # called, in any thread, when the place is lost
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -52,30 +53,48 @@ class Lease:
         """Raises `WorkFailed` if another driver took this one for dead, and its place."""
         if self._successor is not None:
             raise WorkFailed(
-                f"{self._store.location}: this driver was silent for so long that another took over "
+                f"{self.store.location}: this driver was silent for so long that another took over "
                 f"({self._successor}); nothing is lost"
             )
+
+    def confirm(self) -> None:
+        """As `check`, by asking the store now.
+
+        Raises:
+            WorkFailed: as `check`.
+            OSError: the store does not answer.
+        """
+        self._is_lost()
+        self.check()
+
+    def _is_lost(self) -> bool:
+        if _holds(self.store, self._holder):
+            return False
+        found = _read(self.store)
+        self._successor = str(found or "which has ended")
+        if self.on_loss is not None:
+            self.on_loss()
+        return True
 
     def release(self) -> None:
         """Give the place up."""
         self._done.set()
         self._thread.join()
         try:
-            if self._successor is None and _read(self._store) == self._holder:
-                self._store.remove(LEASE)
-        except OSError:
+            if self._successor is None and _holds(self.store, self._holder):
+                self.store.remove(LEASE)
+        except (OSError, BadInput):
             return  # the next driver will find this process gone
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             try:
-                found = _read(self._store)
-                if found is None or found.token != self._holder.token:
-                    self._successor = str(found or "which has ended")
+                if self._is_lost():
                     return
-                self._holder = self._holder.model_copy(update={"beat": self._holder.beat + 1})
-                self._store.write(LEASE, _payload(self._holder))
-            except OSError:
+                renewed = self._holder.model_copy(update={"beat": self._holder.beat + 1})
+                self.store.write(LEASE, _payload(renewed))
+                self._holder = renewed
+            except (OSError, BadInput):
                 continue  # a store that is away for a moment; the work itself will say so if it stays away
 
 
@@ -106,12 +125,22 @@ def _acquire(store: Store) -> Holder:
         since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         token=uuid.uuid4().hex,
     )
-    while not store.create(LEASE, _payload(ours)):
+    taken_over = False
+    while not store.create(LEASE, _payload(ours)) or (taken_over and not _is_still(store, ours)):
         holder = _read(store)
-        if holder is not None and not _is_gone(store, holder):
+        if holder is None:
+            continue  # released in this moment
+        if not _is_gone(store, holder):
             raise BadInput(f"{store.location}: another driver is at work there ({holder}); wait for it or stop it")
         store.remove(LEASE)
+        taken_over = True
     return ours
+
+
+def _is_still(store: Store, ours: Holder) -> bool:
+    """Whether the lease is ours after a moment, in which another who found the same dead driver could remove it."""
+    time.sleep(BEAT_SECONDS / 20)
+    return _holds(store, ours)
 
 
 def _is_gone(store: Store, holder: Holder) -> bool:
@@ -129,11 +158,22 @@ def _is_gone(store: Store, holder: Holder) -> bool:
 
 
 def _read(store: Store) -> Holder | None:
-    """Who holds the lease; None if nobody does, or nobody who can be made out."""
+    """Who holds the lease; None if nobody does.
+
+    Raises:
+        BadInput: the file is no lease, so it is not ours to remove.
+    """
     try:
         return Holder.model_validate_json(store.read(LEASE))
-    except (FileNotFoundError, ValidationError):
+    except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise BadInput(f"{store.location}: its {LEASE} is not a driver's lease; move it away") from error
+
+
+def _holds(store: Store, holder: Holder) -> bool:
+    found = _read(store)
+    return found is not None and found.token == holder.token
 
 
 def _payload(holder: Holder) -> bytes:

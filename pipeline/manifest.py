@@ -161,7 +161,7 @@ def read_manifest(store: Store) -> Manifest:
         raise BadInput(
             f"{store.location}: the data set is empty; run traflow-pipeline generate --out {store.location} again"
         )
-    if manifest.num_records < manifest.dataset.num_records:
+    if manifest.num_records != manifest.dataset.num_records:
         raise BadInput(
             f"{store.location} holds {manifest.num_records} of its {manifest.dataset.num_records} records; "
             f"run traflow-pipeline generate again, or ask it for --n {manifest.num_records}"

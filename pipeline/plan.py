@@ -45,7 +45,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1  # of the shards; raised when their layout changes
+    format: Literal[2] = 2  # of the shards and their markers; raised when their layout changes
     teacher: str
     teacher_sha256: str
     shape: tuple[int, ...] = Field(description="(C, H, W) of one record")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from zlib import crc32
 
 import numpy as np
@@ -13,7 +12,6 @@ from pipeline.shards import Layout, Trajectories, read_block, read_layout
 from pipeline.store import reason
 
 CACHED_BLOCKS = 4  # a batch that ends inside a block leaves the rest of it to the next step
-AHEAD_BLOCKS = 16  # of a remote store: some megabytes each
 REQUESTS = 8  # at a time
 
 
@@ -30,6 +28,7 @@ class BlockReader:
         self._checked = np.zeros(len(self._offset), bool)
         self._layouts: dict[int, Layout] = {}  # by number of records
         self._blocks: dict[int, Future[Trajectories]] = {}  # oldest first
+        self._capacity = CACHED_BLOCKS
         self._pool = None if manifest.store.is_local else ThreadPoolExecutor(REQUESTS, "reader")
 
     def read(self, block: int) -> Trajectories:
@@ -41,27 +40,28 @@ class BlockReader:
         future = self._keep(block)
         try:
             return future.result()
-        except WorkFailed:
-            del self._blocks[block]
+        except BaseException:
+            self._blocks.pop(block, None)
             raise
 
     def expect(self, blocks: Iterable[int]) -> None:
-        """Start to fetch the next of `blocks`, as they will be needed, from a remote store; nothing for a local one."""
+        """Start to fetch `blocks`, in the order in which they will be needed, from a remote store."""
         if self._pool is not None:
-            for block in islice(blocks, AHEAD_BLOCKS):
+            expected = list(dict.fromkeys(blocks))
+            self._capacity = max(self._capacity, len(expected) + CACHED_BLOCKS)
+            for block in expected:
                 self._keep(block)
 
     def close(self) -> None:
-        """Wait for what was asked for, and ask for nothing more."""
+        """Ask for nothing more."""
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, block: int) -> "Future[Trajectories]":
         """`block` as the newest of those kept, fetched if it is not among them."""
         future = self._blocks.pop(block) if block in self._blocks else self._start(block)
         self._blocks[block] = future
-        capacity = CACHED_BLOCKS + (AHEAD_BLOCKS if self._pool else 0)
-        while len(self._blocks) > capacity:
+        while len(self._blocks) > self._capacity:
             self._blocks.pop(next(iter(self._blocks))).cancel()
         return future
 
@@ -82,7 +82,7 @@ class BlockReader:
             payload = store.read_range(name, start, end)
         except OSError as error:
             raise StoreFailed(f"{place}: cannot be read ({reason(error)}); {advice}") from error
-        if not self._checked[block]:
+        if len(payload) != end - start or not self._checked[block]:
             if crc32(payload) != self._crc32[block]:
                 raise WorkFailed(f"{place}: bytes {start} to {end} are not those that were committed; {advice}")
             self._checked[block] = True

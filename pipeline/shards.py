@@ -56,6 +56,7 @@ class Trajectories:
 
 
 NPY_HEADER_BYTES = 1024  # more than numpy writes for any array of ours
+COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
 
 
@@ -93,9 +94,15 @@ class Receipt(BaseModel):
     wall_seconds: float
     numerics: Numerics
 
+    def is_of(self, plan: Plan) -> bool:
+        """Whether this is what a shard of `plan` can have."""
+        num_batches = -(-self.shard.num_records // plan.batch_size)
+        return self.plan_sha256 == plan.sha256 and len(self.nfe) == num_batches
+
     def agrees(self, other: "Receipt") -> bool:
-        """Whether both speak of the same bytes of the same records."""
-        return (self.shard, self.plan_sha256, self.sha256) == (other.shard, other.plan_sha256, other.sha256)
+        """Whether both say the same of the same bytes; what it took to make them may differ."""
+        mine, others = (receipt.model_dump(exclude={"wall_seconds", "numerics"}) for receipt in (self, other))
+        return mine == others
 
 
 def write_shard(plan: Plan, blocks: Iterable[Trajectories]) -> tuple[bytes, tuple[Block, ...]]:
@@ -180,7 +187,7 @@ def commit(store: Store, payload: bytes, receipt: Receipt) -> Receipt:
     """Put a shard and then its marker into `store`; a crash leaves the shard whole, or uncommitted.
 
     Two writers of one shard put the same bytes, and the first marker stays. Where the bytes differ, because the
-    machines do, the later one puts its own shard once more and then its own marker over the other.
+    machines do, the later one takes the other's marker away, puts its own shard, and then its own marker.
 
     Returns:
         What the marker now says.
@@ -188,19 +195,22 @@ def commit(store: Store, payload: bytes, receipt: Receipt) -> Receipt:
     Raises:
         StoreFailed: the store cannot be written; nothing half-written stands under a shard's name.
     """
-    shard, marker = receipt.shard, receipt.model_dump_json().encode()
+    shard, name = receipt.shard, marker_name(receipt.shard)
     try:
-        store.write(shard.name, payload)
-        if store.create(marker_name(shard), marker):
-            return receipt
-        found = parse_marker(store.read(marker_name(shard)))
-        if found is not None and found.agrees(receipt):
-            return found
-        store.write(shard.name, payload)
-        store.write(marker_name(shard), marker)
+        for _ in range(COMMIT_ATTEMPTS):
+            markers = store.read_all([name])
+            found = parse_marker(markers[name]) if name in markers else None
+            agrees = found is not None and found.agrees(receipt)
+            if name in markers and not agrees:
+                store.remove(name)
+            store.write(shard.name, payload)
+            if found is not None and agrees:
+                return found
+            if store.create(name, receipt.model_dump_json().encode()):
+                return receipt
     except OSError as error:
         raise StoreFailed(f"{shard}: cannot be written to {store.location} ({reason(error)})") from error
-    return receipt
+    raise StoreFailed(f"{shard}: others keep committing other bytes to {store.location}: is one plan made twice there?")
 
 
 def committed(store: Store, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
@@ -216,7 +226,7 @@ def committed(store: Store, plan: Plan, shards: list[Shard]) -> dict[int, Receip
     receipts = {}
     for name, payload in store.read_all(list(present)).items():
         shard, receipt = present[name], parse_marker(payload)
-        if receipt is None or receipt.plan_sha256 != plan.sha256 or sizes[shard.name] != receipt.num_bytes:
+        if receipt is None or not receipt.is_of(plan) or sizes[shard.name] != receipt.num_bytes:
             continue
         if receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records:
             receipts[shard.number] = receipt

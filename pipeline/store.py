@@ -78,10 +78,13 @@ def open_store(location: str) -> Store:
     """
     scheme, separator, rest = location.partition("://")
     if not separator:
-        return Folder(Path(location))
+        return Folder(Path(location).expanduser())
+    scheme = scheme.lower()
     if scheme in ("file", "local"):
-        return Folder(Path("/" + rest.lstrip("/")))
-    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        if not rest.startswith("/"):
+            raise BadInput(f"{location}: wanted {scheme}:///and/an/absolute/path, or a path alone")
+        return Folder(Path(rest))
+    if ":" in rest.rpartition("@")[0]:  # a secret may hold any character
         raise BadInput(f"{scheme}://...:...@...: credentials belong in the environment, not in the location")
     try:
         # Others write to the same prefix, so that a cached listing would be a wrong one.
@@ -103,10 +106,17 @@ class Folder:
 
     def sizes(self) -> dict[str, int]:
         try:
-            with os.scandir(self.path) as entries:
-                return {f"{e.name}/" if e.is_dir() else e.name: 0 if e.is_dir() else e.stat().st_size for e in entries}
+            entries = os.scandir(self.path)
         except FileNotFoundError:
             return {}
+        found = {}
+        with entries:
+            for entry in entries:
+                try:
+                    found[f"{entry.name}/" if entry.is_dir() else entry.name] = 0 if entry.is_dir() else _size(entry)
+                except FileNotFoundError:  # another writer has just renamed or removed it
+                    continue
+        return found
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -165,6 +175,11 @@ class Folder:
         return shutil.disk_usage(place).free
 
 
+def _size(entry: "os.DirEntry[str]") -> int:
+    is_dangling = entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 - an entry is no Path
+    return entry.stat(follow_symlinks=not is_dangling).st_size
+
+
 class Bucket:
     """A prefix of an object store: a file is one PUT, which is atomic, and nothing is renamed."""
 
@@ -190,8 +205,9 @@ class Bucket:
         payloads: dict[str, bytes] = {}
         for start in range(0, len(names), FILES_AT_ONCE):
             paths = [self._path(name) for name in names[start : start + FILES_AT_ONCE]]
-            # A list even of one: for a single path fsspec answers with the bytes alone.
-            for path, payload in self._ask("cat", paths, on_error="return").items():
+            # Not `cat`, which takes brackets and stars in a path for a pattern.
+            found = self._ask("cat_ranges", paths, None, None, on_error="return")
+            for path, payload in zip(paths, found, strict=True):
                 if isinstance(payload, bytes):
                     payloads[path.removeprefix(self._prefix).lstrip("/")] = payload
                 elif not isinstance(payload, FileNotFoundError):

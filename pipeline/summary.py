@@ -92,7 +92,8 @@ class Summary:
 
     def pictures(self, num_rows: int) -> dict[str, Images] | None:
         """Rows of a picture: a few trajectories from noise to sample; None if they are no images."""
-        if self.manifest.plan.shape[0] not in (1, 3):
+        shape = self.manifest.plan.shape
+        if len(shape) != 3 or shape[0] not in (1, 3):
             return None
         places = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
@@ -117,13 +118,14 @@ def summarise(store: Store) -> Summary:
         raise BadInput(f"{store.location}: no shard of it is committed yet; run traflow-pipeline generate again")
     manifest = derive(store, dataset, receipts)
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
-    looked_at = np.linspace(0, num_blocks - 1, min(LOOKED_AT, num_blocks)).round().astype(int)
+    looked_at = np.linspace(0, num_blocks - 1, min(LOOKED_AT, num_blocks)).round().astype(int).tolist()
+    reader.expect(looked_at)
     return Summary(
         manifest=manifest,
         num_shards=len(receipts),
         wall_seconds=sum(receipt.wall_seconds for receipt in receipts),
         numerics=tuple(dict.fromkeys(receipt.numerics for receipt in receipts)),
-        records=Trajectories.concatenate([reader.read(int(block)) for block in looked_at]),
+        records=Trajectories.concatenate([reader.read(block) for block in looked_at]),
     )
 
 

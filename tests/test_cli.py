@@ -155,6 +155,10 @@ def test_verify_names_what_is_wrong_and_repair_lets_generate_fill_it(tmp_path: P
     assert not shard.exists()
     assert run(tmp_path, "generate", *flags).stdout.splitlines()[-1] == digest
     run(tmp_path, "verify", "data", "--recheck", 0)
+    shard.write_bytes(b"?")
+    found = run(tmp_path, "verify", "data", "--teacher", "moved:away", code=1)
+    assert "shard-000002.tar: 1 bytes, the marker says" in found.stdout
+    assert "no batch was integrated again: " in found.stdout
 
 
 def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
         (["train", "--config", "quickstart", "--recipe", "trafow"], ["no recipe 'trafow'", "traflow", "anchored"]),
         (["train", "--config", "quickstart"], ["there is no manifest.parquet", "generate"]),
         (["evaluate", "--config", "quickstart"], ["wanted a checkpoint", "train"]),
-        (["verify", "nowhere"], ["nowhere: wanted a data set", "plan.json"]),
+        (["verify", "nowhere", "--repair"], ["nowhere: wanted a data set", "plan.json"]),
         (["inspect", "nowhere"], ["nowhere: wanted a data set", "plan.json"]),
         (["probe", "--teacher", "2fr"], ["no teacher '2fr'"]),
         (["generate", "--config", "quickstart", "--out", "ftps3://x/y"], ["Protocol not known: ftps3"]),

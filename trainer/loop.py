@@ -97,6 +97,7 @@ def train(config: TrainConfig) -> Path:
                     **task.origin,
                 )
                 checkpoint.save(config.out, info, network, ema, optimizer, settings.keep_checkpoints)
+    task.stream.close()
     save_samples(config, recipe, ema.network, task.origin, device)
     return checkpoint.find(config.out)
 

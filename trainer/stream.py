@@ -8,7 +8,7 @@ a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatev
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count, islice
 from typing import Self
 
 import numpy as np
@@ -21,6 +21,8 @@ from pipeline.plan import Plan
 from pipeline.reader import BlockReader
 from pipeline.shards import Trajectories
 from trainer.images import ImageSet, to_float
+
+AHEAD_BLOCKS = 16  # of a remote store, beyond a batch: some megabytes each
 
 
 class Batch:
@@ -92,9 +94,16 @@ class TrajectoryStream:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
-        parts = [self._reader.read(block).rows(rows) for block, rows in self._pieces(step, rank, world)]
-        self._reader.expect(block for later in count(step + 1) for block, _ in self._pieces(later, rank, world))
+        pieces = list(self._pieces(step, rank, world))
+        later = (block for n in count(step + 1) for block, _ in self._pieces(n, rank, world))
+        ahead = islice(later, max(AHEAD_BLOCKS, len(pieces)))
+        self._reader.expect(chain((block for block, _ in pieces), ahead))
+        parts = [self._reader.read(block).rows(rows) for block, rows in pieces]
         return _as_batch(self.plan, Trajectories.concatenate(parts))
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        self._reader.close()
 
     def _pieces(self, step: int, rank: int, world: int) -> Iterator[tuple[int, slice]]:
         """The blocks, and the rows of each, of the part of `rank` of the batch of `step`."""
@@ -145,3 +154,6 @@ class ImageStream:
             label=torch.from_numpy(self.images.labels[rows]) if self.num_classes else None,
             index=torch.from_numpy(rows),
         )
+
+    def close(self) -> None:
+        """Nothing is read ahead from memory."""

@@ -1,12 +1,14 @@
 """What a teacher is: a velocity field in the convention of `flow`, and what a data set must know of it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import BadInput, WorkFailed
 from pipeline.networks import Network
 from pipeline.solver import Velocity
 
@@ -28,6 +30,18 @@ class Teacher:
     t_start: float = 1.0
     t_end: float = 0.0
     network: Network | None = None
+
+
+@contextmanager
+def blamed(teacher: Teacher) -> Iterator[None]:
+    """Turns whatever a teacher of the user's own raises into `WorkFailed` with its name."""
+    try:
+        yield
+    except (BadInput, WorkFailed):
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise WorkFailed(f"teacher {teacher.name}: {type(error).__name__}: {message}") from error
 
 
 class NetworkVelocity(nn.Module):

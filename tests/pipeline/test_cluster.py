@@ -13,10 +13,11 @@ import torch
 from ray.cluster_utils import Cluster
 from torch import Tensor
 
-from pipeline import cluster
-from pipeline.cluster import Backlog, Failure
-from pipeline.dataset import GenerateConfig, generate
+from pipeline import cluster, lease
+from pipeline.cluster import Backlog, Failure, Job
+from pipeline.dataset import GenerateConfig, generate, make_plan
 from pipeline.errors import BadInput, WorkFailed
+from pipeline.lease import LEASE, Holder
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.plan import Shard
 from pipeline.store import Folder, aside_of
@@ -144,7 +145,7 @@ def test_a_machine_that_is_lost_in_the_middle_leaves_no_trace(
 
 def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path: Path) -> None:
     source = "tests.pipeline.test_cluster:always_dies_for_one_shard"
-    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 .* its worker died .*tried 3 times"):
+    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 .* its worker died: .*tried 3 times"):
         generate(config(tmp_path / "data", executor="ray", workers=2, teacher=source))
     assert len(list((tmp_path / "data").glob("shard-*.json"))) == 4
 
@@ -166,6 +167,8 @@ def test_there_are_as_many_workers_as_places() -> None:
     assert cluster.places({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
     assert cluster.places({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
     assert cluster.places({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
+    assert cluster.places({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
+    assert cluster.places({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
     assert cluster.places({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
     assert cluster.places({"CPU": 8}, 3, None) == (3, 0)
     assert cluster.places({}, 3, None) == (3, 0)
@@ -183,6 +186,18 @@ def test_a_failure_that_may_pass_is_tried_three_times_and_its_first_error_told()
     assert told == [Failure(shard, "first (tried 3 times)")]
     assert not backlog
     assert list(backlog.settle(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
+
+
+def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path) -> None:
+    places = os.cpu_count() or 1
+    asked = config(tmp_path / "data", n=4 * 8 * places, executor="ray")
+    plan, stop = make_plan(asked, FLOW.teacher()), threading.Event()
+    job = Job(plan, asked.teacher, asked.out)
+    made = 0
+    for _ in cluster.run_on_ray(job, Backlog(plan.shards(asked.n), stop), 4 * places, None, None):
+        made += 1
+        stop.set()
+    assert 1 <= made <= 1 + places
 
 
 def test_a_backlog_that_is_stopped_hands_out_nothing_more() -> None:
@@ -233,8 +248,51 @@ def test_a_set_grows_into_the_set_that_was_asked_at_once(tmp_path: Path) -> None
     generate(config(tmp_path / "grown", n=10))
     grown = generate(config(tmp_path / "grown", n=20))
     assert shard_bytes(grown) == shard_bytes(generate(config(tmp_path / "whole", n=20)))
-    with pytest.raises(BadInput, match="holds 20 records, 10 were asked"):
+    with pytest.raises(BadInput, match="holds records up to 20, 10 were asked"):
         generate(config(tmp_path / "grown", n=10))
+
+
+def test_a_set_with_gaps_does_not_shrink_either(tmp_path: Path) -> None:
+    generate(config(tmp_path / "data"))
+    for number in (1, 2, 3):
+        (tmp_path / "data" / f"shard-00000{number}.json").unlink()
+    with pytest.raises(BadInput, match="holds records up to 20, 8 were asked"):
+        generate(config(tmp_path / "data", n=8))
+
+
+def test_a_driver_that_lost_its_place_leaves_the_manifest_to_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+
+    def taken_over(self: Folder, name: str, payload: bytes) -> None:
+        write(self, name, payload)
+        if name == "shard-000001.tar":
+            write(
+                self,
+                LEASE,
+                Holder.model_validate_json(self.read(LEASE))
+                .model_copy(update={"token": "t"})
+                .model_dump_json()
+                .encode(),
+            )
+            write(self, "manifest.parquet", b"the successor's")
+
+    monkeypatch.setattr(Folder, "write", taken_over)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
+    with pytest.raises(WorkFailed, match="another took over"):
+        generate(config(tmp_path / "data", n=4000))
+    assert (tmp_path / "data" / "manifest.parquet").read_bytes() == b"the successor's"
+
+
+def test_a_files_owner_keeps_a_file_of_the_leases_name(tmp_path: Path) -> None:
+    (tmp_path / "driver.json").write_text("mine")
+    for other in ((), ("letter.txt",)):
+        for name in other:
+            (tmp_path / name).touch()
+        with pytest.raises(BadInput, match=r"not a driver's lease|not empty and holds no plan"):
+            generate(config(tmp_path))
+        assert (tmp_path / "driver.json").read_text() == "mine"
 
 
 def test_growing_in_vain_loses_nothing(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pipeline.dataset import generate
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, WorkFailed
 from pipeline.estimate import estimate
+from pipeline.frontier import probe
 from pipeline.teachers.teacher import Teacher
 from tests.pipeline.test_cluster import config
 from tests.problems import SHAPE
@@ -36,6 +37,20 @@ def test_another_plan_there_is_refused(tmp_path: Path) -> None:
     generate(config(tmp_path / "data"))
     with pytest.raises(BadInput, match="seed: 0 there, 1 asked"):
         estimate(config(tmp_path / "data", seed=1))
+
+
+def broken(device: torch.device) -> Teacher:
+    def velocity(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        raise ValueError("boom")
+
+    return Teacher("broken", "4" * 64, velocity, SHAPE)
+
+
+def test_what_a_teacher_raises_is_said_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(WorkFailed, match="teacher broken: ValueError: boom"):
+        estimate(config(tmp_path / "data", teacher="tests.pipeline.test_estimate:broken"))
+    with pytest.raises(WorkFailed, match="teacher broken: ValueError: boom"):
+        probe(broken(torch.device("cpu")), 4, 0, torch.device("cpu"))
 
 
 def labelled(device: torch.device) -> Teacher:

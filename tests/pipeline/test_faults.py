@@ -59,7 +59,9 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wh
 
 def test_a_disk_that_will_be_full_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Folder, "free_bytes", lambda self: 100)
-    with pytest.raises(WorkFailed, match=r"5 of 5 shards failed: .* needs 0\.0 MB, but .* has 0\.0 MB left: make room"):
+    with pytest.raises(
+        WorkFailed, match=r"5 of 5 shards failed: .* needs 1\.15 kB, but .* has 100 B left: make room; the"
+    ):
         generate(config(tmp_path / "data", teacher="tests.pipeline.test_faults:never_asked"))
 
 
@@ -98,8 +100,20 @@ def out_of_memory(device: torch.device) -> Teacher:
     return Teacher("gaussian", "0" * 64, velocity, SHAPE)
 
 
+def test_a_folder_that_refuses_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, payload: bytes) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store, "_write_aside", refuse)
+    with pytest.raises(BadInput, match=r"data: cannot be written \(Permission denied\)"):
+        generate(config(tmp_path / "data"))
+
+
 def test_a_worker_that_runs_out_of_memory(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    message = THIRD + r"OutOfMemoryError: CUDA out of memory. Tried .* fewer workers.* smaller batch_size than 2"
+    message = (
+        THIRD
+        + r"teacher gaussian: OutOfMemoryError: CUDA out of memory. Tried .* fewer workers.* smaller batch_size than 2"
+    )
     with pytest.raises(WorkFailed, match=message):
         generate(config(tmp_path / "data", teacher="tests.pipeline.test_faults:out_of_memory"))
     assert_all_but_the_third(tmp_path / "data", whole)
@@ -109,8 +123,8 @@ def test_every_shard_that_failed_is_listed(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(WorkFailed, match="2 of 5 shards failed"):
         generate(config(tmp_path / "data", teacher="tests.pipeline.test_faults:fails_for_two"))
     said = capsys.readouterr().out
-    assert "failed: shard 000001 (records 4 to 7): ValueError: one is enough" in said
-    assert "failed: shard 000003 (records 12 to 15): ValueError: one is enough" in said
+    assert "failed: shard 000001 (records 4 to 7): teacher gaussian: ValueError: one is enough" in said
+    assert "failed: shard 000003 (records 12 to 15): teacher gaussian: ValueError: one is enough" in said
 
 
 def fails_for_two(device: torch.device) -> Teacher:

@@ -100,6 +100,19 @@ def test_each_damage_is_named(folder: Path, damage: object, problem: str) -> Non
     assert found.startswith(problem)
 
 
+def test_a_marker_with_another_checksum_or_too_few_evaluations_is_named(folder: Path) -> None:
+    marker = folder / "shard-000001.json"
+    receipt = parse_marker(marker.read_bytes())
+    assert receipt is not None
+    wrong = receipt.blocks[0]._replace(crc32=1), *receipt.blocks[1:]
+    marker.write_text(receipt.model_copy(update={"blocks": wrong}).model_dump_json())
+    assert faults(Folder(folder)) == ["shard-000001.tar: records from 4: the marker has another checksum"]
+    marker.write_text(receipt.model_copy(update={"nfe": ()}).model_dump_json())
+    assert faults(Folder(folder)) == ["shard-000001.json: not the marker of a shard of this plan"]
+    assert generate(config(folder)).num_records == 20
+    assert faults(Folder(folder)) == []
+
+
 def test_a_set_in_the_making_says_what_is_missing(folder: Path) -> None:
     dataset = read_dataset(Folder(folder))
     assert dataset is not None
@@ -156,7 +169,7 @@ def test_a_teacher_of_other_weights_is_refused(folder: Path, tmp_path: Path) -> 
     from pipeline.teachers import load_teacher
 
     other = load_teacher(str(save_tiny_teacher(tmp_path / "other.safetensors")))
-    with pytest.raises(BadInput, match="made by another teacher than other: name its own with --teacher"):
+    with pytest.raises(BadInput, match="made by another teacher than other"):
         again(Folder(folder), other)
 
 

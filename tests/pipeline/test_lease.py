@@ -82,7 +82,8 @@ def test_a_lease_from_elsewhere_that_stays_silent_is_taken(store: Store, capsys:
     assert "waiting up to" in capsys.readouterr().out
 
 
-def test_a_lease_from_elsewhere_that_is_renewed_is_respected(store: Store) -> None:
+def test_a_lease_from_elsewhere_that_is_renewed_is_respected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.5)
     write(store, holder())
     done = threading.Event()
 
@@ -122,10 +123,23 @@ def _is_lost(found: Lease) -> bool:
     return False
 
 
-def test_a_lease_that_cannot_be_made_out_is_taken(store: Store) -> None:
-    store.write(LEASE, b"{")
-    with held(store):
+def test_a_file_of_that_name_that_is_no_lease_is_left_alone(store: Store) -> None:
+    store.write(LEASE, b"mine")
+    with pytest.raises(BadInput, match=r"its driver\.json is not a driver's lease; move it away"), held(store):
         pass
+    assert store.read(LEASE) == b"mine"
+
+
+def test_a_renewal_that_fails_once_leaves_no_lease_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def full(name: str, payload: bytes) -> None:
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    with held(store):
+        monkeypatch.setattr(store, "write", full)
+        assert failed.wait(20)
     assert store.sizes() == {}
 
 

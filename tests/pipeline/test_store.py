@@ -1,6 +1,7 @@
 """One contract for a folder and for object stores; S3 is a real server on the loopback."""
 
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,40 @@ def test_folders_inside_are_listed_as_folders(tmp_path: Path, s3: str) -> None:
         assert open_store(place).sizes() == {"inner/": 0}
 
 
+def test_a_listing_beside_a_writer_and_with_a_dangling_link_is_whole(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"shard-{i}").write_bytes(b"1")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            Folder(tmp_path).write("plan.json", b"1")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        listings = [Folder(tmp_path).sizes() for _ in range(300)]
+    finally:
+        done.set()
+        writer.join()
+    assert {sum(name.startswith("shard") for name in found) for found in listings} == {20}
+    assert all("dangling" in found for found in listings)
+
+
+def test_patterns_in_a_prefix_are_names(s3: str) -> None:
+    for prefix in ("run[1]", "run*", "a b", "x#y%20z"):
+        store = open_store(f"{s3}/{prefix}")
+        store.write("a", prefix.encode())
+        assert store.read_all(["a"]) == {"a": prefix.encode()}
+        assert store.sizes() == {"a": len(prefix)}
+
+
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/data").location == str(tmp_path / "data")
+
+
 def test_a_large_object_is_one_put_of_its_own(s3: str) -> None:
     """Above 100 MB s3fs would send parts, and a killed writer leave them behind."""
     import boto3
@@ -107,6 +142,8 @@ def test_what_killed_writers_left_aside_is_swept(tmp_path: Path) -> None:
     [
         ("nothing://bucket/a", "Protocol not known: nothing"),
         ("s3://key:secret@bucket/a", "credentials belong in the environment"),
+        ("s3://key:sec/secret@bucket/a", "credentials belong in the environment"),
+        ("file://data", "wanted file:///and/an/absolute/path"),
     ],
 )
 def test_a_location_that_cannot_be_is_refused_without_its_secrets(location: str, message: str) -> None:

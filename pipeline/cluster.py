@@ -144,57 +144,80 @@ def run_on_ray(
         BadInput: no cluster answers at `address`, or it has nothing to work with.
     """
     import ray
-    from ray.exceptions import RayError
 
     with _connected(address):
         num_workers, gpus = places(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
-        actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
-        running: dict[Any, tuple[Shard, Any]] = {}
-        # A worker that still waits for its place has no shard, so that a stop need not wait for it.
-        waiting: dict[Any, Any] = {}
-        false_starts = 0
+        yield from _Crew(job, backlog, num_workers, gpus).results()
 
-        def start_worker() -> None:
-            worker = actor.remote(job, gpus > 0)
-            waiting[worker.ready.remote()] = worker
 
-        def hand_out(worker: Any) -> None:
-            if backlog:
-                shard = backlog.take()
-                running[worker.make.remote(shard)] = (shard, worker)
+class _Crew:
+    """Ray actors: those at work on a shard, and those that wait for a place. Those have no shard yet, so that a stop
+    need not wait until there is a place for them.
+    """
 
-        for _ in range(min(num_workers, len(backlog.shards))):
-            start_worker()
-        while running or backlog:
-            done, _ = ray.wait([*running, *waiting], timeout=POLL_SECONDS)
+    def __init__(self, job: Job, backlog: Backlog, num_workers: int, gpus: float) -> None:
+        import ray
+
+        self._job, self._backlog, self._num_workers, self._wants_gpu = job, backlog, num_workers, gpus > 0
+        self._actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
+        self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference that will be the result
+        self._waiting: dict[Any, Any] = {}  # by the reference that will be ready
+        self._false_starts = 0
+
+    def results(self) -> Iterator[Receipt | Failure]:
+        import ray
+
+        for _ in range(min(self._num_workers, len(self._backlog.shards))):
+            self._start()
+        while self._working or self._backlog:
+            done, _ = ray.wait([*self._working, *self._waiting], timeout=POLL_SECONDS)
             for reference in done:
-                if reference in waiting:
-                    worker = waiting.pop(reference)
-                    try:
-                        ray.get(reference)
-                        hand_out(worker)
-                    except RayError as error:
-                        false_starts += 1
-                        if false_starts == MAX_ATTEMPTS * num_workers:
-                            raise WorkFailed(f"workers die before they start to work ({_last_line(error)})") from error
-                        start_worker()
-                    continue
-                shard, worker = running.pop(reference)
-                result: Receipt | Failure
-                try:
-                    result = ray.get(reference)
-                except RayError as error:
-                    worker = None
-                    detail = _last_line(error).partition(" Some common causes")[0]
-                    about = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
-                    result = Failure(shard, f"{shard}: {about}", may_pass=True)
-                yield from backlog.settle(result)
-                if worker is not None:
-                    hand_out(worker)
-                elif backlog:
-                    start_worker()
-                # The last reference to a worker without work: its place goes to one that still waits for a place.
-                worker = None
+                if reference in self._waiting:
+                    self._welcome(reference)
+                else:
+                    yield from self._collect(reference)
+
+    def _start(self) -> None:
+        worker = self._actor.remote(self._job, self._wants_gpu)
+        self._waiting[worker.ready.remote()] = worker
+
+    def _hand_out(self, worker: Any) -> None:
+        """The next shard to `worker`; without one it is let go, and its place goes to one that waits for a place."""
+        if self._backlog:
+            shard = self._backlog.take()
+            self._working[worker.make.remote(shard)] = (shard, worker)
+
+    def _welcome(self, reference: Any) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        worker = self._waiting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self._false_starts += 1
+            if self._false_starts == MAX_ATTEMPTS * self._num_workers:
+                raise WorkFailed(f"workers die before they start to work ({_last_line(error)})") from error
+            self._start()
+        else:
+            self._hand_out(worker)
+
+    def _collect(self, reference: Any) -> Iterator[Receipt | Failure]:
+        import ray
+        from ray.exceptions import RayError
+
+        shard, worker = self._working.pop(reference)
+        try:
+            result: Receipt | Failure = ray.get(reference)
+        except RayError as error:
+            detail = _last_line(error).partition(" Some common causes")[0]
+            about = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
+            yield from self._backlog.settle(Failure(shard, f"{shard}: {about}", may_pass=True))
+            if self._backlog:
+                self._start()
+        else:
+            yield from self._backlog.settle(result)
+            self._hand_out(worker)
 
 
 def count_workers(num_workers: int | None, gpus_per_worker: float | None, address: str | None) -> int:

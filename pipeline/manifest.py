@@ -176,7 +176,8 @@ def parse_manifest(store: Store, payload: bytes) -> Manifest:
         BadInput: it is none.
     """
     try:
-        table = pq.read_table(io.BytesIO(payload))
+        # In this thread alone: a process that ends soon after arrow's pool was made may abort (pyarrow 26, seen often).
+        table = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False).read(use_threads=False)
         about = table.schema.metadata
         dataset = DataSet.model_validate_json(about[b"dataset"])
         if not table.schema.equals(SCHEMA):

@@ -25,6 +25,9 @@ Config = Annotated[str | None, typer.Option(help="A config of configs/ by name, 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
 
 
+GuidanceScale = Annotated[float, typer.Option(help="Classifier-free guidance; 1: none.", min=0)]
+
+
 @app.command()
 def generate(
     teacher: Annotated[str | None, typer.Option(help="A name of `teachers`, a path, or module:factory.")] = None,
@@ -32,6 +35,7 @@ def generate(
     out: Annotated[
         str | None, typer.Option(help="Folder or URL (s3://bucket/prefix, gs://...) of the data set.")
     ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     states: Annotated[int | None, typer.Option(help="States stored between noise and sample.")] = None,
     velocities: Annotated[
@@ -65,6 +69,7 @@ def generate(
         "teacher": teacher,
         "n": n,
         "out": out,
+        "guidance_scale": guidance_scale,
         "seed": seed,
         "states": states,
         "velocities": velocities,
@@ -108,7 +113,8 @@ def verify(
         if recheck and findings.receipts:
             source = teacher or findings.dataset.teacher_source
             try:
-                integrity.integrate_again(store, findings, load_teacher(source, place), place, recheck)
+                loaded = load_teacher(source, place, findings.dataset.plan.guidance_scale)
+                integrity.integrate_again(store, findings, loaded, place, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "--teacher says where it is, --recheck 0 leaves it out"
                 findings.faults.append(integrity.Fault("no batch was integrated again", f"{error}; {advice}"))
@@ -154,6 +160,7 @@ def probe(
     max_error: Annotated[
         float, typer.Option(help="RMS error to keep nine of ten samples within; default: half an 8-bit step.", min=0)
     ] = 1 / 255,
+    guidance_scale: GuidanceScale = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
@@ -164,7 +171,7 @@ def probe(
     from pipeline.teachers import load_teacher
 
     place = pick_device(device)
-    loaded = load_teacher(teacher, place)
+    loaded = load_teacher(teacher, place, guidance_scale)
     with bar(f"probe {loaded.name}", len(frontier.SOLVERS)) as advance:
         found = frontier.probe(loaded, num_samples, seed, place, advance)
     best = found.recommend(max_error)
@@ -244,20 +251,66 @@ def sample(
     say(f"{out}: {n} images of {steps} evaluation{'s' if steps > 1 else ''} each")
 
 
-@app.command()
-def teachers() -> None:
-    """List what --teacher takes."""
-    from rich.table import Table
+teachers = typer.Typer(invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one.")
+app.add_typer(teachers, name="teachers")
 
-    from pipeline.progress import console
-    from pipeline.teachers import TEACHERS
+TeacherName = Annotated[str, typer.Argument(help="A name of `teachers`.", metavar="NAME")]
 
-    table = Table("name", "what it is", "licence", box=None, pad_edge=False)
-    for name, entry in TEACHERS.items():
-        table.add_row(name, entry.about, entry.licence)
-    table.add_row("PATH", "a .safetensors file or training run of this program", "yours")
-    table.add_row("MODULE:FACTORY", "a function of yours: device -> pipeline.teachers.teacher.Teacher", "yours")
-    console.print(table)
+
+@teachers.callback()
+def list_teachers(context: typer.Context) -> None:
+    """List the teachers that --teacher takes; fetch or check one."""
+    if context.invoked_subcommand is not None:
+        return
+    from pipeline.progress import console, say
+    from pipeline.teachers import catalogue
+
+    console.print(catalogue.table(catalogue.known()))
+    say("FID: as published, at so many evaluations")
+    say(f"here: whether its file lies in {catalogue.folder()} (set {catalogue.FOLDER} for another folder)")
+    say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
+    say(
+        "module:factory, and the names of the entry point group traflow_pipeline.teachers: see README, Your own teacher"
+    )
+
+
+@teachers.command("fetch")
+def fetch_teacher(name: TeacherName) -> None:
+    """Download a teacher's file into the folder of teachers, going on where it broke off, and pin its sha256."""
+    from pipeline import teachers
+    from pipeline.progress import say
+
+    known = teachers.fetch_known(name)
+    say(f"{known.path}: sha256 {teachers.file_sha256(known.path)}, pinned in {known.pin.name}")
+
+
+@teachers.command("check")
+def check_teacher(
+    name: Annotated[str, typer.Argument(help="Whatever --teacher takes.", metavar="TEACHER")],
+    out: Annotated[Path, typer.Option(help="The PNG of its samples to write.")] = Path("teacher.png"),
+    num_samples: Annotated[int, typer.Option(help="Samples to integrate, in one batch.", min=1)] = 16,
+    guidance_scale: GuidanceScale = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Load a teacher and integrate a few samples: does it turn noise into data, at what cost, how straight?"""
+    from pipeline import appraisal
+    from pipeline.device import pick_device
+    from pipeline.pictures import is_drawable, save_square, to_bytes
+    from pipeline.progress import console, say
+    from pipeline.teachers import load_teacher
+
+    place = pick_device(device)
+    teacher = load_teacher(name, place, guidance_scale)
+    found = appraisal.appraise(teacher, num_samples, seed, place)
+    console.print(found.table())
+    if is_drawable(teacher.shape):
+        save_square(out, to_bytes(found.samples.numpy(), teacher.data_range))
+        say(f"{out}: {num_samples} samples")
+    else:
+        say("no picture: only samples [C, H, W] of 1 or 3 channels are drawn")
+    if not found.is_data_like:
+        raise WorkFailed(f"teacher {name}: integrating it from noise to data does not end in data: {found.complaint}")
 
 
 def _config(model: Any, command: str, source: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:

@@ -86,8 +86,8 @@ def evaluate(config: EvaluateConfig) -> Report:
         for sampler in samplers:
             drawn = _draw(config, sampler, teacher, device, advance)
             truth = drawn.samples if truth is None else truth
-            rows.append(_score(sampler, drawn, truth, reference))
-            pictures[f"{sampler.model}, {sampler.name}"] = to_bytes(drawn.samples[:NUM_PICTURES])
+            rows.append(_score(sampler, drawn, truth, reference, teacher.data_range))
+            pictures[f"{sampler.model}, {sampler.name}"] = to_bytes(drawn.samples[:NUM_PICTURES], teacher.data_range)
     report = Report(
         rows=rows,
         feature_space=reference.space.name,
@@ -130,8 +130,14 @@ def _draw(config: EvaluateConfig, sampler: Sampler, teacher: Teacher, device: to
     return Drawn(np.concatenate(samples), evaluations / config.num_samples, config.num_samples / seconds)
 
 
-def _score(sampler: Sampler, drawn: Drawn, truth: NDArray[np.float32], reference: Reference) -> Row:
-    features = reference.space.extract(to_bytes(drawn.samples))
+def _score(
+    sampler: Sampler,
+    drawn: Drawn,
+    truth: NDArray[np.float32],
+    reference: Reference,
+    data_range: tuple[float, float],
+) -> Row:
+    features = reference.space.extract(to_bytes(drawn.samples, data_range))
     precision, recall = metrics.precision_recall(features, reference.features)
     return Row(
         model=sampler.model,
@@ -150,7 +156,7 @@ def _load_teacher(config: EvaluateConfig, folder: Path, info: CheckpointInfo, de
         if config.teacher:
             raise BadInput(f"{folder} is a teacher itself; 'teacher' is for a student")
         return load_teacher(str(folder), device)
-    teacher = load_teacher(config.teacher or info.teacher, device)
+    teacher = load_teacher(config.teacher or info.teacher, device, info.guidance_scale)
     if teacher.sha256 != info.teacher_sha256:
         raise BadInput(f"the checkpoint was distilled from another teacher than {teacher.name}: its weights differ")
     return teacher

@@ -108,4 +108,4 @@ def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int,
         sampler, network.config.shape, network.config.num_classes, seed, num_images, BATCH_SIZE, device
     )
     samples = torch.cat([batch.samples for batch in drawn])
-    pictures.save_square(out, to_bytes(samples.numpy()))
+    pictures.save_square(out, to_bytes(samples.numpy(), info.data_range))

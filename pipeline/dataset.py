@@ -25,6 +25,7 @@ from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # what a plan takes over
 
 
 class GenerateConfig(BaseModel):
@@ -39,6 +40,7 @@ class GenerateConfig(BaseModel):
     teacher: str
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
     out: Location
+    guidance_scale: float = Field(default=1.0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     states: int = Field(default=8, ge=0)
     velocities: bool = True
@@ -70,17 +72,8 @@ def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
     Raises:
         BadInput: sizes that do not fit together.
     """
-    return _plan(
-        config,
-        {
-            "teacher": teacher.name,
-            "teacher_sha256": teacher.sha256,
-            "shape": teacher.shape,
-            "num_classes": teacher.num_classes,
-            "t_start": teacher.t_start,
-            "t_end": teacher.t_end,
-        },
-    )
+    names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
+    return _plan(config, names | {name: getattr(teacher, name) for name in OF_TEACHER})
 
 
 def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
@@ -105,13 +98,13 @@ def generate(config: GenerateConfig) -> Manifest:
     _check_place(config, store, found)
     # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
     known = _known_plan(config, found)
-    plan = known or make_plan(config, load_teacher(config.teacher))
+    plan = known or make_plan(config, _load_teacher(config))
     with held(store) as lease:
         dataset, receipts = _claim(config, store, plan)
         shards = plan.shards(config.n)
         missing = missing_shards(plan, config.n, receipts)
         if missing and known:
-            make_plan(config, load_teacher(config.teacher)).check_same(known, config.out)
+            make_plan(config, _load_teacher(config)).check_same(known, config.out)
         with _stoppable() as stop:
             lease.on_loss = stop.set
             failures = _fill(config, dataset, receipts, missing, lease, stop)
@@ -132,14 +125,20 @@ def generate(config: GenerateConfig) -> Manifest:
     return derive(store, dataset, receipts.values())
 
 
+def _load_teacher(config: GenerateConfig) -> Teacher:
+    teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
+    if teacher.weights:
+        say(f"teacher {teacher.name}: {teacher.weights}")
+    return teacher
+
+
 def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
     """The plan that `config` asks for, by what `found` says of its teacher, if that can be trusted unloaded."""
     if found is None or found.teacher_source != absolute_source(config.teacher):
         return None
     if weights_sha256(config.teacher) not in (None, found.plan.teacher_sha256):
         return None
-    names = ("teacher", "teacher_sha256", "shape", "num_classes", "t_start", "t_end")
-    return _plan(config, {name: getattr(found.plan, name) for name in names})
+    return _plan(config, {name: getattr(found.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
 
 
 def _check_place(config: GenerateConfig, store: Store, found: DataSet | None) -> None:

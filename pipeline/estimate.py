@@ -64,7 +64,7 @@ def estimate(config: GenerateConfig) -> Estimate:
         WorkFailed: the batch could not be integrated, or the store not be read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
-    teacher, store = load_teacher(config.teacher, device), open_store(config.out)
+    teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
     plan, found = make_plan(config, teacher), read_dataset(store)
     receipts = existing(config, store, plan, found)
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, receipts))

@@ -20,6 +20,18 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * data + t * noise
 
 
+def straightness(states: Tensor, velocities: Tensor, times: Tensor) -> float:
+    """S, the mean over time, samples and components of |mean velocity - v(x_t, t)|^2 (arXiv 2209.03003, S(Z)).
+
+    0 for straight paths at even speed. `states` and `velocities` [B, T, ...] at `times` [B, T], from start to end.
+    """
+    states, velocities, times = states.double(), velocities.double(), times.double()
+    spans = times[:, -1] - times[:, 0]
+    chord = (states[:, -1] - states[:, 0]) / match_dims(spans, states[:, 0])
+    squares = (velocities - chord[:, None]).square().flatten(2).mean(2)
+    return float((torch.trapezoid(squares, times, dim=1) / spans).mean())
+
+
 def uniform_times(num_steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     """`num_steps` + 1 evenly spaced float64 times from `start` down to `end`."""
     return torch.linspace(start, end, num_steps + 1, dtype=torch.float64)

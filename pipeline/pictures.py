@@ -18,10 +18,18 @@ MARGIN = 8
 Images = NDArray[np.uint8]  # [N, C, H, W]
 
 
-def to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Samples in [-1, 1] to bytes, (127.5 x + 128) clipped, as EDM writes its images (NVlabs/edm, generate.py)."""
+def to_bytes(samples: NDArray[np.float32], data_range: tuple[float, float] = (-1.0, 1.0)) -> NDArray[np.uint8]:
+    """Samples to bytes: from `data_range` to [-1, 1], then (127.5 x + 128) clipped, as EDM does (its generate.py)."""
+    low, high = data_range
+    if data_range != (-1.0, 1.0):
+        samples = (samples - low) * (2 / (high - low)) - 1
     scaled: NDArray[np.float32] = np.clip(samples * 127.5 + 128, 0, 255)
     return scaled.astype(np.uint8)
+
+
+def is_drawable(shape: tuple[int, ...]) -> bool:
+    """Whether samples of `shape` are images [C, H, W], grey or in colour."""
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def save_rows(path: Path, rows: Mapping[str, Images]) -> None:

@@ -52,6 +52,9 @@ class Plan(BaseModel):
     num_classes: int = Field(ge=0, description="0 for an unconditional teacher")
     t_start: float = 1.0
     t_end: float = 0.0
+    # Left out of a plan's text where they are the usual ones: plans made before they were fields stay the same plans.
+    guidance_scale: float = Field(default=1.0, exclude_if=lambda scale: scale == 1)
+    data_range: tuple[float, float] = Field(default=(-1.0, 1.0), exclude_if=lambda values: values == (-1, 1))
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
     num_states: int = Field(ge=0, description="states stored between the noise and the sample")
@@ -70,6 +73,8 @@ class Plan(BaseModel):
             )
         if not 1 >= self.t_start > self.t_end >= 0:
             raise ValueError(f"a flow runs from t_start down to t_end in [0, 1]; they are {self.t_start}, {self.t_end}")
+        if not self.data_range[0] < self.data_range[1]:
+            raise ValueError(f"a data range goes from its least to its largest value; it is {self.data_range}")
         if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
             raise ValueError(
                 f"{self.solver.name} steps on every stored state: {self.num_states} states "

@@ -4,12 +4,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import BadInput, StoreFailed
+from pipeline.flow import straightness
 from pipeline.manifest import PLAN, Manifest, derive, read_dataset
-from pipeline.pictures import Images, to_bytes
+from pipeline.pictures import Images, is_drawable, to_bytes
 from pipeline.progress import format_bytes, format_seconds
 from pipeline.reader import BlockReader
 from pipeline.shards import Numerics, Trajectories, committed
@@ -44,17 +46,12 @@ class Summary:
 
     @property
     def straightness(self) -> float | None:
-        """S, the mean over time, samples and components of |mean velocity - v(x_t, t)|^2.
-
-        0 for straight paths at even speed (Liu et al. 2022, arXiv 2209.03003, S(Z)). None without velocities.
-        """
+        """See `flow.straightness`; None without velocities."""
         rows = self.records
         if rows.velocities is None:
             return None
-        squares = np.square(rows.velocities.astype(np.float64) - _chord(self, rows)[:, None])
-        per_time = squares.mean(axis=tuple(range(2, squares.ndim)))
-        spans = rows.times[:, 0] - rows.times[:, -1]
-        return float((-np.trapezoid(per_time, rows.times, axis=1) / spans).mean())
+        states, velocities, times = (torch.from_numpy(x) for x in (_states(self, rows), rows.velocities, rows.times))
+        return straightness(states, velocities, times)
 
     @property
     def detour(self) -> float:
@@ -92,12 +89,14 @@ class Summary:
 
     def pictures(self, num_rows: int) -> dict[str, Images] | None:
         """Rows of a picture: a few trajectories from noise to sample; None if they are no images."""
-        shape = self.manifest.plan.shape
-        if len(shape) != 3 or shape[0] not in (1, 3):
+        if not is_drawable(self.manifest.plan.shape):
             return None
         places = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
-        return {f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32)) for i in places}
+        return {
+            f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32), self.manifest.plan.data_range)
+            for i in places
+        }
 
 
 def summarise(store: Store) -> Summary:
@@ -132,10 +131,3 @@ def summarise(store: Store) -> Summary:
 def _states(summary: Summary, rows: Trajectories) -> np.ndarray:
     start = summary.manifest.plan.t_start * rows.noise[:, None].astype(np.float64)
     return np.concatenate([start, rows.states, rows.sample[:, None]], axis=1)
-
-
-def _chord(summary: Summary, rows: Trajectories) -> np.ndarray:
-    states = _states(summary, rows)
-    spans = (rows.times[:, -1] - rows.times[:, 0]).reshape(-1, *[1] * (states.ndim - 2))
-    chord: np.ndarray = (states[:, -1] - states[:, 0]) / spans
-    return chord

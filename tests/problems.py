@@ -12,6 +12,7 @@ from pipeline.flow import match_dims
 from pipeline.manifest import Manifest
 from pipeline.networks import Network
 from pipeline.networks.song import SongUNetConfig
+from pipeline.networks.unet import UNetConfig
 from pipeline.teachers.teacher import Teacher
 
 MEAN, STD = 0.3, 0.4
@@ -45,6 +46,23 @@ class GaussianFlow:
 
     def teacher(self) -> Teacher:
         return Teacher("gaussian", "0" * 64, self.velocity, SHAPE)
+
+
+@dataclass(frozen=True)
+class MixtureFlow:
+    """The rectified flow to data that is, in every component, an equal mixture of N(mean, std^2) over `means`."""
+
+    means: tuple[float, ...] = (-0.6, 0.1, 0.8)
+    std: float = 0.15
+
+    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[noise - data | x_t]."""
+        t = match_dims(t, x)[..., None]
+        variance = (1 - t) ** 2 * self.std**2 + t**2
+        means = torch.tensor(self.means, dtype=x.dtype)
+        away = x[..., None] - (1 - t) * means
+        weights = (-(away**2) / (2 * variance)).softmax(-1)
+        return (weights * ((t - (1 - t) * self.std**2) / variance * away - means)).sum(-1)
 
 
 class ExactStudent(nn.Module):
@@ -84,8 +102,13 @@ def tiny_config(**changes: Any) -> SongUNetConfig:
 
 def tiny_network(seed: int = 0, **changes: Any) -> Network:
     """A tiny network whose output depends on all of its parts (its own start is near zero)."""
+    return shaken(tiny_config(**changes), seed)
+
+
+def shaken(config: UNetConfig, seed: int = 0) -> Network:
+    """A network of `config` whose output depends on all of its parts."""
     torch.manual_seed(seed)
-    network = networks.build(tiny_config(**changes)).eval().requires_grad_(False)
+    network = networks.build(config).eval().requires_grad_(False)
     for name, parameter in network.named_parameters():
         if name != "gate_s":
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -29,6 +29,7 @@ PIPELINE = [
     "cluster",
     "dataset",
     "estimate",
+    "appraisal",
     "frontier",
     "integrity",
     "summary",

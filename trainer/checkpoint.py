@@ -38,6 +38,8 @@ class CheckpointInfo(BaseModel):
     data_sha256: str | None = None  # of the manifest, or of the images
     t_start: float = 1.0
     t_end: float = 0.0
+    guidance_scale: float = 1.0  # of the teacher
+    data_range: tuple[float, float] = (-1.0, 1.0)
     config: dict[str, Any]  # the resolved configuration
 
 

@@ -194,7 +194,10 @@ def save_samples(
             times = uniform_times(steps, origin["t_start"], origin["t_end"])
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:
-        solver = Solver(name="rk4", num_steps=16)
-        rows["rk4, 16 steps"] = integrate(NetworkVelocity(network), noise, uniform_times(1), label, solver).states[-1]
-    images = {title: to_bytes(x.cpu().numpy()) for title, x in rows.items()}
+        solver, t_start = Solver(name="rk4", num_steps=16), network.convention.t_start
+        rows["rk4, 16 steps"] = integrate(
+            NetworkVelocity(network), t_start * noise, uniform_times(1, t_start), label, solver
+        ).states[-1]
+    data_range = origin.get("data_range", (-1.0, 1.0))
+    images = {title: to_bytes(x.cpu().numpy(), data_range) for title, x in rows.items()}
     pictures.save_rows(config.out / SAMPLES, images)

@@ -109,7 +109,11 @@ def flow_matching(network: Network, batch: ImageBatch, rng: torch.Generator) -> 
     size = len(batch.data)
     t = ((torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size).to(batch.data.device)
     noise = torch.randn(batch.data.shape, generator=rng).to(batch.data.device)
-    return losses.flow_matching_loss(network, batch.data, noise, t, batch.label)
+    label = batch.label
+    if label is not None and network.config.label_dropout:
+        dropped = torch.rand(size, generator=rng) < network.config.label_dropout
+        label = label.masked_fill(dropped.to(label.device), -1)
+    return losses.flow_matching_loss(network, batch.data, noise, t, label)
 
 
 def _between(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:

@@ -92,6 +92,10 @@ def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
         )
     if config.network.second_time:
         raise BadInput(f"recipe {config.recipe} trains a teacher: its network has one time, not second_time")
+    if config.network.convention == "adm":
+        raise BadInput(
+            f"recipe {config.recipe}: convention adm is for reading ADM's checkpoints; train one of flow or edm"
+        )
     images = load_images(config.images)
     shape, num_classes = config.network.shape, config.network.num_classes
     if images.shape != shape:
@@ -112,7 +116,7 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(
             f"recipe {config.recipe} needs velocities; {config.data} has none: generate it with --velocities"
         )
-    teacher = load_teacher(source)
+    teacher = load_teacher(source, guidance_scale=plan.guidance_scale)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=...")
     student = _start(config, plan, teacher).to(device)
@@ -122,6 +126,8 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
         "data_sha256": manifest.sha256,
         "t_start": plan.t_start,
         "t_end": plan.t_end,
+        "guidance_scale": plan.guidance_scale,
+        "data_range": plan.data_range,
     }
     return Task(student, student.network, TrajectoryStream(manifest, config.seed, config.trainer.batch_size), origin)
 

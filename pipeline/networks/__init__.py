@@ -1,24 +1,51 @@
 """The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import BadInput
+from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
-
-Network = SongUNet
-NetworkConfig = SongUNetConfig
-NETWORKS: dict[str, tuple[type[NetworkConfig], type[Network]]] = {"song": (SongUNetConfig, SongUNet)}
+from pipeline.networks.unet import UNet, UNetConfig
 
 
-def build(config: NetworkConfig) -> Network:
+def _family(config: Any) -> Any:
+    return config.get("family", "song") if isinstance(config, dict) else getattr(config, "family", None)
+
+
+Network = UNet
+__all__ = [
+    "DhariwalUNet",
+    "DhariwalUNetConfig",
+    "Network",
+    "NetworkConfig",
+    "SongUNet",
+    "SongUNetConfig",
+    "build",
+    "load",
+    "parse_config",
+    "save",
+]
+# The configuration of a network; without a family it is a song's.
+NetworkConfig = Annotated[
+    Annotated[SongUNetConfig, Tag("song")] | Annotated[DhariwalUNetConfig, Tag("dhariwal")], Discriminator(_family)
+]
+parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
+
+
+def build(config: UNetConfig) -> Network:
     """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device."""
-    _, network = NETWORKS[config.family]
-    return network(config).to(memory_format=torch.channels_last)
+    if isinstance(config, DhariwalUNetConfig):
+        return DhariwalUNet(config).to(memory_format=torch.channels_last)
+    assert isinstance(config, SongUNetConfig)
+    return SongUNet(config).to(memory_format=torch.channels_last)
 
 
 def save(path: Path, network: Network) -> None:
@@ -37,10 +64,7 @@ def load(path: Path) -> Network:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        about = json.loads(metadata["network"])
-        config_class, _ = NETWORKS[about["family"]]
-        config = config_class.model_validate(about)
-        network = build(config)
+        network = build(parse_config(json.loads(metadata["network"])))
         network.load_state_dict(tensors)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error

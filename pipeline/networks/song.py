@@ -1,232 +1,150 @@
-"""SongUNet: the DDPM++ U-Net of Song et al. (2021, arXiv 2011.13456), as EDM's Table 1 parametrises it.
+"""SongUNet: DDPM++ and NCSN++ of Song et al. (2021, arXiv 2011.13456), as EDM's Table 1 parametrises them.
 
-One class serves the teachers of this family and the students that grow out of them. A student's network
-takes a second time s; its embedding starts as a copy of the first one behind a gate that starts at zero,
-so that the network begins as exactly the teacher's.
+One class serves the teachers of this family and the students that grow out of them. A student's network takes a second
+time s; its embedding starts as a copy of the first one behind a gate that starts at zero, so that the network begins
+as exactly the teacher's.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches at one
+from pipeline.networks.layers import (
+    BlockStyle,
+    FourierFeatures,
+    Init,
+    PositionalFeatures,
+    Resample,
+    TimeEmbedding,
+    group_norm,
+)
+from pipeline.networks.unet import UNet, UNetConfig
+
+SKIP_SCALE = math.sqrt(0.5)
 NORM_EPS = 1e-6
+INIT = Init(xavier=True)
 
 
-class SongUNetConfig(BaseModel):
-    """Everything that decides the shape of a `SongUNet`.
+class SongUNetConfig(UNetConfig):
+    """`UNetConfig`, and the choices that lead from DDPM++ (the defaults) to NCSN++.
 
-    Images are [image_channels, resolution, resolution]. Level i of the U-Net has resolution / 2^i pixels and
-    `channels` * `channel_mult[i]` channels. `num_classes` = 0 makes an unconditional network. The network
-    sees `time_scale` * t, so the largest angular frequency of its time embedding is `time_scale`.
+    NCSN++ has time_embedding fourier, encoder residual and resample_filter (1, 3, 3, 1).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["song"] = "song"
-    resolution: int = Field(ge=1)
-    image_channels: int = Field(ge=1)
-    channels: int = Field(default=128, ge=4)
-    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 2, 2), min_length=1)
-    num_blocks: int = Field(default=4, ge=1)
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    num_classes: int = Field(default=0, ge=0)
-    time_scale: float = Field(default=1000.0, gt=0)
-    second_time: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.channels % 2:
-            raise ValueError(f"channels: half are sines, half cosines of the time; {self.channels} is odd")
-        if self.resolution % 2 ** (len(self.channel_mult) - 1):
-            raise ValueError(
-                f"resolution {self.resolution} cannot be halved {len(self.channel_mult) - 1} times, "
-                f"once for each level of channel_mult after the first"
-            )
-        return self
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return self.image_channels, self.resolution, self.resolution
+    time_embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "residual", "skip"] = "standard"
+    decoder: Literal["standard", "skip"] = "standard"
+    resample_filter: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """The most groups, up to 32, that divide the channels into at least 4 each."""
-    groups = next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+class ResidualInput(nn.Module):
+    """The image, convolved and halved, joins the features and goes on as what they are then."""
 
-
-def conv(in_channels: int, out_channels: int, kernel: int = 3, init_scale: float = 1.0) -> nn.Conv2d:
-    """A same-size convolution with Xavier-uniform weights times `init_scale` and zero bias."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    nn.init.xavier_uniform_(layer.weight)
-    layer.weight.data *= init_scale
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
-
-
-def linear(in_features: int, out_features: int) -> nn.Linear:
-    """A fully connected layer with Xavier-uniform weights and zero bias."""
-    layer = nn.Linear(in_features, out_features)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class TimeEmbedding(nn.Module):
-    """Positional embedding of a time, then two layers: [B] -> [B, embedding_channels]."""
-
-    def __init__(self, channels: int, embedding_channels: int, time_scale: float) -> None:
+    def __init__(self, config: SongUNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.num_frequencies = channels // 2
-        self.time_scale = time_scale
-        self.layer0 = linear(channels, embedding_channels)
-        self.layer1 = linear(embedding_channels, embedding_channels)
+        self.conv = INIT.conv(in_channels, out_channels)
+        self.resample = Resample(config.resample_filter, "down")
 
-    def forward(self, t: Tensor, label_embedding: Tensor | None = None) -> Tensor:
-        exponents = torch.linspace(0, 1, self.num_frequencies, device=t.device)
-        angles = (self.time_scale * t.float())[:, None] * 10_000.0**-exponents
-        embedding = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.layer0.weight.dtype)
-        if label_embedding is not None:
-            embedding = embedding + label_embedding
-        out: Tensor = F.silu(self.layer1(F.silu(self.layer0(embedding))))
-        return out
+    def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        # The filter runs over the convolution's output, which therefore has to reach beyond the image's edge.
+        wide = self.conv(F.pad(image, [self.resample.padding] * 4))
+        x = (x + self.resample.down(wide, padding=0)) * SKIP_SCALE
+        return x, x
 
 
-class Attention(nn.Module):
-    """Single-head self-attention over the pixels of [B, C, H, W], with a residual connection."""
+class SkipInput(nn.Module):
+    """The halved image joins the features, and goes on as it is."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: SongUNetConfig, out_channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
-        self.qkv = conv(channels, 3 * channels, kernel=1, init_scale=math.sqrt(0.2))
-        self.proj = conv(channels, channels, kernel=1, init_scale=1e-5)
+        self.conv = INIT.conv(config.image_channels, out_channels, kernel=1)
+        self.resample = Resample(config.resample_filter, "down")
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
-        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=2))
-        a = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        out: Tensor = (x + self.proj(a.transpose(1, 2).reshape(x.shape))) * SKIP_SCALE
-        return out
+    def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        image = self.resample(image)
+        return x + self.conv(image), image
 
 
-class Block(nn.Module):
-    """Residual block (BigGAN's, as in DDPM++), optionally resampling by two: [B, C, H, W] -> [B, C', H', W']."""
+class SkipOutput(nn.Module):
+    """A level's own image, doubled for the level above."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_channels: int,
-        dropout: float,
-        resample: Literal["up", "down", "none"] = "none",
-        attention: bool = False,
-    ) -> None:
+    def __init__(self, config: SongUNetConfig, channels: int) -> None:
         super().__init__()
-        self.resample = resample
-        self.norm0 = group_norm(in_channels)
-        self.conv0 = conv(in_channels, out_channels)
-        self.affine = linear(embedding_channels, out_channels)
-        self.norm1 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = conv(out_channels, out_channels, init_scale=1e-5)
-        changes_shape = in_channels != out_channels or resample != "none"
-        self.skip = conv(in_channels, out_channels, kernel=1) if changes_shape else nn.Identity()
-        self.attention = Attention(out_channels) if attention else nn.Identity()
+        self.norm = group_norm(channels, NORM_EPS)
+        self.conv = INIT.conv(channels, config.image_channels, gain=1e-5)
+        self.resample = Resample(config.resample_filter, "up")
 
-    def _resample(self, x: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resample == "down" else x
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(self._resample(F.silu(self.norm0(x))))
-        h = h + self.affine(embedding)[:, :, None, None]
-        h = self.conv1(self.dropout(F.silu(self.norm1(h))))
-        out: Tensor = self.attention((self.skip(self._resample(x)) + h) * SKIP_SCALE)
-        return out
+    def forward(self, x: Tensor, image: Tensor | None) -> Tensor:
+        own: Tensor = self.conv(F.silu(self.norm(x)))
+        doubled: Tensor = self.resample(own if image is None else image + own)
+        return doubled
 
 
-class SongUNet(nn.Module):
-    """F(x, t, s, label) -> [B, C, H, W]; see `SongUNetConfig` for the shapes.
+class SongUNet(UNet):
+    """See `UNet`, and `SongUNetConfig` for the shapes."""
 
-    `s` is ignored by a network without a second time. Labels are int64 [B]; -1 means "no label".
-    """
+    config: SongUNetConfig
 
     def __init__(self, config: SongUNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        embedding_channels = 4 * config.channels
-        self.embed_t = TimeEmbedding(config.channels, embedding_channels, config.time_scale)
+        super().__init__(config)
+        # As in EDM: twice the width for random features.
+        self.time_channels = config.channels * (2 if config.time_embedding == "fourier" else 1)
+        self.embed_t = self._time_embedding()
         if config.num_classes:
-            self.embed_label = nn.Linear(config.num_classes, config.channels, bias=False)
-            nn.init.normal_(self.embed_label.weight)
+            self.embed_label = INIT.linear(config.num_classes, self.time_channels)
+        if config.augment_dim:
+            self.embed_augment = nn.Linear(config.augment_dim, self.time_channels, bias=False)
+            nn.init.xavier_uniform_(self.embed_augment.weight)
         if config.second_time:
-            self.embed_s = TimeEmbedding(config.channels, embedding_channels, config.time_scale)
-            self.gate_s = nn.Parameter(torch.zeros(embedding_channels))
+            self.embed_s = self._time_embedding()
+            self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
+        style = BlockStyle(
+            init=INIT,
+            embedding_channels=self.embedding_channels,
+            dropout=config.dropout,
+            norm_eps=NORM_EPS,
+            skip_scale=SKIP_SCALE,
+            scales=False,
+            projects_resampled=True,
+            channels_per_head=None,
+            attention_gain=math.sqrt(0.2),
+            last_gain=1e-5,
+            resample_filter=config.resample_filter,
+        )
+        self.build_trunk(style, config.channels, attends_everywhere=False)
+        self._build_pyramids()
 
-        def block(in_channels: int, out_channels: int, size: int, **kwargs: object) -> Block:
-            return Block(in_channels, out_channels, embedding_channels, config.dropout, **kwargs)  # type: ignore[arg-type]
+    def _time_embedding(self) -> TimeEmbedding:
+        channels = self.time_channels
+        positional = self.config.time_embedding == "positional"
+        features = PositionalFeatures(channels, adm=False) if positional else FourierFeatures(channels)
+        return TimeEmbedding(features, channels, self.embedding_channels, INIT)
 
-        sizes = [config.resolution >> level for level in range(len(config.channel_mult))]
-        widths = [config.channels * mult for mult in config.channel_mult]
-        self.conv_in = conv(config.image_channels, config.channels)
-        self.encoder = nn.ModuleList()
-        width, skips = config.channels, [config.channels]
-        for level, (size, level_width) in enumerate(zip(sizes, widths, strict=True)):
-            if level:
-                self.encoder.append(block(width, width, size, resample="down"))
-                skips.append(width)
-            for _ in range(config.num_blocks):
-                attention = size in config.attention_resolutions
-                self.encoder.append(block(width, level_width, size, attention=attention))
-                width = level_width
-                skips.append(width)
+    def _build_pyramids(self) -> None:
+        """The ways of the image beside the features: NCSN++'s input pyramid, and an output pyramid."""
+        config, widths = self.config, self.config.widths
+        for level in range(1, len(widths)):
+            # The blocks of a level: in the encoder one that halves and `num_blocks`, in the decoder one more of them.
+            down = level * (config.num_blocks + 1) - 1
+            up = (len(widths) - level) * (config.num_blocks + 2) - 1
+            if config.encoder == "residual":
+                before = config.image_channels if level == 1 else widths[level - 2]
+                self.inputs[str(down)] = ResidualInput(config, before, widths[level - 1])
+            elif config.encoder == "skip":
+                self.inputs[str(down)] = SkipInput(config, widths[level - 1])
+            if config.decoder == "skip":
+                self.outputs[str(up)] = SkipOutput(config, widths[level])
 
-        self.middle = nn.ModuleList([block(width, width, sizes[-1], attention=True), block(width, width, sizes[-1])])
-
-        self.decoder = nn.ModuleList()
-        self.takes_skip: list[bool] = []
-        for level, (size, level_width) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
-            if level < len(sizes) - 1:
-                self.decoder.append(block(width, width, size, resample="up"))
-                self.takes_skip.append(False)
-            for i in range(config.num_blocks + 1):
-                attention = i == config.num_blocks and size in config.attention_resolutions
-                self.decoder.append(block(width + skips.pop(), level_width, size, attention=attention))
-                self.takes_skip.append(True)
-                width = level_width
-        self.norm_out = group_norm(width)
-        self.conv_out = conv(width, config.image_channels, init_scale=1e-5)
-
-    def embedding(self, t: Tensor, s: Tensor | None, label: Tensor | None) -> Tensor:
-        """Joint embedding [B, 4 * channels] of the times `t`, `s` [B] and the class `label` [B]."""
-        label_embedding = None
-        if self.config.num_classes and label is not None:
-            classes = torch.arange(self.config.num_classes, device=t.device)
-            one_hot = (label[:, None] == classes).to(self.embed_label.weight.dtype)
-            label_embedding = self.embed_label(one_hot)
-        embedding: Tensor = self.embed_t(t, label_embedding)
-        if self.config.second_time and s is not None:
-            embedding = embedding + self.gate_s * self.embed_s(s, label_embedding)
-        return embedding
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        embedding = self.embedding(t, s, label)
-        x = self.conv_in(x)
-        skips = [x]
-        for encode in self.encoder:
-            x = encode(x, embedding)
-            skips.append(x)
-        for refine in self.middle:
-            x = refine(x, embedding)
-        for decode, takes_skip in zip(self.decoder, self.takes_skip, strict=True):
-            x = decode(torch.cat([x, skips.pop()], dim=1) if takes_skip else x, embedding)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+    def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        before = None
+        if self.config.num_classes:
+            before = self.embed_label(label * math.sqrt(self.config.num_classes))
+        if self.config.augment_dim and augment is not None:
+            augmented = self.embed_augment(augment)
+            before = augmented if before is None else before + augmented
+        return before, None

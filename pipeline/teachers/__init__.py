@@ -1,77 +1,206 @@
-"""The teachers by name. A new one is a file beside this and a line in `TEACHERS`."""
+"""The teachers: by name, by path, or from a function of the user's own; from weights to a velocity field.
 
+A new format of checkpoints is a file beside this and a line in `FORMATS`; a new checkpoint is an entry of
+catalogue.yaml.
+"""
+
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pipeline.config import differences
 from pipeline.errors import BadInput
-from pipeline.teachers import checkpoint, digits
-from pipeline.teachers.teacher import Teacher
+from pipeline.networks import Network
+from pipeline.networks.unet import UNetConfig
+from pipeline.store import write_atomic
+from pipeline.teachers import adm, catalogue, checkpoint, edm, fetch, score_sde
+from pipeline.teachers.catalogue import Known
+from pipeline.teachers.teacher import Teacher, guided, of_network
 
+ENTRY_POINTS = "traflow_pipeline.teachers"
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of `traflow-pipeline teachers`."""
-
-    about: str
-    licence: str
-    weights: Path
-    load: Callable[[torch.device], Teacher]
-
-
-TEACHERS: dict[str, Entry] = {
-    "digits": Entry(
-        "1-rectified flow on scikit-learn's 8x8 digits; embedded", "as this project", digits.WEIGHTS, digits.load
-    ),
+# By format: the network in a file, and which of the file's weights it has. The configuration is that of the entry; a
+# file that knows its own may be read without.
+FORMATS: dict[str, tuple[Callable[[Path, Any], Network], str]] = {
+    "safetensors": (lambda path, _: checkpoint.load(path), "the weights in the file"),
+    "edm": (lambda path, _: edm.load(path), "the EMA weights"),
+    "score-sde": (score_sde.load, "the EMA weights"),
+    "adm": (adm.load, "the weights in the file, published as EMA"),
 }
 
 
-def load_teacher(source: str, device: torch.device | str = "cpu") -> Teacher:
-    """The teacher called `source`; or the network at that path; or what the factory `module:function` returns.
+def load_teacher(source: str, device: torch.device | str = "cpu", guidance_scale: float = 1.0) -> Teacher:
+    """The teacher that `source` names, under classifier-free guidance if `guidance_scale` is not 1.
 
-    A factory is called with the device and returns a `Teacher`.
+    `source` is a name of `catalogue.known`; the path of an entry of one's own (.yaml), of an EDM pickle (.pkl), of a
+    network or training run of this program; a factory "module:function", or the name of one in the entry point group
+    "traflow_pipeline.teachers". A factory is called with the device and returns a `Teacher`.
 
     Raises:
-        BadInput: `source` is none of these, or what it names is not a teacher.
+        BadInput: `source` is none of these, what it names is not a teacher, or cannot be guided.
     """
-    device = torch.device(device)
-    if source in TEACHERS:
-        return TEACHERS[source].load(device)
-    if Path(source).exists():
-        return checkpoint.load(Path(source), device)
-    if ":" in source:
-        return _load_factory(source, device)
+    return guided(_load(source, torch.device(device)), guidance_scale)
+
+
+def _load(source: str, device: torch.device) -> Teacher:
+    known = catalogue.find(source)
+    if known is not None:
+        return _load_known(known, device)
+    path = Path(source)
+    if path.exists():
+        weights = checkpoint.find_weights(path)
+        network, which = _read(_format_of(weights), weights, None)
+        return of_network(path.stem, file_sha256(weights), network, device, f"{which}, {weights}")
+    factory = _find_factory(source)
+    if factory is not None:
+        return _call_factory(source, factory, device)
     raise BadInput(
-        f"no teacher {source!r}: wanted one of {', '.join(TEACHERS)}, the path of a .safetensors file "
-        "or training run, or module:factory"
+        f"no teacher {source!r}: wanted one of {', '.join(catalogue.known())}, the path of a .safetensors file, "
+        "training run, EDM .pkl or .yaml entry, or module:factory"
     )
 
 
+def _load_known(known: Known, device: torch.device) -> Teacher:
+    entry, path = known.entry, require_file(known)
+    sha256 = file_sha256(path)
+    _check_pin(known, sha256)
+    network, which = _read(entry.format, path, entry.network)
+    if entry.network is not None and (fields := differences(_shape(network.config), _shape(entry.network))):
+        raise BadInput(f"{path}: wanted the network of {known.name}; it is another one ({fields})")
+    return of_network(known.name, _identity(known, sha256), network, device, f"{which}, {path}")
+
+
+def require_file(known: Known) -> Path:
+    """The path of a teacher's file.
+
+    Raises:
+        BadInput: it is not there, or is a web page that was saved in its place.
+    """
+    path, source = known.path, known.entry.source
+    if not path.is_file():
+        if source is None:
+            raise BadInput(f"teacher {known.name}: wanted its file {path}; it is not there")
+        raise BadInput(
+            f"teacher {known.name}: wanted its file {path}; it is not there: run traflow-pipeline teachers fetch "
+            f"{known.name}, or put the file from {fetch.page(source)} there"
+        )
+    if fetch.is_html(path):
+        raise BadInput(f"{path}: wanted the checkpoint of {known.name}; it is a web page: remove it and fetch again")
+    return path
+
+
+def fetch_known(name: str) -> Known:
+    """Download the file of the teacher called `name`, unless it is here, and write down its sha256 beside it.
+
+    Raises:
+        BadInput: no such teacher, or one that is not fetched from anywhere; or the file is not the pinned one.
+        WorkFailed: it could not be had.
+    """
+    known = catalogue.find(name)
+    if known is None or known.entry.source is None:
+        fetchable = [key for key, other in catalogue.known().items() if other.entry.source]
+        raise BadInput(f"teachers fetch: wanted one of {', '.join(fetchable)}; got {name!r}")
+    if not known.path.is_file():
+        known.pin.unlink(missing_ok=True)
+        fetch.fetch(known.entry.source, known.path)
+    sha256 = file_sha256(require_file(known))
+    if not known.pin.is_file():
+        write_atomic(known.pin, f"{sha256}  {known.path.name}\n".encode())
+    _check_pin(known, sha256)
+    return known
+
+
+def _check_pin(known: Known, sha256: str) -> None:
+    pinned = known.entry.sha256 or (known.pin.read_text().split()[0] if known.pin.is_file() else None)
+    if pinned not in (None, sha256):
+        raise BadInput(
+            f"{known.path}: wanted the file whose sha256 is {pinned}, as when it was fetched; it is {sha256}: "
+            f"remove it and run traflow-pipeline teachers fetch {known.name}"
+        )
+
+
+def _read(format_name: str, path: Path, config: UNetConfig | None) -> tuple[Network, str]:
+    load, which = FORMATS[format_name]
+    return load(path, config), which
+
+
+def _format_of(weights: Path) -> str:
+    if weights.suffix in (".pth", ".pt"):
+        raise BadInput(
+            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry (see README)"
+        )
+    return "edm" if weights.suffix == ".pkl" else "safetensors"
+
+
+def _shape(config: UNetConfig) -> dict[str, Any]:
+    """What of a configuration decides the velocity: all but how it was trained."""
+    return config.model_dump(mode="json", exclude={"dropout", "label_dropout"})
+
+
+def _identity(known: Known, sha256: str) -> str:
+    """Of a user's own entry, the network it describes is a part."""
+    if not known.is_own or known.entry.network is None:
+        return sha256
+    return hashlib.sha256(f"{sha256} {known.entry.network.model_dump_json()}".encode()).hexdigest()
+
+
 def weights_sha256(source: str) -> str | None:
-    """The `sha256` of the teacher called `source`, where its file tells without being loaded; a factory's does not."""
-    path = TEACHERS[source].weights if source in TEACHERS else Path(source)
-    return checkpoint.file_sha256(checkpoint.find_weights(path)) if path.exists() else None
+    """The `sha256` of the teacher called `source`, where its file tells without being loaded; a factory's does not.
+
+    Raises:
+        BadInput: the file is not there.
+    """
+    known = catalogue.find(source)
+    if known is not None:
+        return _identity(known, file_sha256(require_file(known)))
+    path = Path(source)
+    return file_sha256(checkpoint.find_weights(path)) if path.exists() else None
 
 
 def absolute_source(source: str) -> str:
     """`source` as any process can load it, now and when the run it names has gone on: the path of its weights."""
-    if source in TEACHERS or not Path(source).exists():
-        return source
-    return str(checkpoint.find_weights(Path(source)).resolve())
+    known, path = catalogue.find(source), Path(source)
+    if known is not None:
+        return str(path.absolute()) if path.is_file() else source
+    return str(checkpoint.find_weights(path).resolve()) if path.exists() else source
 
 
-def _load_factory(source: str, device: torch.device) -> Teacher:
-    module_name, _, function = source.partition(":")
+def file_sha256(path: Path) -> str:
+    """The identity of a teacher whose weights are this file."""
+    status = path.stat()
+    return _file_sha256(path, (status.st_size, status.st_mtime_ns))
+
+
+@cache
+def _file_sha256(path: Path, _version: tuple[int, int]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find_factory(source: str) -> Callable[[torch.device], Any] | None:
+    """The function that `source` names as "module:function" or as an entry point."""
+    points = list(entry_points(group=ENTRY_POINTS, name=source))
+    target = points[0].value if points else source
+    module_name, colon, function = target.partition(":")
+    if not colon:
+        return None
     if "" not in sys.path:
         sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
     try:
-        factory = getattr(importlib.import_module(module_name), function)
+        factory: Callable[[torch.device], Any] = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"teacher {source}: wanted module:factory; {error}") from error
+    return factory
+
+
+def _call_factory(source: str, factory: Callable[[torch.device], Any], device: torch.device) -> Teacher:
     try:
         teacher = factory(device)
     except Exception as error:  # it is the user's own code

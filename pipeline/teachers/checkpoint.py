@@ -1,13 +1,10 @@
-"""A teacher from a network of our own: a .safetensors file, or the folder of a training run."""
+"""Our own networks as teachers: a .safetensors file, or the folder of a training run."""
 
-import hashlib
 from pathlib import Path
-
-import torch
 
 from pipeline import networks
 from pipeline.errors import BadInput
-from pipeline.teachers.teacher import NetworkVelocity, Teacher
+from pipeline.networks import Network
 
 WEIGHTS = "ema.safetensors"
 
@@ -31,24 +28,13 @@ def find_weights(path: Path) -> Path:
     raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
 
 
-def file_sha256(weights: Path) -> str:
-    """The identity of a teacher whose weights are this file."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def load(weights: Path) -> Network:
+    """The network in the file `weights`.
 
-
-def load(path: Path, device: torch.device) -> Teacher:
-    """The flow whose weights lie at `path` (see `find_weights`)."""
-    weights = find_weights(path)
-    network = networks.load(weights).to(device).requires_grad_(False)
-    config = network.config
-    if config.second_time:
+    Raises:
+        BadInput: it is none, or a student's.
+    """
+    network = networks.load(weights)
+    if network.config.second_time:
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
-    return Teacher(
-        name=path.stem,
-        sha256=file_sha256(weights),
-        velocity=NetworkVelocity(network),
-        shape=config.shape,
-        num_classes=config.num_classes,
-        network=network,
-    )
+    return network

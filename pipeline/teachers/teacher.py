@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from pipeline.solver import Velocity
 
 @dataclass(frozen=True)
 class Teacher:
-    """A pre-trained flow over arrays of `shape` with values in about [-1, 1].
+    """A pre-trained flow over arrays of `shape` with values in about `data_range`.
 
     `velocity(x, t, label)` takes float32 x [B, *shape], t [B] with 1 = noise and 0 = data, and int64 labels [B] in
-    [0, num_classes), or None for an unconditional flow (num_classes = 0); it returns dx/dt [B, *shape]. The flow
-    starts at x = t_start * noise and ends at t_end. A student can start from `network` where there is one.
+    [0, num_classes), or None for an unconditional flow (num_classes = 0); it returns dx/dt [B, *shape]. If it
+    `takes_no_label`, it also knows the label -1, "none", which guidance needs. The flow starts at x = t_start * noise,
+    noise standard normal, and ends at t_end. A student can start from `network` where there is one.
     """
 
     name: str
@@ -27,9 +28,53 @@ class Teacher:
     velocity: Velocity
     shape: tuple[int, ...]
     num_classes: int = 0
+    takes_no_label: bool = False
     t_start: float = 1.0
     t_end: float = 0.0
+    data_range: tuple[float, float] = (-1.0, 1.0)
     network: Network | None = None
+    weights: str = ""  # which of a file's weights were taken, for the user
+
+
+def of_network(name: str, sha256: str, network: Network, device: torch.device, weights: str = "") -> Teacher:
+    """The flow of a network of ours, whatever its convention."""
+    network = network.to(device).requires_grad_(False)
+    config = network.config
+    return Teacher(
+        name=name,
+        sha256=sha256,
+        velocity=NetworkVelocity(network),
+        shape=config.shape,
+        num_classes=config.num_classes,
+        takes_no_label=config.label_dropout > 0,
+        t_start=network.convention.t_start,
+        network=network,
+        weights=weights,
+    )
+
+
+def guided(teacher: Teacher, scale: float) -> Teacher:
+    """`teacher` under classifier-free guidance: v = v(no label) + scale (v(label) - v(no label)).
+
+    Ho & Salimans 2022, arXiv 2207.12598, Eq. 6 with scale = 1 + w; a scale of 1 is the teacher itself. One evaluation
+    of the guided teacher evaluates its network on two rows for each sample.
+
+    Raises:
+        BadInput: the teacher has no classes, or does not know what "no label" is.
+    """
+    if scale == 1:
+        return teacher
+    if not teacher.num_classes or not teacher.takes_no_label:
+        lack = "was trained without dropping labels" if teacher.num_classes else "has no classes"
+        raise BadInput(f"teacher {teacher.name}: wanted one that guidance can work on; it {lack}: leave guidance_scale")
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        assert label is not None
+        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([torch.full_like(label, -1), label]))
+        without, with_label = both.chunk(2)
+        return without + scale * (with_label - without)
+
+    return replace(teacher, velocity=velocity)
 
 
 @contextmanager

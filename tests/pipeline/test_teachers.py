@@ -1,16 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.errors import BadInput
 from pipeline.teachers import load_teacher
-from pipeline.teachers.teacher import state_sha256
+from pipeline.teachers.teacher import Teacher, guided, state_sha256
 from tests.problems import save_tiny_teacher, tiny_network
 
 
 def test_an_unknown_teacher_is_answered_with_those_there_are() -> None:
-    with pytest.raises(BadInput, match=r"no teacher 'digit': wanted one of digits, the path .* or module:factory"):
+    with pytest.raises(
+        BadInput, match=r"no teacher 'digit': wanted one of digits, .*2rf, .*, the path .* or module:factory"
+    ):
         load_teacher("digit")
 
 
@@ -68,3 +72,51 @@ def test_a_digest_of_weights_sees_names_shapes_and_values() -> None:
     }
     assert len(digests) == 4
     assert state_sha256(dict(reversed(state.items()))) == state_sha256(state)
+
+
+def labelled(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    assert label is not None
+    return label.float()[:, None, None, None].expand_as(x)
+
+
+GUIDABLE = Teacher("guidable", "0" * 64, labelled, (1, 4, 4), num_classes=3, takes_no_label=True)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance_goes_on_from_no_label_past_the_label(scale: float) -> None:
+    x, t, label = torch.zeros(3, 1, 4, 4), torch.ones(3), torch.tensor([0, 1, 2])
+    velocity = guided(GUIDABLE, scale).velocity(x, t, label)
+    torch.testing.assert_close(velocity[:, 0, 0, 0], -1 + scale * (label + 1))
+
+
+def test_guidance_is_refused_where_nothing_was_trained_for_it() -> None:
+    with pytest.raises(BadInput, match="guidance can work on; it was trained without dropping labels"):
+        guided(replace(GUIDABLE, takes_no_label=False), 2)
+    with pytest.raises(BadInput, match="guidance can work on; it has no classes"):
+        load_teacher("digits", guidance_scale=2)
+
+
+def test_a_network_trained_with_dropped_labels_can_be_guided(tmp_path: Path) -> None:
+    path = str(save_tiny_teacher(tmp_path / "one.safetensors", num_classes=3, label_dropout=0.1))
+    x, t, label = torch.randn(3, 1, 4, 4), torch.full((3,), 0.5), torch.tensor([0, 1, 2])
+    plain, strong = load_teacher(path), load_teacher(path, guidance_scale=3)
+    without, with_label = plain.velocity(x, t, torch.full((3,), -1)), plain.velocity(x, t, label)
+    torch.testing.assert_close(strong.velocity(x, t, label), without + 3 * (with_label - without))
+    assert plain.sha256 == strong.sha256
+
+
+def test_a_factory_can_be_an_entry_point_of_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "my_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[traflow_pipeline.teachers]\nmy-flow = tests.problems:gaussian\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_teacher("my-flow").name == "gaussian"
+
+
+@pytest.mark.parametrize("convention", ["flow", "edm"])
+def test_a_network_starts_where_the_flow_of_its_convention_does(convention: str, tmp_path: Path) -> None:
+    teacher = load_teacher(str(save_tiny_teacher(tmp_path / "one.safetensors", convention=convention)))
+    assert teacher.t_start == {"flow": 1, "edm": 80 / 81}[convention]

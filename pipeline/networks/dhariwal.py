@@ -1,0 +1,61 @@
+"""DhariwalUNet: the ADM U-Net of Dhariwal & Nichol (2021, arXiv 2105.05233), as EDM's Table 1 parametrises it."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.networks.layers import BlockStyle, Init, PositionalFeatures, TimeEmbedding
+from pipeline.networks.unet import UNet, UNetConfig
+
+INIT = Init(xavier=False)
+
+
+class DhariwalUNetConfig(UNetConfig):
+    """`UNetConfig`; attention has heads of `channels_per_head` channels."""
+
+    family: Literal["dhariwal"] = "dhariwal"
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    channels_per_head: int = Field(default=64, ge=1)
+
+
+class DhariwalUNet(UNet):
+    """See `UNet`, and `DhariwalUNetConfig` for the shapes."""
+
+    config: DhariwalUNetConfig
+
+    def __init__(self, config: DhariwalUNetConfig) -> None:
+        super().__init__(config)
+        self.embed_t = self._time_embedding()
+        if config.num_classes:
+            self.embed_label = nn.Linear(config.num_classes, self.embedding_channels, bias=False)
+            nn.init.normal_(self.embed_label.weight)
+        if config.augment_dim:
+            self.embed_augment = nn.Linear(config.augment_dim, config.channels, bias=False)
+            nn.init.zeros_(self.embed_augment.weight)
+        if config.second_time:
+            self.embed_s = self._time_embedding()
+            self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
+        style = BlockStyle(
+            init=INIT,
+            embedding_channels=self.embedding_channels,
+            dropout=config.dropout,
+            norm_eps=1e-5,
+            skip_scale=1.0,
+            scales=True,
+            projects_resampled=False,
+            channels_per_head=config.channels_per_head,
+            attention_gain=1.0,
+            last_gain=0.0,
+        )
+        self.build_trunk(style, config.widths[0], attends_everywhere=True)
+
+    def _time_embedding(self) -> TimeEmbedding:
+        channels = self.config.channels
+        return TimeEmbedding(PositionalFeatures(channels, adm=True), channels, self.embedding_channels, INIT)
+
+    def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        before = self.embed_augment(augment) if self.config.augment_dim and augment is not None else None
+        after = self.embed_label(label) if self.config.num_classes else None
+        return before, after

@@ -1,0 +1,95 @@
+"""OpenAI's U-Net: ADM (openai/guided-diffusion), and the EDM teacher of openai/consistency_models in the same layout.
+
+Both are flat dictionaries of tensors. Queries, keys and values lie as (three, head, dim) in both: the flags under which
+consistency_models was trained name guided-diffusion's older order, (head, three, dim), but its attention never used it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.errors import BadInput
+from pipeline.networks import DhariwalUNetConfig, Network
+from pipeline.networks.layers import Attention
+from pipeline.teachers.conversion import Conversion, load_archive
+
+
+def load(path: Path, config: DhariwalUNetConfig) -> Network:
+    """The network of the checkpoint at `path`, which has to be of `config`.
+
+    Where it also predicts a variance (`learn_sigma`), as many channels again, those are left out.
+
+    Raises:
+        BadInput: no such checkpoint, or its tensors are not those of `config`.
+    """
+    tensors = load_archive(path)
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        found = ", ".join(map(str, list(tensors)[:5])) if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise BadInput(f"{path}: wanted a dictionary of tensors alone; found {found}")
+    return convert(path, config, tensors)
+
+
+def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor]) -> Network:
+    """Our network of `config` from the state_dict of theirs that `path` holds.
+
+    Raises:
+        BadInput: they do not fit.
+    """
+    into = Conversion(path, tensors, config)
+    into.layer("embed_t.layer0", "time_embed.0")
+    into.layer("embed_t.layer1", "time_embed.2")
+    if config.num_classes:
+        width = len(into.wanted["embed_t.layer1.bias"])
+        into.put("embed_label.weight", into.take("label_emb.weight", (config.num_classes, width)).T)
+    into.layer("conv_in", "input_blocks.0.0")
+    for i, ours in enumerate(into.blocks("encoder"), start=1):
+        _block(into, ours, f"input_blocks.{i}", 0)
+    _block(into, "middle.0", "middle_block", 0)
+    _block(into, "middle.1", "middle_block", 2)
+    number, place = -1, 0
+    for ours, takes_skip in zip(into.blocks("decoder"), into.network.takes_skip, strict=True):
+        # Their doubling stands at the end of a level's last block, ours at the start of the next level.
+        number, place = (number + 1, 0) if takes_skip else (number, place)
+        place = _block(into, ours, f"output_blocks.{number}", place)
+    into.layer("norm_out", "out.0")
+    _last(into, config.image_channels)
+    return into.finish()
+
+
+def _block(into: Conversion, ours: str, theirs: str, place: int) -> int:
+    """Fill the block `ours` from place `place` of `theirs` on; returns the place after it."""
+    names = {
+        "norm0": "in_layers.0",
+        "conv0": "in_layers.2",
+        "affine": "emb_layers.1",
+        "norm1": "out_layers.0",
+        "conv1": "out_layers.3",
+        "skip": "skip_connection",
+    }
+    for layer, name in names.items():
+        into.layer(f"{ours}.{layer}", f"{theirs}.{place}.{name}")
+    if not isinstance(into.block(ours).attention, Attention):
+        return place + 1
+    into.layer(f"{ours}.attention.norm", f"{theirs}.{place + 1}.norm")
+    for layer, name in {"qkv": "qkv", "proj": "proj_out"}.items():
+        _pointwise(into, f"{ours}.attention.{layer}", f"{theirs}.{place + 1}.{name}")
+    return place + 2
+
+
+def _pointwise(into: Conversion, ours: str, theirs: str) -> None:
+    """A 1x1 convolution, which guided-diffusion keeps as one over a line of pixels."""
+    shape = into.wanted[f"{ours}.weight"].shape
+    flat = into.left.get(f"{theirs}.weight")
+    lines = flat is not None and flat.ndim == 3
+    weight = into.take(f"{theirs}.weight", shape[:3] if lines else shape)
+    into.put(f"{ours}.weight", weight.reshape(shape))
+    into.put(f"{ours}.bias", into.take(f"{theirs}.bias", shape[:1]))
+
+
+def _last(into: Conversion, channels: int) -> None:
+    shape = into.wanted["conv_out.weight"].shape
+    weight = into.left.get("out.2.weight")
+    num_outputs = 2 * channels if weight is not None and len(weight) == 2 * channels else channels
+    into.put("conv_out.weight", into.take("out.2.weight", (num_outputs, *shape[1:]))[:channels])
+    into.put("conv_out.bias", into.take("out.2.bias", (num_outputs,))[:channels])

@@ -1,0 +1,163 @@
+"""The teachers by name: the public ones of catalogue.yaml, and the user's own in the folder of teachers.
+
+A user's own is a file NAME.yaml with one entry: a checkpoint in a format that is known here, and its network.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rich.table import Table
+
+from pipeline.config import validate
+from pipeline.errors import BadInput
+from pipeline.networks import NetworkConfig
+from pipeline.teachers.fetch import page
+
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+FOLDER = "TRAFLOW_TEACHERS"  # the environment variable that names the folder of teachers
+
+Format = Literal["safetensors", "edm", "score-sde", "adm"]
+
+
+class PublishedFid(BaseModel):
+    """A published FID (50,000 samples) and the evaluations it was sampled with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float = Field(gt=0)
+    evaluations: int = Field(ge=1)
+
+
+class Entry(BaseModel):
+    """A teacher's file: what it holds, how to read it, and where it comes from.
+
+    `file` lies in the folder of teachers if it has a `source` to be fetched from, else relative to the entry's own.
+    Its network is `network`; only formats that say it themselves (safetensors, edm) can do without.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Format
+    file: str = Field(min_length=1)
+    network: NetworkConfig | None = None
+    source: str | None = None
+    sha256: str | None = None
+    data_set: str = ""
+    licence: str = ""
+    parameters: float | None = Field(default=None, gt=0, description="in millions, as published")
+    fid: PublishedFid | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source is not None:
+            page(self.source)
+        if self.network is None and self.format in ("score-sde", "adm"):
+            raise ValueError(f"format {self.format} does not say how its network is built: give 'network'")
+        return self
+
+
+class Known(BaseModel):
+    """An entry, its name, and the folder of the file it was read from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    entry: Entry
+    beside: Path
+    is_own: bool
+
+    @property
+    def path(self) -> Path:
+        """Where the teacher's file has to be."""
+        return (folder() if self.entry.source else self.beside) / self.entry.file
+
+    @property
+    def pin(self) -> Path:
+        """Where the sha256 lies that the file had when it was fetched."""
+        return self.path.with_name(f"{self.path.name}.sha256")
+
+
+def folder() -> Path:
+    """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache."""
+    given = os.environ.get(FOLDER)
+    if given:
+        return Path(given).expanduser().absolute()
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_home).expanduser().absolute() / "traflow-pipeline" / "teachers"
+
+
+def known() -> dict[str, Known]:
+    """Every teacher with a name; a user's own entry cannot take a public one's.
+
+    Raises:
+        BadInput: an entry in the folder of teachers is not one.
+    """
+    own = {path.stem: read_entry(path) for path in sorted(folder().glob("*.yaml"))}
+    return {**own, **_public()}
+
+
+def find(source: str) -> Known | None:
+    """The teacher called `source`, or the one that the entry at that path describes; None if it is neither.
+
+    Raises:
+        BadInput: the entry is not one.
+    """
+    if source in _public():
+        return _public()[source]
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return read_entry(path)
+    own = folder() / f"{source}.yaml"
+    return read_entry(own) if path.name == source and own.is_file() else None
+
+
+def read_entry(path: Path) -> Known:
+    """The entry in the file `path`, named after it.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: wanted the fields of a teacher's entry: {', '.join(Entry.model_fields)}")
+    entry = validate(Entry, content, str(path))
+    return Known(name=path.stem, entry=entry, beside=path.absolute().parent, is_own=True)
+
+
+def table(entries: dict[str, Known]) -> Table:
+    """What `teachers` shows."""
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    for title in ("name", "data set", "shape", "parameters", "FID", "at", "licence", "here"):
+        shown.add_column(title, no_wrap=True)
+    shown.add_column("from", overflow="fold")
+    for name, known in entries.items():
+        entry = known.entry
+        shown.add_row(
+            name,
+            entry.data_set,
+            "x".join(map(str, entry.network.shape)) if entry.network else "",
+            f"{entry.parameters:g} M" if entry.parameters else "",
+            str(entry.fid.value) if entry.fid else "",
+            str(entry.fid.evaluations) if entry.fid else "",
+            entry.licence,
+            "yes" if known.path.is_file() else "no",
+            urlsplit(page(entry.source)).netloc if entry.source else "yours" if known.is_own else "embedded",
+        )
+    return shown
+
+
+@cache
+def _public() -> dict[str, Known]:
+    content: dict[str, Any] = yaml.safe_load(CATALOGUE.read_text())
+    return {
+        name: Known(name=name, entry=Entry.model_validate(entry), beside=CATALOGUE.parent, is_own=False)
+        for name, entry in content.items()
+    }

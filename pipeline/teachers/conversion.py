@@ -1,0 +1,124 @@
+"""Tensors of another project's file, moved one by one into a network of ours; each has one place, and none is left."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import networks
+from pipeline.errors import BadInput
+from pipeline.networks import Network
+from pipeline.networks.layers import Block, Resample
+from pipeline.networks.unet import UNetConfig
+
+Move = Callable[[Tensor], Tensor]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """A tensor that lies in our networks as it does in theirs."""
+    return x
+
+
+class Conversion:
+    """A network of `config` that is being filled from `tensors`, the content of `path`.
+
+    Every method raises `BadInput` that names the file, the tensor, what was wanted and what came.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], config: UNetConfig) -> None:
+        self.path, self.left = path, dict(tensors)
+        with torch.device("meta"):
+            self.network = networks.build(config)
+        self.wanted = self.network.state_dict()
+        self.state: dict[str, Tensor] = {}
+
+    def blocks(self, part: str) -> list[str]:
+        """The names of our blocks in `part`: "encoder", "middle" or "decoder"."""
+        return [f"{part}.{name}" for name, _ in self.network.get_submodule(part).named_children()]
+
+    def block(self, ours: str) -> Block:
+        """Our block of that name."""
+        block = self.network.get_submodule(ours)
+        assert isinstance(block, Block)
+        return block
+
+    def resample(self, ours: str) -> Resample:
+        """Our resampling layer of that name."""
+        layer = self.network.get_submodule(ours)
+        assert isinstance(layer, Resample)
+        return layer
+
+    def take(self, theirs: str, shape: Iterable[int]) -> Tensor:
+        """The tensor called `theirs`, as float32."""
+        if theirs not in self.left:
+            raise BadInput(f"{self.path}: wanted a tensor {theirs} of {list(shape)}; there is none")
+        tensor = self.left.pop(theirs)
+        if list(tensor.shape) != list(shape):
+            raise BadInput(f"{self.path}: wanted {theirs} of {list(shape)}; it is {list(tensor.shape)}")
+        return tensor.float()
+
+    def layer(self, ours: str, theirs: str, move: Move = unchanged) -> None:
+        """Fill our layer `ours`, its weight and its bias where it has one, from theirs of the same shape."""
+        for leaf in ("weight", "bias"):
+            if f"{ours}.{leaf}" in self.wanted:
+                self.put(f"{ours}.{leaf}", move(self.take(f"{theirs}.{leaf}", self.wanted[f"{ours}.{leaf}"].shape)))
+
+    def put(self, ours: str, tensor: Tensor) -> None:
+        """Fill our tensor `ours`."""
+        assert tensor.shape == self.wanted[ours].shape, ours
+        self.state[ours] = tensor.contiguous()
+
+    def constant(self, theirs: str, value: Tensor) -> None:
+        """Take a tensor that our network computes itself: it has to be `value`."""
+        if not torch.allclose(self.take(theirs, value.shape), value):
+            raise BadInput(f"{self.path}: {theirs} has other values than this kind of network computes")
+
+    def finish(self) -> Network:
+        """The network, in evaluation mode, when nothing is left."""
+        if self.left:
+            names = ", ".join(list(self.left)[:3]) + (", ..." if len(self.left) > 3 else "")
+            raise BadInput(f"{self.path}: {len(self.left)} of its tensors have no place in such a network: {names}")
+        self.network.load_state_dict(self.state, assign=True)
+        return self.network.to(memory_format=torch.channels_last).eval()
+
+
+class Placeholder:
+    """What stands for an object of a class that is not loaded; its state, where it is a dictionary, is kept."""
+
+    state: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, Mapping):
+            self.state = state
+
+
+# Old optimisers keep numpy's numbers; nobody needs them here.
+NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+
+
+def load_archive(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, tensors and plain containers only: anything else in it is refused, unexecuted.
+
+    Raises:
+        BadInput: it cannot be read so.
+    """
+    try:
+        with torch.serialization.safe_globals([(Placeholder, name) for name in NUMBERS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged and foreign files
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden:
+            raise BadInput(
+                f"{path}: wanted a checkpoint of tensors; it asks for {forbidden[1]}; nothing was executed"
+            ) from error
+        text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)  # else it begins with advice
+        detail = " ".join(text.split())[:150]
+        raise BadInput(
+            f"{path}: wanted a PyTorch checkpoint; {type(error).__name__}: {detail}; is it whole?"
+        ) from error

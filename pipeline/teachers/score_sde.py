@@ -1,0 +1,84 @@
+"""Rectified Flow (gnobitab/RectifiedFlow) and SlimFlow (yuanzhi-zhu/SlimFlow): checkpoints in score_sde's layout.
+
+A dictionary of `model`, whose layers are numbered through, and `ema`, whose tensors are a list in the same order. The
+EMA weights are what both projects sample with, and what is loaded.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import BadInput
+from pipeline.networks import Network, SongUNetConfig
+from pipeline.networks.layers import Attention
+from pipeline.teachers.conversion import Conversion, load_archive
+
+SIGMAS = "module.sigmas"  # noise levels of another kind of model, which every such network carries
+
+
+def load(path: Path, config: SongUNetConfig) -> Network:
+    """The EMA network of the checkpoint at `path`, which has to be of `config`.
+
+    Raises:
+        BadInput: no such checkpoint, or its tensors are not those of `config`.
+    """
+    root = load_archive(path)
+    model, ema = (root.get("model"), root.get("ema")) if isinstance(root, Mapping) else (None, None)
+    shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(shadow, list):
+        found = ", ".join(map(str, list(root)[:5])) if isinstance(root, Mapping) else type(root).__name__
+        raise BadInput(f"{path}: wanted a checkpoint with 'model' and 'ema' of shadow_params; found {found}")
+    return convert(path, config, _averaged(path, model, shadow))
+
+
+def _averaged(path: Path, model: Mapping[str, Tensor], shadow: list[Any]) -> dict[str, Tensor]:
+    """The tensors of `model` with the values of `shadow`, which is in the order of its parameters."""
+    names = [name for name in model if name != SIGMAS]
+    if len(names) != len(shadow):
+        raise BadInput(f"{path}: wanted as many EMA tensors as parameters, {len(names)}; there are {len(shadow)}")
+    for name, tensor in zip(names, shadow, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.shape != model[name].shape:
+            found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise BadInput(f"{path}: wanted an EMA tensor of {list(model[name].shape)} for {name}; it is {found}")
+    return dict(zip(names, shadow, strict=True))
+
+
+def convert(path: Path, config: SongUNetConfig, tensors: Mapping[str, Tensor]) -> Network:
+    """Our network of `config` from the parameters of theirs, by name, that `path` holds.
+
+    Raises:
+        BadInput: they do not fit.
+    """
+    into = Conversion(path, tensors, config)
+    theirs = (f"module.all_modules.{i}" for i in count())
+    for ours in ("embed_t.layer0", "embed_t.layer1", "conv_in"):
+        into.layer(ours, next(theirs))
+    for part in ("encoder", "middle", "decoder"):
+        for ours in into.blocks(part):
+            _block(into, ours, theirs)
+    for ours in ("norm_out", "conv_out"):
+        into.layer(ours, next(theirs))
+    return into.finish()
+
+
+def _block(into: Conversion, ours: str, numbers: Iterator[str]) -> None:
+    theirs = next(numbers)
+    names = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
+    for layer, name in {**names, "skip": "Conv_2"}.items():
+        into.layer(f"{ours}.{layer}", f"{theirs}.{name}")
+    if isinstance(into.block(ours).attention, Attention):
+        _attention(into, f"{ours}.attention", next(numbers))
+
+
+def _attention(into: Conversion, ours: str, theirs: str) -> None:
+    """Their 1x1 convolutions are matrices [in, out], and queries, keys and values apart."""
+    into.layer(f"{ours}.norm", f"{theirs}.GroupNorm_0")
+    width = len(into.wanted[f"{ours}.proj.bias"])
+    for layer, names in {"qkv": ("NIN_0", "NIN_1", "NIN_2"), "proj": ("NIN_3",)}.items():
+        matrices = [into.take(f"{theirs}.{name}.W", (width, width)).T for name in names]
+        into.put(f"{ours}.{layer}.weight", torch.cat(matrices)[:, :, None, None])
+        into.put(f"{ours}.{layer}.bias", torch.cat([into.take(f"{theirs}.{name}.b", (width,)) for name in names]))

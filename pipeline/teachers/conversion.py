@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -110,7 +111,8 @@ def load_archive(path: Path) -> Any:
     """
     try:
         with torch.serialization.safe_globals([(Placeholder, name) for name in NUMBERS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Before torch 1.6 files were no zip archives; those cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # torch raises a dozen kinds for damaged and foreign files
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,12 @@ def test_a_call_smuggled_into_a_checkpoint_is_named_and_not_made(wrap: Callable[
     with pytest.raises(BadInput, match=r"net\.pth: .* it asks for posix\.system; nothing was executed"):
         score_sde.load(tmp_path / "net.pth", CONFIG)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_checkpoint_from_before_zip_archives_is_read_as_well(tmp_path: Path) -> None:
+    content = {"a": torch.arange(3.0), "lr": np.float64(2e-4)}
+    torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_archive(tmp_path / "net.pth")["a"], content["a"])
 
 
 def test_a_truncated_pickle_and_a_truncated_checkpoint_are_named(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
+import pytest
 import torch
 
 from pipeline.flow import uniform_times
+from pipeline.networks.unet import UNetConfig
 from pipeline.solver import Solver, integrate
 from pipeline.teachers.teacher import NetworkVelocity
-from tests.problems import ExactStudent, GaussianFlow, tiny_network
+from tests.pipeline.test_networks import FAMILIES
+from tests.problems import ExactStudent, GaussianFlow, shaken, tiny_network
 from trainer.student import Student, from_teacher, sample
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -23,6 +26,15 @@ def test_the_embedding_of_s_starts_as_that_of_t() -> None:
     student = from_teacher(tiny_network())
     torch.testing.assert_close(student.network.embed_s(T), student.network.embed_t(T))
     assert student.network.gate_s.eq(0).all()
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_a_student_begins_as_a_teacher_of_any_family_and_convention(config: UNetConfig) -> None:
+    teacher = shaken(config.model_copy(update={"convention": "edm"}))
+    x, t = torch.randn(3, *config.shape), torch.tensor([0.2, 0.5, 0.9])
+    label = torch.tensor([0, 2, -1]) if config.num_classes else None
+    euler = x - t[:, None, None, None] * teacher(x, t, label=label)
+    torch.testing.assert_close(from_teacher(teacher)(x, t, 0 * t, label), euler, rtol=0, atol=0)
 
 
 def test_the_gate_learns_from_the_first_step() -> None:

@@ -266,6 +266,8 @@ def list_teachers(context: typer.Context) -> None:
     from pipeline.teachers import catalogue
 
     console.print(catalogue.table(catalogue.known()))
+    for fault in catalogue.faults():
+        say(f"no teacher: {fault}")
     say("FID: as published, at so many evaluations")
     say(f"here: whether its file lies in {catalogue.folder()} (set {catalogue.FOLDER} for another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")

@@ -98,7 +98,7 @@ class Worker:
         """Loaded with the first shard, so that a teacher that is not here fails a shard and not the worker."""
         if self.wants_gpu and not torch.cuda.is_available():
             raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
-        teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale)
+        teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale, quiet=True)
         if teacher.sha256 != self.job.plan.teacher_sha256:
             raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
         return teacher

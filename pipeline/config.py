@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -85,27 +85,55 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(model, fault) for fault in error.errors())
+        faults = "; ".join(_describe(model, fault, command) for fault in error.errors())
         raise BadInput(f"{command}: {faults}") from error
 
 
-def _describe(model: type[BaseModel], fault: Any) -> str:
-    place = [str(part) for part in fault["loc"]]
+def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
+    place, models = _place(model, [str(part) for part in fault["loc"]])
     key = ".".join(place)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; valid keys: {', '.join(_fields(model, place[:-1]))}"
+        valid = dict.fromkeys(name for candidate in models for name in candidate.model_fields)
+        return f"unknown key {key!r}; valid keys: {', '.join(valid)}"
     if fault["type"] == "missing":
-        return f"{key!r} is missing; give it by flag, in the config or with --set {key}=..."
+        by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
+        return f"{key!r} is missing{by_flag}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{key}: {message}, got {fault['input']!r}" if key else message
 
 
-def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
-    for part in place:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = getattr(annotation, "__args__", (annotation,))
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return list(model.model_fields)
+def _place(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys that a user wrote on the way to a fault, and the models that its last key could be a field of.
+
+    Pydantic puts the tags of unions between them, which nobody wrote.
+    """
+    models: list[type[BaseModel]] = [model]
+    keys: list[str] = []
+    for i, part in enumerate(loc):
+        tagged = [candidate for candidate in models if _tag(candidate) == part]
+        if tagged and i < len(loc) - 1:
+            models = tagged
+            continue
+        keys.append(part)
+        fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
+        if i < len(loc) - 1 and fields:
+            models = [found for field in fields for found in _models(field.annotation)] or models
+    return keys, models
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation, whatever they are wrapped in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models(part)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    """What tells a model from the others of its union: the only value that its first such field may have."""
+    for field in model.model_fields.values():
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            return str(get_args(field.annotation)[0])
+    return None
 
 
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:

@@ -98,13 +98,14 @@ def generate(config: GenerateConfig) -> Manifest:
     _check_place(config, store, found)
     # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
     known = _known_plan(config, found)
-    plan = known or make_plan(config, _load_teacher(config))
+    plan = known or make_plan(config, load_teacher(config.teacher, guidance_scale=config.guidance_scale))
     with held(store) as lease:
         dataset, receipts = _claim(config, store, plan)
         shards = plan.shards(config.n)
         missing = missing_shards(plan, config.n, receipts)
         if missing and known:
-            make_plan(config, _load_teacher(config)).check_same(known, config.out)
+            teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
+            make_plan(config, teacher).check_same(known, config.out)
         with _stoppable() as stop:
             lease.on_loss = stop.set
             failures = _fill(config, dataset, receipts, missing, lease, stop)
@@ -123,13 +124,6 @@ def generate(config: GenerateConfig) -> Manifest:
     if not missing:
         say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
     return derive(store, dataset, receipts.values())
-
-
-def _load_teacher(config: GenerateConfig) -> Teacher:
-    teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
-    if teacher.weights:
-        say(f"teacher {teacher.name}: {teacher.weights}")
-    return teacher
 
 
 def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:

@@ -177,9 +177,22 @@ def persistence() -> Iterator[None]:
         del sys.modules["torch_utils.persistence"], sys.modules["torch_utils"]
 
 
-def write_edm(path: Path, made: Original, **changes: Any) -> Path:
+@contextmanager
+def easy_dict() -> Iterator[type[dict[str, Any]]]:
+    """EDM's own kind of dictionary, by the name that it is pickled by."""
+    module = ModuleType("dnnlib.util")
+    kind: type[dict[str, Any]] = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
+    module.EasyDict = kind  # type: ignore[attr-defined]
+    sys.modules |= {"dnnlib": ModuleType("dnnlib"), "dnnlib.util": module}
+    try:
+        yield kind
+    finally:
+        del sys.modules["dnnlib.util"], sys.modules["dnnlib"]
+
+
+def write_edm(path: Path, made: Original, wrap: type[dict[str, Any]] = dict, **changes: Any) -> Path:
     """{ema, loss_fn, augment_pipe, dataset_kwargs}; `changes` go over the constructor's arguments."""
-    arguments = {key: value for key, value in made.config.items() if key != "class"} | changes
+    arguments = wrap({key: value for key, value in made.config.items() if key != "class"} | changes)
     state = module_state(made, made.state()) | {
         "_init_args": (),
         "_init_kwargs": arguments,

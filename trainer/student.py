@@ -37,9 +37,10 @@ def from_teacher(teacher: Network) -> Student:
     """The student of the teacher's own architecture that starts as its Euler step: G(x, t, s) = x + (s - t) v(x, t).
 
     The embedding of s starts from the weights of the embedding of t, behind a gate that is zero. Augmentation labels,
-    which only tell a teacher in training what was done to its images, are left behind.
+    which only tell a teacher in training what was done to its images, are left behind, and so is its dropout.
     """
-    network = networks.build(teacher.config.model_copy(update={"second_time": True, "augment_dim": 0}))
+    changes = {"second_time": True, "augment_dim": 0, "dropout": 0.0}
+    network = networks.build(teacher.config.model_copy(update=changes))
     state = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith("embed_augment.")}
     state |= {name.replace("embed_t.", "embed_s."): value for name, value in state.items() if "embed_t." in name}
     state["gate_s"] = torch.zeros_like(network.gate_s)

@@ -94,7 +94,8 @@ def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(f"recipe {config.recipe} trains a teacher: its network has one time, not second_time")
     if config.network.convention == "adm":
         raise BadInput(
-            f"recipe {config.recipe}: convention adm is for reading ADM's checkpoints; train one of flow or edm"
+            f"recipe {config.recipe}: convention adm is for reading ADM's checkpoints: "
+            "train one of flow, rectified-flow or edm"
         )
     images = load_images(config.images)
     shape, num_classes = config.network.shape, config.network.num_classes

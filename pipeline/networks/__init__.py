@@ -63,9 +63,11 @@ def load(path: Path) -> Network:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        network = build(parse_config(json.loads(metadata["network"])))
-        network.load_state_dict(tensors)
+            # Copies: the file is mapped, and may change under a network that is at work.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with torch.device("meta"):
+            network = build(parse_config(json.loads(metadata["network"])))
+        network.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -73,4 +75,4 @@ def load(path: Path) -> Network:
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise BadInput(f"{path}: the tensors are not those of its own configuration: {problem}") from error
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()

@@ -1,9 +1,9 @@
 """DhariwalUNet: the ADM U-Net of Dhariwal & Nichol (2021, arXiv 2105.05233), as EDM's Table 1 parametrises it."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.networks.layers import BlockStyle, Init, PositionalFeatures, TimeEmbedding
@@ -13,11 +13,20 @@ INIT = Init(xavier=False)
 
 
 class DhariwalUNetConfig(UNetConfig):
-    """`UNetConfig`; attention has heads of `channels_per_head` channels."""
+    """`UNetConfig`; attention has heads of `channels_per_head` channels, and a norm's group at least so many."""
 
     family: Literal["dhariwal"] = "dhariwal"
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     channels_per_head: int = Field(default=64, ge=1)
+    min_channels_per_group: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        attending = [w for i, w in enumerate(self.widths) if self.resolution >> i in self.attention_resolutions]
+        for width in (*attending, self.widths[-1]):
+            if width % self.channels_per_head:
+                raise ValueError(f"channels_per_head: {width} channels make no heads of {self.channels_per_head}")
+        return self
 
 
 class DhariwalUNet(UNet):
@@ -42,6 +51,7 @@ class DhariwalUNet(UNet):
             embedding_channels=self.embedding_channels,
             dropout=config.dropout,
             norm_eps=1e-5,
+            min_channels_per_group=config.min_channels_per_group,
             skip_scale=1.0,
             scales=True,
             projects_resampled=False,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 Resampling = Literal["up", "down", "none"]
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """The most groups, up to 32, that divide the channels into at least 4 each."""
-    groups = next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
+def group_norm(channels: int, eps: float, min_channels: int = 4) -> nn.GroupNorm:
+    """The most groups, up to 32, that divide the channels into at least `min_channels` each."""
+    groups = next(n for n in range(min(32, channels // min_channels), 0, -1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
@@ -135,6 +135,7 @@ class BlockStyle:
     embedding_channels: int
     dropout: float
     norm_eps: float
+    min_channels_per_group: int
     skip_scale: float  # of the sum of two branches; sqrt(1/2) keeps its variance at one
     scales: bool  # whether the embedding scales the features, or only shifts them
     projects_resampled: bool  # whether a resampled skip branch has a convolution even where the width stays
@@ -142,6 +143,10 @@ class BlockStyle:
     attention_gain: float  # of the weights of queries, keys and values at the start
     last_gain: float  # of the weights of a branch's last layer at the start
     resample_filter: tuple[int, ...] = (1, 1)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """A normalisation of the network's kind."""
+        return group_norm(channels, self.norm_eps, self.min_channels_per_group)
 
 
 class Attention(nn.Module):
@@ -151,7 +156,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = channels // style.channels_per_head if style.channels_per_head else 1
         self.skip_scale = style.skip_scale
-        self.norm = group_norm(channels, style.norm_eps)
+        self.norm = style.norm(channels)
         self.qkv = style.init.conv(channels, 3 * channels, kernel=1, gain=style.attention_gain)
         self.proj = style.init.conv(channels, channels, kernel=1, gain=style.last_gain)
 
@@ -177,11 +182,11 @@ class Block(nn.Module):
         super().__init__()
         init = style.init
         self.skip_scale, self.scales = style.skip_scale, style.scales
-        self.norm0 = group_norm(in_channels, style.norm_eps)
+        self.norm0 = style.norm(in_channels)
         self.resample = Resample(style.resample_filter, resample)
         self.conv0 = init.conv(in_channels, out_channels)
         self.affine = init.linear(style.embedding_channels, out_channels * (2 if style.scales else 1))
-        self.norm1 = group_norm(out_channels, style.norm_eps)
+        self.norm1 = style.norm(out_channels)
         self.dropout = nn.Dropout(style.dropout)
         self.conv1 = init.conv(out_channels, out_channels, gain=style.last_gain)
         projects = in_channels != out_channels or (resample != "none" and style.projects_resampled)

@@ -6,11 +6,11 @@ as exactly the teacher's.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.networks.layers import (
@@ -40,6 +40,12 @@ class SongUNetConfig(UNetConfig):
     encoder: Literal["standard", "residual", "skip"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
     resample_filter: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1)
+
+    @model_validator(mode="after")
+    def _check_filter(self) -> Self:
+        if len(self.resample_filter) % 2 or not self.resample_filter:
+            raise ValueError(f"resample_filter: halving needs an even number of taps, got {self.resample_filter}")
+        return self
 
 
 class ResidualInput(nn.Module):
@@ -108,6 +114,7 @@ class SongUNet(UNet):
             embedding_channels=self.embedding_channels,
             dropout=config.dropout,
             norm_eps=NORM_EPS,
+            min_channels_per_group=4,
             skip_scale=SKIP_SCALE,
             scales=False,
             projects_resampled=True,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.flow import match_dims
 from pipeline.networks.convention import Adm, Convention, Edm, Flow, RectifiedFlow
-from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding, group_norm
+from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
 
 
 class UNetConfig(BaseModel):
@@ -131,7 +131,7 @@ class UNet(nn.Module):
                 self.decoder.append(block(width + skips.pop(), level_width, attention=attention))
                 self.takes_skip.append(True)
                 width = level_width
-        self.norm_out = group_norm(width, style.norm_eps)
+        self.norm_out = style.norm(width)
         self.conv_out = init.conv(width, config.image_channels, gain=style.last_gain)
         self.inputs, self.outputs = nn.ModuleDict(), nn.ModuleDict()
 

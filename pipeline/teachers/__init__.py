@@ -7,8 +7,9 @@ catalogue.yaml.
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.config import differences
 from pipeline.errors import BadInput
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
-from pipeline.store import write_atomic
+from pipeline.progress import say
+from pipeline.store import one_line, reason, write_atomic
 from pipeline.teachers import adm, catalogue, checkpoint, edm, fetch, score_sde
 from pipeline.teachers.catalogue import Known
 from pipeline.teachers.teacher import Teacher, guided, of_network
@@ -32,12 +34,17 @@ FORMATS: dict[str, tuple[Callable[[Path, Any], Network], str]] = {
     "safetensors": (lambda path, _: checkpoint.load(path), "the weights in the file"),
     "edm": (lambda path, _: edm.load(path), "the EMA weights"),
     "score-sde": (score_sde.load, "the EMA weights"),
-    "adm": (adm.load, "the weights in the file, published as EMA"),
+    "adm": (adm.load, "the weights in the file"),
+    "adm-legacy": (partial(adm.load, order="legacy"), "the weights in the file"),
 }
 
 
-def load_teacher(source: str, device: torch.device | str = "cpu", guidance_scale: float = 1.0) -> Teacher:
+def load_teacher(
+    source: str, device: torch.device | str = "cpu", guidance_scale: float = 1.0, quiet: bool = False
+) -> Teacher:
     """The teacher that `source` names, under classifier-free guidance if `guidance_scale` is not 1.
+
+    Which of a file's weights it has is printed, unless it is to be `quiet`.
 
     `source` is a name of `catalogue.known`; the path of an entry of one's own (.yaml), of an EDM pickle (.pkl), of a
     network or training run of this program; a factory "module:function", or the name of one in the entry point group
@@ -46,7 +53,20 @@ def load_teacher(source: str, device: torch.device | str = "cpu", guidance_scale
     Raises:
         BadInput: `source` is none of these, what it names is not a teacher, or cannot be guided.
     """
-    return guided(_load(source, torch.device(device)), guidance_scale)
+    with _readable(source):
+        teacher = guided(_load(source, torch.device(device)), guidance_scale)
+    if teacher.weights and not quiet:
+        say(f"teacher {teacher.name}: {teacher.weights}")
+    return teacher
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Turns the errors of the file system into `BadInput`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"teacher {source}: {error.filename} cannot be read or written ({reason(error)})") from error
 
 
 def _load(source: str, device: torch.device) -> Teacher:
@@ -54,8 +74,9 @@ def _load(source: str, device: torch.device) -> Teacher:
     if known is not None:
         return _load_known(known, device)
     path = Path(source)
-    if path.exists():
+    if source and path.exists():
         weights = checkpoint.find_weights(path)
+        _refuse_page(weights)
         network, which = _read(_format_of(weights), weights, None)
         return of_network(path.stem, file_sha256(weights), network, device, f"{which}, {weights}")
     factory = _find_factory(source)
@@ -89,11 +110,15 @@ def require_file(known: Known) -> Path:
             raise BadInput(f"teacher {known.name}: wanted its file {path}; it is not there")
         raise BadInput(
             f"teacher {known.name}: wanted its file {path}; it is not there: run traflow-pipeline teachers fetch "
-            f"{known.name}, or put the file from {fetch.page(source)} there"
+            f"{known.called}, or put the file from {fetch.page(source)} there"
         )
-    if fetch.is_html(path):
-        raise BadInput(f"{path}: wanted the checkpoint of {known.name}; it is a web page: remove it and fetch again")
+    _refuse_page(path)
     return path
+
+
+def _refuse_page(path: Path) -> None:
+    if fetch.is_html(path):
+        raise BadInput(f"{path}: wanted a checkpoint; it is a web page: remove it and fetch it again")
 
 
 def fetch_known(name: str) -> Known:
@@ -103,26 +128,29 @@ def fetch_known(name: str) -> Known:
         BadInput: no such teacher, or one that is not fetched from anywhere; or the file is not the pinned one.
         WorkFailed: it could not be had.
     """
-    known = catalogue.find(name)
-    if known is None or known.entry.source is None:
-        fetchable = [key for key, other in catalogue.known().items() if other.entry.source]
-        raise BadInput(f"teachers fetch: wanted one of {', '.join(fetchable)}; got {name!r}")
-    if not known.path.is_file():
-        known.pin.unlink(missing_ok=True)
-        fetch.fetch(known.entry.source, known.path)
-    sha256 = file_sha256(require_file(known))
-    if not known.pin.is_file():
-        write_atomic(known.pin, f"{sha256}  {known.path.name}\n".encode())
-    _check_pin(known, sha256)
+    with _readable(name):
+        known = catalogue.find(name)
+        if known is None or known.entry.source is None:
+            fetchable = [key for key, other in catalogue.known().items() if other.entry.source]
+            raise BadInput(f"teachers fetch: wanted one of {', '.join(fetchable)}; got {name!r}")
+        if not known.path.is_file():
+            fetch.fetch(known.entry.source, known.path)
+        sha256 = file_sha256(require_file(known))
+        _check_pin(known, sha256)
+        if not known.pin.is_file():
+            write_atomic(known.pin, f"{sha256}  {known.path.name}\n".encode())
     return known
 
 
 def _check_pin(known: Known, sha256: str) -> None:
-    pinned = known.entry.sha256 or (known.pin.read_text().split()[0] if known.pin.is_file() else None)
-    if pinned not in (None, sha256):
+    """Raises `BadInput` if the file is not the one that its entry names, or that was fetched first."""
+    pin = known.pin.read_bytes().decode(errors="replace") if known.pin.is_file() else sha256
+    pinned = known.entry.sha256 or pin.strip().partition(" ")[0]
+    if pinned != sha256:
+        advice = "" if known.entry.sha256 else f", and {known.pin.name} too if its publisher replaced it,"
         raise BadInput(
-            f"{known.path}: wanted the file whose sha256 is {pinned}, as when it was fetched; it is {sha256}: "
-            f"remove it and run traflow-pipeline teachers fetch {known.name}"
+            f"{known.path}: wanted the file whose sha256 is {pinned or 'nothing'}, as when it was fetched; "
+            f"it is {sha256}: remove it{advice} and run traflow-pipeline teachers fetch {known.called}"
         )
 
 
@@ -157,19 +185,21 @@ def weights_sha256(source: str) -> str | None:
     Raises:
         BadInput: the file is not there.
     """
-    known = catalogue.find(source)
-    if known is not None:
-        return _identity(known, file_sha256(require_file(known)))
-    path = Path(source)
-    return file_sha256(checkpoint.find_weights(path)) if path.exists() else None
+    with _readable(source):
+        known = catalogue.find(source)
+        if known is not None:
+            return _identity(known, file_sha256(require_file(known)))
+        path = Path(source)
+        return file_sha256(checkpoint.find_weights(path)) if path.exists() else None
 
 
 def absolute_source(source: str) -> str:
     """`source` as any process can load it, now and when the run it names has gone on: the path of its weights."""
-    known, path = catalogue.find(source), Path(source)
-    if known is not None:
-        return str(path.absolute()) if path.is_file() else source
-    return str(checkpoint.find_weights(path).resolve()) if path.exists() else source
+    with _readable(source):
+        known, path = catalogue.find(source), Path(source)
+        if known is not None:
+            return source if known.name == source else str(path.absolute())
+        return str(checkpoint.find_weights(path).resolve()) if path.exists() else source
 
 
 def file_sha256(path: Path) -> str:
@@ -187,24 +217,26 @@ def _file_sha256(path: Path, _version: tuple[int, int]) -> str:
 def _find_factory(source: str) -> Callable[[torch.device], Any] | None:
     """The function that `source` names as "module:function" or as an entry point."""
     points = list(entry_points(group=ENTRY_POINTS, name=source))
-    target = points[0].value if points else source
-    module_name, colon, function = target.partition(":")
-    if not colon:
+    module_name, colon, function = source.partition(":")
+    if not points and not colon:
         return None
     if "" not in sys.path:
         sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
     try:
-        factory: Callable[[torch.device], Any] = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"teacher {source}: wanted module:factory; {error}") from error
-    return factory
+        factory = points[0].load() if points else getattr(importlib.import_module(module_name), function)
+    except (Exception, SystemExit) as error:  # importing runs the user's own code
+        raise BadInput(f"teacher {source}: wanted module:factory; {type(error).__name__}: {one_line(error)}") from error
+    found: Callable[[torch.device], Any] = factory
+    return found
 
 
 def _call_factory(source: str, factory: Callable[[torch.device], Any], device: torch.device) -> Teacher:
     try:
         teacher = factory(device)
     except Exception as error:  # it is the user's own code
-        raise BadInput(f"teacher {source}: the factory failed with {type(error).__name__}: {error}") from error
+        raise BadInput(
+            f"teacher {source}: the factory failed with {type(error).__name__}: {one_line(error)}"
+        ) from error
     if not isinstance(teacher, Teacher):
         raise BadInput(f"teacher {source}: wanted a pipeline.teachers.teacher.Teacher, got {type(teacher).__name__}")
     return teacher

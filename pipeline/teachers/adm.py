@@ -1,22 +1,26 @@
 """OpenAI's U-Net: ADM (openai/guided-diffusion), and the EDM teacher of openai/consistency_models in the same layout.
 
-Both are flat dictionaries of tensors. Queries, keys and values lie as (three, head, dim) in both: the flags under which
-consistency_models was trained name guided-diffusion's older order, (head, three, dim), but its attention never used it.
+Both are flat dictionaries of tensors. In the public ones for ImageNet-64 queries, keys and values lie as (three, head,
+dim), which guided-diffusion calls the new order: the flags under which consistency_models was trained name the older
+one, (head, three, dim), but its attention never used it. A file does not tell which it has.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from pipeline.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network
 from pipeline.networks.layers import Attention
-from pipeline.teachers.conversion import Conversion, load_archive
+from pipeline.teachers.conversion import Conversion, Move, describe, load_archive, unchanged
+
+Order = Literal["new", "legacy"]
 
 
-def load(path: Path, config: DhariwalUNetConfig) -> Network:
-    """The network of the checkpoint at `path`, which has to be of `config`.
+def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> Network:
+    """The network of the checkpoint at `path`, which has to be of `config`; `order` is that of its attention.
 
     Where it also predicts a variance (`learn_sigma`), as many channels again, those are left out.
 
@@ -25,18 +29,18 @@ def load(path: Path, config: DhariwalUNetConfig) -> Network:
     """
     tensors = load_archive(path)
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        found = ", ".join(map(str, list(tensors)[:5])) if isinstance(tensors, Mapping) else type(tensors).__name__
-        raise BadInput(f"{path}: wanted a dictionary of tensors alone; found {found}")
-    return convert(path, config, tensors)
+        raise BadInput(f"{path}: wanted a dictionary of tensors alone; found {describe(tensors)}")
+    return convert(path, config, tensors, order)
 
 
-def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor]) -> Network:
+def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor], order: Order = "new") -> Network:
     """Our network of `config` from the state_dict of theirs that `path` holds.
 
     Raises:
         BadInput: they do not fit.
     """
-    into = Conversion(path, tensors, config)
+    # Their norms have 32 groups whatever the width; EDM's version has at least four channels in each.
+    into = Conversion(path, tensors, config.model_copy(update={"min_channels_per_group": 1}))
     into.layer("embed_t.layer0", "time_embed.0")
     into.layer("embed_t.layer1", "time_embed.2")
     if config.num_classes:
@@ -44,20 +48,20 @@ def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor
         into.put("embed_label.weight", into.take("label_emb.weight", (config.num_classes, width)).T)
     into.layer("conv_in", "input_blocks.0.0")
     for i, ours in enumerate(into.blocks("encoder"), start=1):
-        _block(into, ours, f"input_blocks.{i}", 0)
-    _block(into, "middle.0", "middle_block", 0)
-    _block(into, "middle.1", "middle_block", 2)
+        _block(into, ours, f"input_blocks.{i}", 0, order)
+    _block(into, "middle.0", "middle_block", 0, order)
+    _block(into, "middle.1", "middle_block", 2, order)
     number, place = -1, 0
     for ours, takes_skip in zip(into.blocks("decoder"), into.network.takes_skip, strict=True):
         # Their doubling stands at the end of a level's last block, ours at the start of the next level.
         number, place = (number + 1, 0) if takes_skip else (number, place)
-        place = _block(into, ours, f"output_blocks.{number}", place)
+        place = _block(into, ours, f"output_blocks.{number}", place, order)
     into.layer("norm_out", "out.0")
     _last(into, config.image_channels)
     return into.finish()
 
 
-def _block(into: Conversion, ours: str, theirs: str, place: int) -> int:
+def _block(into: Conversion, ours: str, theirs: str, place: int, order: Order) -> int:
     """Fill the block `ours` from place `place` of `theirs` on; returns the place after it."""
     names = {
         "norm0": "in_layers.0",
@@ -69,22 +73,28 @@ def _block(into: Conversion, ours: str, theirs: str, place: int) -> int:
     }
     for layer, name in names.items():
         into.layer(f"{ours}.{layer}", f"{theirs}.{place}.{name}")
-    if not isinstance(into.block(ours).attention, Attention):
+    attention = into.block(ours).attention
+    if not isinstance(attention, Attention):
         return place + 1
     into.layer(f"{ours}.attention.norm", f"{theirs}.{place + 1}.norm")
-    for layer, name in {"qkv": "qkv", "proj": "proj_out"}.items():
-        _pointwise(into, f"{ours}.attention.{layer}", f"{theirs}.{place + 1}.{name}")
+
+    def from_legacy(x: Tensor) -> Tensor:
+        return x.reshape(attention.num_heads, 3, -1, *x.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+    move = from_legacy if order == "legacy" else unchanged
+    _pointwise(into, f"{ours}.attention.qkv", f"{theirs}.{place + 1}.qkv", move)
+    _pointwise(into, f"{ours}.attention.proj", f"{theirs}.{place + 1}.proj_out")
     return place + 2
 
 
-def _pointwise(into: Conversion, ours: str, theirs: str) -> None:
+def _pointwise(into: Conversion, ours: str, theirs: str, move: Move = unchanged) -> None:
     """A 1x1 convolution, which guided-diffusion keeps as one over a line of pixels."""
     shape = into.wanted[f"{ours}.weight"].shape
     flat = into.left.get(f"{theirs}.weight")
     lines = flat is not None and flat.ndim == 3
     weight = into.take(f"{theirs}.weight", shape[:3] if lines else shape)
-    into.put(f"{ours}.weight", weight.reshape(shape))
-    into.put(f"{ours}.bias", into.take(f"{theirs}.bias", shape[:1]))
+    into.put(f"{ours}.weight", move(weight.reshape(shape)))
+    into.put(f"{ours}.bias", move(into.take(f"{theirs}.bias", shape[:1])))
 
 
 def _last(into: Conversion, channels: int) -> None:

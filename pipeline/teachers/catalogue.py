@@ -6,22 +6,25 @@ A user's own is a file NAME.yaml with one entry: a checkpoint in a format that i
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from rich.table import Table
 
 from pipeline.config import validate
 from pipeline.errors import BadInput
 from pipeline.networks import NetworkConfig
+from pipeline.store import reason
 from pipeline.teachers.fetch import page
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 FOLDER = "TRAFLOW_TEACHERS"  # the environment variable that names the folder of teachers
 
-Format = Literal["safetensors", "edm", "score-sde", "adm"]
+Format = Literal["safetensors", "edm", "score-sde", "adm", "adm-legacy"]
+# The families whose networks a format holds.
+FAMILIES = {"score-sde": "song", "adm": "dhariwal", "adm-legacy": "dhariwal"}
 
 
 class PublishedFid(BaseModel):
@@ -46,7 +49,9 @@ class Entry(BaseModel):
     file: str = Field(min_length=1)
     network: NetworkConfig | None = None
     source: str | None = None
-    sha256: str | None = None
+    sha256: Annotated[str, BeforeValidator(lambda x: str(x).lower())] | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$"
+    )
     data_set: str = ""
     licence: str = ""
     parameters: float | None = Field(default=None, gt=0, description="in millions, as published")
@@ -55,9 +60,21 @@ class Entry(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.source is not None:
-            page(self.source)
-        if self.network is None and self.format in ("score-sde", "adm"):
+            try:
+                page(self.source)
+            except BadInput as error:
+                raise ValueError(f"source: {error}") from error
+            if Path(self.file).name != self.file:
+                raise ValueError(
+                    f"file: what is fetched gets a name in the folder of teachers, not a path: {self.file}"
+                )
+        family = FAMILIES.get(self.format)
+        if family and self.network is None:
             raise ValueError(f"format {self.format} does not say how its network is built: give 'network'")
+        if family and self.network and self.network.family != family:
+            raise ValueError(f"format {self.format} holds networks of family {family}, not {self.network.family}")
+        if self.network and (self.network.second_time or (family and self.network.augment_dim)):
+            raise ValueError("network: a teacher has no second_time, and augment_dim is for format edm")
         return self
 
 
@@ -67,6 +84,7 @@ class Known(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    called: str  # what --teacher takes for it
     entry: Entry
     beside: Path
     is_own: bool
@@ -74,7 +92,7 @@ class Known(BaseModel):
     @property
     def path(self) -> Path:
         """Where the teacher's file has to be."""
-        return (folder() if self.entry.source else self.beside) / self.entry.file
+        return (folder() if self.entry.source else self.beside) / Path(self.entry.file).expanduser()
 
     @property
     def pin(self) -> Path:
@@ -83,22 +101,28 @@ class Known(BaseModel):
 
 
 def folder() -> Path:
-    """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache."""
+    """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache.
+
+    Raises:
+        BadInput: there is no such user.
+    """
     given = os.environ.get(FOLDER)
-    if given:
-        return Path(given).expanduser().absolute()
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_home).expanduser().absolute() / "traflow-pipeline" / "teachers"
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    path = Path(given) if given else cache_home / "traflow-pipeline" / "teachers"
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise BadInput(f"{path}: wanted a folder for teachers; {error}") from error
 
 
 def known() -> dict[str, Known]:
-    """Every teacher with a name; a user's own entry cannot take a public one's.
+    """Every teacher with a name; a user's own entry cannot take a public one's."""
+    return {**_own()[0], **_public()}
 
-    Raises:
-        BadInput: an entry in the folder of teachers is not one.
-    """
-    own = {path.stem: read_entry(path) for path in sorted(folder().glob("*.yaml"))}
-    return {**own, **_public()}
+
+def faults() -> list[str]:
+    """What is wrong with files in the folder of teachers that are meant as entries."""
+    return _own()[1]
 
 
 def find(source: str) -> Known | None:
@@ -111,12 +135,12 @@ def find(source: str) -> Known | None:
         return _public()[source]
     path = Path(source)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return read_entry(path)
+        return read_entry(path, source)
     own = folder() / f"{source}.yaml"
-    return read_entry(own) if path.name == source and own.is_file() else None
+    return read_entry(own, source) if path.name == source and own.is_file() else None
 
 
-def read_entry(path: Path) -> Known:
+def read_entry(path: Path, called: str) -> Known:
     """The entry in the file `path`, named after it.
 
     Raises:
@@ -124,12 +148,14 @@ def read_entry(path: Path) -> Known:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path}: wanted the fields of a teacher's entry: {', '.join(Entry.model_fields)}")
     entry = validate(Entry, content, str(path))
-    return Known(name=path.stem, entry=entry, beside=path.absolute().parent, is_own=True)
+    return Known(name=path.stem, called=called, entry=entry, beside=path.absolute().parent, is_own=True)
 
 
 def table(entries: dict[str, Known]) -> Table:
@@ -154,10 +180,20 @@ def table(entries: dict[str, Known]) -> Table:
     return shown
 
 
+def _own() -> tuple[dict[str, Known], list[str]]:
+    found, wrong = {}, []
+    for path in sorted(path for path in folder().glob("*.yaml") if path.is_file()):
+        try:
+            found[path.stem] = read_entry(path, path.stem)
+        except BadInput as error:
+            wrong.append(str(error))
+    return found, wrong
+
+
 @cache
 def _public() -> dict[str, Known]:
     content: dict[str, Any] = yaml.safe_load(CATALOGUE.read_text())
     return {
-        name: Known(name=name, entry=Entry.model_validate(entry), beside=CATALOGUE.parent, is_own=False)
+        name: Known(name=name, called=name, entry=Entry.model_validate(entry), beside=CATALOGUE.parent, is_own=False)
         for name, entry in content.items()
     }

@@ -1,6 +1,7 @@
 """Tensors of another project's file, moved one by one into a network of ours; each has one place, and none is left."""
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -60,7 +61,10 @@ class Conversion:
         tensor = self.left.pop(theirs)
         if list(tensor.shape) != list(shape):
             raise BadInput(f"{self.path}: wanted {theirs} of {list(shape)}; it is {list(tensor.shape)}")
-        return tensor.float()
+        if not tensor.is_floating_point():
+            raise BadInput(f"{self.path}: wanted {theirs} of floating-point numbers; it is {tensor.dtype}")
+        # A copy: the file may be mapped, and change under a network that is at work.
+        return tensor.to(torch.float32, copy=True)
 
     def layer(self, ours: str, theirs: str, move: Move = unchanged) -> None:
         """Fill our layer `ours`, its weight and its bias where it has one, from theirs of the same shape."""
@@ -83,8 +87,17 @@ class Conversion:
         if self.left:
             names = ", ".join(list(self.left)[:3]) + (", ..." if len(self.left) > 3 else "")
             raise BadInput(f"{self.path}: {len(self.left)} of its tensors have no place in such a network: {names}")
+        if missing := [name for name in self.wanted if name not in self.state]:
+            raise BadInput(
+                f"{self.path}: wanted a network with {missing[0]}, {len(missing)} tensors more than such a file has"
+            )
         self.network.load_state_dict(self.state, assign=True)
         return self.network.to(memory_format=torch.channels_last).eval()
+
+
+def describe(root: Any) -> str:
+    """What a file holds instead of what was wanted."""
+    return f"keys {', '.join(map(str, list(root)[:5]))}" if isinstance(root, Mapping) else type(root).__name__
 
 
 class Placeholder:
@@ -99,6 +112,7 @@ class Placeholder:
             self.state = state
 
 
+_SAFE_GLOBALS = threading.Lock()
 # Old optimisers keep numpy's numbers; nobody needs them here.
 NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
 
@@ -110,9 +124,12 @@ def load_archive(path: Path) -> Any:
         BadInput: it cannot be read so.
     """
     try:
-        with torch.serialization.safe_globals([(Placeholder, name) for name in NUMBERS]):
+        # The list of what is safe is the whole process's.
+        with _SAFE_GLOBALS, torch.serialization.safe_globals([(Placeholder, name) for name in NUMBERS]):
             # Before torch 1.6 files were no zip archives; those cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except OSError:
+        raise
     except Exception as error:  # torch raises a dozen kinds for damaged and foreign files
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:

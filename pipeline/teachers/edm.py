@@ -6,9 +6,7 @@ collects tensors and constructor arguments, and a network of ours takes them.
 
 import io
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
 from pipeline.networks.layers import Attention
-from pipeline.teachers.conversion import Conversion, Placeholder
+from pipeline.teachers.conversion import Conversion, Placeholder, describe
 
 Config = SongUNetConfig | DhariwalUNetConfig
 # The constructors' defaults (NVlabs/edm, training/networks.py): a file holds only the arguments that were given.
@@ -60,12 +58,16 @@ def load(path: Path) -> Network:
     """
     root = _unpickle(path)
     if not isinstance(root, Mapping) or not isinstance(root.get("ema"), _Object):
-        raise BadInput(f"{path}: wanted an EDM pickle, a dictionary with a network 'ema'; found {_describe(root)}")
+        raise BadInput(f"{path}: wanted an EDM pickle, a dictionary with a network 'ema'; found {describe(root)}")
     net: _Object = root["ema"]
     arguments = net.state.get("_init_kwargs")
     if net.class_name != "EDMPrecond" or not isinstance(arguments, Mapping):
         raise BadInput(f"{path}: wanted a network of class EDMPrecond; found {net.class_name or 'one without a name'}")
-    return convert(path, arguments, dict(_tensors(net, "")))
+    try:
+        tensors = dict(_tensors(net, ""))
+    except RecursionError:
+        raise BadInput(f"{path}: wanted an EDM pickle; its network is a part of itself") from None
+    return convert(path, arguments, tensors)
 
 
 def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
@@ -108,7 +110,9 @@ def _config(path: Path, arguments: Mapping[str, Any]) -> Config:
     try:
         return (SongUNetConfig if model == "SongUNet" else DhariwalUNetConfig).model_validate(values | fixed)
     except ValidationError as error:
-        raise BadInput(f"{path}: its network's arguments make none of ours: {error.errors()[0]['msg']}") from error
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise BadInput(f"{path}: its network's arguments make none of ours: {where} {fault['msg']}") from error
 
 
 def _embeddings(into: Conversion, config: Config) -> None:
@@ -192,10 +196,6 @@ def _mapping(state: Any) -> Mapping[str, Any]:
     return state if isinstance(state, Mapping) else {}
 
 
-def _describe(root: Any) -> str:
-    return f"keys {', '.join(map(str, list(root)[:5]))}" if isinstance(root, Mapping) else type(root).__name__
-
-
 def _persistent(meta: Any) -> _Object:
     """An object of `torch_utils.persistence`, without its class: `meta` also holds source code, which stays text."""
     fields = _mapping(meta)
@@ -213,50 +213,52 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
 def _storage(payload: bytes) -> Any:
     """The nested file of a storage, which torch itself would unpickle without care."""
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-
-
-def _dictionary(*content: Any) -> dict[Any, Any]:
-    return dict(*content)
-
-
-# By module and name, all that a pickle may ask for; each is one of the harmless functions above or a placeholder.
-KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("dnnlib.util", "EasyDict"): _dictionary,
-}
-# What these modules make, a network of ours has no use for.
-UNUSED = ("torch.nn.modules.", "numpy.")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN:
-            # A fresh wrapper, because a pickle can also set attributes of what it is given.
-            return partial(KNOWN[module, name])
-        if f"{module}.".startswith(UNUSED):
-            return type("Unused", (Placeholder,), {})
-        raise _Forbidden(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Forbidden("a persistent id")
+    found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if not isinstance(found, torch.storage.TypedStorage | torch.UntypedStorage):
+        raise _Forbidden("something else than numbers in the bytes of a tensor")  # torch hands out functions as well
+    return found
 
 
 class _Forbidden(Exception):
     pass
 
 
+# By module and name, all that a pickle may call; each is one of the harmless functions above.
+KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+}
+# What these modules make, a network of ours has no use for: a placeholder stands for any name of theirs.
+UNUSED = ("torch.nn.modules.", "numpy.")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # Fresh things each time, because a pickle can also set attributes of what it is given.
+        if (module, name) in KNOWN:
+            return lambda *arguments: KNOWN[module, name](*arguments)
+        if (module, name) == ("dnnlib.util", "EasyDict"):
+            return type(name, (dict,), {"__slots__": ()})
+        if f"{module}.".startswith(UNUSED):
+            return type(name, (Placeholder,), {})
+        raise _Forbidden(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _Forbidden("a persistent id")
+
+
 def _unpickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _Unpickler(file).load()
+    except OSError:
+        raise
     except _Forbidden as error:
         raise BadInput(f"{path}: wanted an EDM pickle of tensors; it asks for {error}; nothing was executed") from error
     except Exception as error:  # a damaged pickle raises whatever its last opcode met

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import BadInput
 from pipeline.networks import Network, SongUNetConfig
 from pipeline.networks.layers import Attention
-from pipeline.teachers.conversion import Conversion, load_archive
+from pipeline.teachers.conversion import Conversion, describe, load_archive
 
 SIGMAS = "module.sigmas"  # noise levels of another kind of model, which every such network carries
 
@@ -30,8 +30,7 @@ def load(path: Path, config: SongUNetConfig) -> Network:
     model, ema = (root.get("model"), root.get("ema")) if isinstance(root, Mapping) else (None, None)
     shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(shadow, list):
-        found = ", ".join(map(str, list(root)[:5])) if isinstance(root, Mapping) else type(root).__name__
-        raise BadInput(f"{path}: wanted a checkpoint with 'model' and 'ema' of shadow_params; found {found}")
+        raise BadInput(f"{path}: wanted a checkpoint with 'model' and 'ema' of shadow_params; found {describe(root)}")
     return convert(path, config, _averaged(path, model, shadow))
 
 

@@ -35,6 +35,18 @@ class Teacher:
     network: Network | None = None
     weights: str = ""  # which of a file's weights were taken, for the user
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if the fields make no flow."""
+        low, high = self.data_range
+        if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
+            raise ValueError(f"shape: wanted positive integers such as (3, 32, 32), got {self.shape!r}")
+        if not 1 >= self.t_start > self.t_end >= 0:
+            raise ValueError(f"a flow runs from t_start down to t_end in [0, 1], got {self.t_start} and {self.t_end}")
+        if not low < high:
+            raise ValueError(f"data_range: wanted the least and the largest value, got {self.data_range}")
+        if not (isinstance(self.sha256, str) and self.sha256 and self.name.isprintable() and self.name):
+            raise ValueError("name and sha256 are texts on one line: the teacher's identity in every data set")
+
 
 def of_network(name: str, sha256: str, network: Network, device: torch.device, weights: str = "") -> Teacher:
     """The flow of a network of ours, whatever its convention."""

@@ -11,7 +11,7 @@ from pipeline.errors import BadInput, WorkFailed
 from pipeline.networks import DhariwalUNetConfig, NetworkConfig, SongUNetConfig
 from pipeline.networks.layers import Attention
 from pipeline.networks.unet import UNetConfig
-from pipeline.teachers import catalogue, fetch_known, file_sha256, load_teacher, weights_sha256
+from pipeline.teachers import absolute_source, catalogue, fetch_known, file_sha256, load_teacher, weights_sha256
 from tests.originals import original, write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -146,7 +146,7 @@ def test_a_teacher_that_is_not_here_says_which_file_to_put_where(own_folder: Pat
 
 def test_a_web_page_saved_as_a_checkpoint_is_recognised(own_folder: Path) -> None:
     (own_folder / "2rf.pth").write_text("<!DOCTYPE html><title>Google Drive - Quota exceeded</title>")
-    with pytest.raises(BadInput, match=r"2rf\.pth: wanted the checkpoint of 2rf; it is a web page"):
+    with pytest.raises(BadInput, match=r"2rf\.pth: wanted a checkpoint; it is a web page"):
         load_teacher("2rf")
 
 
@@ -162,7 +162,7 @@ def test_a_web_page_saved_as_a_checkpoint_is_recognised(own_folder: Path) -> Non
         ("2rf", "slimflow", r"wanted module\.all_modules\.0\.weight of \[512, 128\]; it is \[64, 16\]"),
         ("2rf", "edm-ve", "wanted a PyTorch checkpoint"),
         ("adm-imagenet64", "adm", r"wanted time_embed\.0\.weight of \[768, 192\]; it is \[512, 128\]"),
-        ("cm-imagenet64", "slimflow", "wanted a dictionary of tensors alone; found optimizer, model, ema, step"),
+        ("cm-imagenet64", "slimflow", "wanted a dictionary of tensors alone; found keys optimizer, model, ema, step"),
     ],
 )
 def test_the_wrong_file_for_a_name_is_named_with_what_was_wanted_and_found(name: str, fixture: str, said: str) -> None:
@@ -218,8 +218,25 @@ def test_a_pth_file_by_itself_is_asked_to_be_described(tmp_path: Path) -> None:
         ("- a list", "wanted the fields of a teacher's entry"),
         ("format: [", "not YAML"),
         ("format: score-sde\nfile: a.pth", "does not say how its network is built: give 'network'"),
-        ("format: gguf\nfile: a.pth", "'safetensors', 'edm', 'score-sde' or 'adm'"),
+        ("format: gguf\nfile: a.pth", "'safetensors', 'edm', 'score-sde', 'adm' or 'adm-legacy'"),
         ("format: edm\nfile: a.pkl\nfidd: 2", "unknown key 'fidd'; valid keys: format, file"),
+        ("file: a.pkl", "'format' is missing$"),
+        ("format: edm\nfile: ../a.pkl\nsource: https://example.org/a", "not a path: ../a.pkl"),
+        ("format: edm\nfile: a.pkl\nsource: ftp://example.org/a", "source: ftp://example.org/a: wanted https"),
+        ("format: edm\nfile: a.pkl\nsha256: deadbeef", "sha256"),
+        (
+            "format: adm\nfile: a.pt\nnetwork: {resolution: 8, image_channels: 3}",
+            "networks of family dhariwal, not song",
+        ),
+        (
+            "format: score-sde\nfile: a.pt\nnetwork: {resolution: 8, image_channels: 3, second_time: true}",
+            "a teacher has no second_time",
+        ),
+        (
+            "format: score-sde\nfile: a.pt\nnetwork: {resolution: 8, image_channels: 3, foo: 1}",
+            r"unknown key 'network\.foo'; valid keys: resolution, image_channels, .*time_embedding",
+        ),
+        ("[" * 5000, "not YAML"),
     ],
 )
 def test_an_entry_with_a_fault_is_answered_with_what_it_should_be(content: str, said: str, own_folder: Path) -> None:
@@ -227,6 +244,10 @@ def test_an_entry_with_a_fault_is_answered_with_what_it_should_be(content: str, 
     with pytest.raises(BadInput, match=said) as caught:
         load_teacher("mine")
     assert "mine.yaml" in str(caught.value)
+    assert "mine" not in catalogue.known()
+    assert any("mine.yaml" in fault for fault in catalogue.faults())
+    with pytest.raises(BadInput, match="no teacher 'nosuch': wanted one of digits"):
+        load_teacher("nosuch")
 
 
 def test_a_file_that_is_not_the_one_that_was_fetched_is_refused(own_folder: Path) -> None:
@@ -236,8 +257,14 @@ def test_a_file_that_is_not_the_one_that_was_fetched_is_refused(own_folder: Path
     assert (own_folder / "tiny.pth.sha256").read_text() == f"{file_sha256(path)}  tiny.pth\n"
     load_teacher("mine")
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(BadInput, match=r"tiny\.pth: wanted the file whose sha256 is .*; it is .*: remove it and run"):
+    with pytest.raises(BadInput, match=r"tiny\.pth: wanted the file whose sha256 is .*; it is .*: remove it, and tiny"):
         load_teacher("mine")
+    with pytest.raises(BadInput, match="wanted the file whose sha256 is"):
+        fetch_known("mine")
+    for nonsense in (b"", b"\xff\xfe"):
+        (own_folder / "tiny.pth.sha256").write_bytes(nonsense)
+        with pytest.raises(BadInput, match="wanted the file whose sha256 is"):
+            load_teacher("mine")
 
 
 def test_a_pinned_sha256_in_an_entry_is_kept_to(own_folder: Path) -> None:
@@ -271,3 +298,51 @@ def test_the_folder_of_teachers_is_in_the_cache_unless_it_is_named(monkeypatch: 
 def test_the_default_family_of_a_network_is_song() -> None:
     assert isinstance(networks.parse_config({"resolution": 8, "image_channels": 1}), SongUNetConfig)
     assert re.search("dhariwal", str(NetworkConfig))
+
+
+def test_a_file_in_the_working_folder_does_not_take_a_teachers_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("not a teacher")
+    assert absolute_source("digits") == "digits"
+    assert load_teacher("digits").shape == (1, 8, 8)
+
+
+def test_an_entry_by_its_path_is_fetched_by_its_path(tmp_path: Path) -> None:
+    entry = write_entry(tmp_path / "edm-ffhq64.yaml", source="https://example.org/tiny.pth")
+    with pytest.raises(BadInput, match=f"run traflow-pipeline teachers fetch {entry}"):
+        load_teacher(str(entry))
+    assert absolute_source(str(entry)) == str(entry)
+
+
+def test_what_the_file_system_refuses_is_one_line(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="File name too long"):
+        load_teacher("x" * 300)
+    (own_folder / "2rf.pth").mkdir()
+    with pytest.raises(BadInput, match="it is not there"):
+        load_teacher("2rf")
+    monkeypatch.setenv(catalogue.FOLDER, str(write_entry(own_folder / "file.yaml")))
+    with pytest.raises((BadInput, WorkFailed), match="could not be written: File exists"):
+        fetch_known("2rf")
+    monkeypatch.setenv(catalogue.FOLDER, "~nobody-of-this-name/x")
+    with pytest.raises(BadInput, match="wanted a folder for teachers"):
+        load_teacher("2rf")
+
+
+def test_a_web_page_is_recognised_by_path_too(tmp_path: Path) -> None:
+    (tmp_path / "net.pkl").write_text("<html>404")
+    with pytest.raises(BadInput, match=r"net\.pkl: wanted a checkpoint; it is a web page"):
+        load_teacher(str(tmp_path / "net.pkl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("2rf", 10.8), ("slimflow-15m", 3.9), ("slimflow-28m", 6.9), ("adm-imagenet64", 109.7), ("edm-cifar10", 21.2)
+    ],
+)  # fmt: skip
+def test_all_of_it_counted_the_networks_have_the_multiply_adds_that_the_docs_say(name: str, billions: float) -> None:
+    network = catalogue.known()[name].entry.network
+    assert network is not None
+    assert measure(build_on_meta(network)).macs / 1e9 == pytest.approx(billions, abs=0.051)

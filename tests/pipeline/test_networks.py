@@ -178,6 +178,17 @@ def test_the_box_filter_averages_and_repeats() -> None:
     torch.testing.assert_close(down(up(image)), image)
 
 
+@pytest.mark.parametrize("taps", [(), (1,), (1, 2, 1)])
+def test_a_filter_has_an_even_number_of_taps(taps: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError):
+        tiny_config(resample_filter=taps)
+
+
+def test_heads_divide_the_channels_that_attend() -> None:
+    with pytest.raises(ValidationError, match="96 channels make no heads of 64"):
+        DhariwalUNetConfig(resolution=8, image_channels=1, channels=96, channel_mult=(1,), attention_resolutions=())
+
+
 def test_a_label_can_only_be_dropped_where_there_is_one() -> None:
     with pytest.raises(ValidationError, match="no label to drop"):
         tiny_config(label_dropout=0.1)

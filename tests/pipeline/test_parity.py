@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import networks
 from pipeline.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
 from pipeline.teachers import adm, catalogue, edm, score_sde
@@ -98,18 +99,39 @@ def test_openais_checkpoints_give_the_outputs_of_the_originals(name: str, tmp_pa
     assert_same(raw(network, tensors), tensors["out"][:, :3])
 
 
+def in_legacy_order(state: dict[str, Tensor], channels_per_head: int) -> dict[str, Tensor]:
+    """The rows of queries, keys and values as (head, three, dim)."""
+    moved = {}
+    for name, tensor in state.items():
+        if ".qkv." in name:
+            by_kind = tensor.reshape(3, -1, channels_per_head, *tensor.shape[1:])
+            moved[name] = by_kind.transpose(0, 1).reshape(tensor.shape)
+    return state | moved
+
+
 def test_the_other_attention_order_loads_as_well_and_is_far_off(tmp_path: Path) -> None:
     """The trap of consistency_models: only outputs of the original can tell the two orders apart."""
     tensors, config = original("consistency").tensors, config_of("consistency")
     assert isinstance(config, DhariwalUNetConfig)
-    state = original("consistency").state()
-    for name, tensor in state.items():
-        if ".qkv." in name:
-            heads = len(tensor) // 3 // config.channels_per_head
-            legacy = tensor.reshape(heads, 3, config.channels_per_head, *tensor.shape[1:])
-            state[name] = legacy.transpose(0, 1).reshape(tensor.shape)
-    network = adm.convert(tmp_path, config, state)
-    assert (raw(network, tensors) - tensors["out"]).abs().max() > 0.01
+    state = in_legacy_order(original("consistency").state(), config.channels_per_head)
+    assert (raw(adm.convert(tmp_path, config, state), tensors) - tensors["out"]).abs().max() > 0.01
+    assert_same(raw(adm.convert(tmp_path, config, state, "legacy"), tensors), tensors["out"])
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_norms_can_have_32_groups_at_any_width_as_openais_do(width: int) -> None:
+    config = DhariwalUNetConfig(
+        resolution=4,
+        image_channels=3,
+        channels=width,
+        channel_mult=(1,),
+        num_blocks=1,
+        attention_resolutions=(),
+        channels_per_head=32,
+    )
+    assert networks.build(config).norm_out.num_groups < 32
+    openai = config.model_copy(update={"min_channels_per_group": 1})
+    assert networks.build(openai).norm_out.num_groups == 32
 
 
 @pytest.mark.parametrize("published", PUBLISHED)

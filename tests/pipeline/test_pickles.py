@@ -1,5 +1,7 @@
 """Files of others are data: whatever they ask for, nothing in them runs."""
 
+import collections
+import io
 import os
 import pickle
 from collections.abc import Callable
@@ -12,10 +14,10 @@ import pytest
 import torch
 
 from pipeline.errors import BadInput
-from pipeline.networks import SongUNetConfig
-from pipeline.teachers import edm, score_sde
+from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
+from pipeline.teachers import adm, edm, score_sde
 from pipeline.teachers.conversion import load_archive
-from tests.originals import Persistent, original, persistence, write, write_edm
+from tests.originals import Persistent, config_of, easy_dict, original, persistence, write, write_edm
 
 CONFIG = SongUNetConfig(resolution=8, image_channels=3)
 
@@ -67,15 +69,57 @@ def test_a_call_smuggled_into_the_bytes_of_a_storage_is_not_made(tmp_path: Path)
     assert not (tmp_path / "made").exists()
 
 
-def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path: Path) -> None:
-    """BUILD sets attributes of whatever lies on the stack: here of the function that makes parameters."""
+@pytest.mark.parametrize("inner", [torch._utils._rebuild_tensor, torch.storage.TypedStorage, collections.Counter])
+def test_a_pickle_cannot_reach_real_functions_through_the_bytes_of_a_storage(inner: object, tmp_path: Path) -> None:
+    """Torch's careful reader hands out its own functions and classes, whose attributes a pickle could set."""
+    buffer = io.BytesIO()
+    torch.save(inner, buffer)
+    smuggle(tmp_path / "net.pkl", Calls(torch.storage._load_from_bytes, buffer.getvalue()))
+    with pytest.raises(BadInput, match="it asks for something else than numbers in the bytes of a tensor"):
+        edm.load(tmp_path / "net.pkl")
+
+
+BUILD_DEFAULTS = b"N}X\x0c\x00\x00\x00__defaults__)s\x86b"
+BUILD_ITSELF = b"q\x00(h\x00)}Ntb)R"
+
+
+@pytest.mark.parametrize("build", [BUILD_DEFAULTS, BUILD_ITSELF])
+def test_a_pickle_cannot_change_the_functions_it_is_given(build: bytes, tmp_path: Path) -> None:
+    """BUILD sets attributes, or the state, of what lies on the stack: here of the function that makes parameters."""
     name = b"ctorch._utils\n_rebuild_parameter\n"
-    code = b"\x80\x02" + name + b"N}X\x0c\x00\x00\x00__defaults__)s\x86b0" + name + b"."
-    (tmp_path / "net.pkl").write_bytes(code)
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x02" + name + build + b".")
     before = torch._utils._rebuild_parameter.__defaults__, edm._parameter.__defaults__
     with pytest.raises(BadInput):
         edm.load(tmp_path / "net.pkl")
     assert (torch._utils._rebuild_parameter.__defaults__, edm._parameter.__defaults__) == before
+
+
+def test_a_network_that_is_a_part_of_itself_is_refused(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"_init_kwargs": {}}
+    state["_modules"] = {"model": torch.nn.ModuleDict()}
+    state["_modules"]["model"].__dict__["_modules"] = state["_modules"]
+    with persistence(), (tmp_path / "net.pkl").open("wb") as file:
+        pickle.dump({"ema": Persistent("EDMPrecond", state)}, file)
+    with pytest.raises(BadInput, match="its network is a part of itself"):
+        edm.load(tmp_path / "net.pkl")
+
+
+def test_dictionaries_of_dnnlib_are_dictionaries(tmp_path: Path) -> None:
+    made = original("edm-ve")
+    with easy_dict() as kind:
+        path = write_edm(tmp_path / "net.pkl", made, wrap=kind)
+    assert edm.load(path).config.channels == 16
+
+
+def test_a_network_does_not_follow_later_changes_of_its_file(tmp_path: Path) -> None:
+    path = write("adm", tmp_path / "net.pt")
+    config = config_of("adm")
+    assert isinstance(config, DhariwalUNetConfig)
+    network = adm.load(path, config)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("wrap", [lambda call: call, lambda call: {"model": {"a": call}, "ema": {}}])
@@ -121,7 +165,7 @@ def test_a_network_of_another_kind_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"arguments that ours has not: \{'num_experts': 8\}"):
         edm.load(write_edm(path, made, num_experts=8))
     torch.save({"step": 1}, tmp_path / "net.pth")
-    with pytest.raises(BadInput, match="wanted a checkpoint with 'model' and 'ema' of shadow_params; found step"):
+    with pytest.raises(BadInput, match="wanted a checkpoint with 'model' and 'ema' of shadow_params; found keys step"):
         score_sde.load(tmp_path / "net.pth", CONFIG)
 
 

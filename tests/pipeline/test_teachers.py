@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,31 @@ def test_a_factory_must_return_a_teacher() -> None:
 def test_what_a_factory_raises_is_said() -> None:
     with pytest.raises(BadInput, match=r"the factory failed with TypeError: .*takes 0 positional arguments"):
         load_teacher("tests.pipeline.test_teachers:takes_nothing")
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit('bye')", "def (", "1 / 0"])
+def test_a_module_that_cannot_be_imported_is_one_line(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_broken_flow.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BadInput, match="teacher my_broken_flow:load: wanted module:factory; "):
+        load_teacher("my_broken_flow:load")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"shape": "abc"}, "shape: wanted positive integers"),
+        ({"t_start": 0.0, "t_end": 1.0}, "a flow runs from t_start down to t_end"),
+        ({"data_range": (0, 0)}, "data_range"),
+        ({"sha256": None}, "name and sha256 are texts"),
+        ({"name": "a\nb"}, "name and sha256 are texts"),
+    ],
+)
+def test_a_teacher_that_makes_no_flow_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(GUIDABLE, **fields)
 
 
 def takes_nothing() -> None: ...

@@ -4,6 +4,7 @@ from torch import Tensor
 from pipeline.flow import interpolate
 from tests.problems import ExactStudent, GaussianFlow, tiny_network
 from trainer import losses
+from trainer.distance import squared_error
 from trainer.student import Student, from_teacher
 
 FLOW = GaussianFlow()
@@ -24,22 +25,55 @@ def assert_zero(loss: Tensor) -> None:
     assert loss.abs().max() < 1e-10
 
 
+def every_loss(student: Student) -> dict[str, Tensor]:
+    x_t, x_u = state(T), state(U)
+    live, fixed = student, losses.stopped(student)
+    middle = (T + S) / 2
+    return {
+        "output": losses.output_loss(student, NOISE, ONE, state(ZERO), ZERO, None),
+        "trajectory": losses.output_loss(student, x_t, T, state(S), S, None),
+        "velocity": losses.velocity_loss(student, x_t, T, FLOW.velocity(x_t, T), None),
+        "consistency": losses.consistency_loss(student, x_t, T, live(x_t, T, middle, None), middle, S, None, live),
+        "teacher's midpoint": losses.consistency_loss(student, x_t, T, state(middle), middle, S, None, fixed),
+        "soft consistency": losses.consistency_loss(student, x_t, T, x_u, U, S, None, fixed),
+        "lagrangian": losses.lagrangian_loss(student, FLOW.velocity, x_t, T, S, None),
+    }
+
+
 def test_every_loss_is_zero_at_the_exact_map() -> None:
-    assert_zero(losses.output_loss(EXACT, NOISE, ONE, state(ZERO), ZERO, None))
-    assert_zero(losses.velocity_loss(EXACT, state(T), T, FLOW.velocity(state(T), T), None))
-    assert_zero(losses.consistency_loss(EXACT, state(T), T, U, S, None))
-    assert_zero(losses.soft_consistency_loss(EXACT, state(T), T, state(U), U, S, None))
+    for name, values in every_loss(EXACT).items():
+        assert values.shape == (B,), name
+        assert values.abs().max() < (1e-8 if name == "lagrangian" else 1e-10), name
 
 
 def test_every_loss_is_positive_elsewhere() -> None:
-    student = from_teacher(tiny_network())
-    values = [
-        losses.output_loss(student, NOISE, ONE, state(ZERO), ZERO, None),
-        losses.velocity_loss(student, state(T), T, FLOW.velocity(state(T), T), None),
-        losses.consistency_loss(student, state(T), T, U, S, None),
-        losses.soft_consistency_loss(student, state(T), T, state(U), U, S, None),
-    ]
-    assert all((value > 0).all() for value in values)
+    for name, values in every_loss(from_teacher(tiny_network())[0]).items():
+        assert (values > 0).all(), name
+
+
+def test_table_1s_loss_is_zero_where_g_moves_from_noise_to_sample_at_even_speed() -> None:
+    class Straight(ExactStudent):
+        def forward(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+            return interpolate(state(ZERO), NOISE, s)
+
+    straight: Student = Straight(FLOW)  # type: ignore[assignment]
+    assert_zero(losses.derivative_loss(straight, NOISE, ONE, S, NOISE - state(ZERO), None))
+    assert (losses.derivative_loss(EXACT, NOISE, ONE, S, NOISE - state(ZERO), None) > 0).all()
+
+
+def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    with torch.no_grad():
+        student.network.gate_s.add_(0.3)
+    x_s, slope = losses.derivative(student, NOISE, T, S, None)
+    torch.testing.assert_close(x_s, student(NOISE, T, S, None))
+    with torch.no_grad():
+        step = 1e-3
+        ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
+    slope.square().mean().backward()  # type: ignore[no-untyped-call]
+    assert student.network.conv_in.weight.grad is not None
+    assert student.network.conv_in.weight.grad.abs().max() > 0
 
 
 def test_the_velocity_target_points_from_data_to_noise() -> None:
@@ -55,26 +89,35 @@ def test_the_velocity_target_points_from_data_to_noise() -> None:
 
 
 def test_at_equal_times_f_is_the_derivative_in_s() -> None:
-    student = from_teacher(tiny_network()).requires_grad_(False)
+    student = from_teacher(tiny_network())[0].requires_grad_(False)
     student.network.gate_s.add_(0.3)
     step = 1e-3
     moved = (student(NOISE, T, T + step, None) - student(NOISE, T, T - step, None)) / (2 * step)
     torch.testing.assert_close(student.mean_velocity(NOISE, T, T, None), moved, atol=2e-3, rtol=0)
 
 
-def test_the_target_of_soft_consistency_is_not_trained() -> None:
-    student = from_teacher(tiny_network()).requires_grad_(True)
-    inputs = state(U).requires_grad_(True)
-    losses.soft_consistency_loss(student, state(T), T, inputs, U, S, None).sum().backward()  # type: ignore[no-untyped-call]
-    assert inputs.grad is None
-    assert student.network.conv_in.weight.grad is not None
+def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    for target, is_trained in ((losses.stopped(student), False), (student, True)):
+        x_u = state(U).requires_grad_(True)
+        losses.consistency_loss(student, state(T), T, x_u, U, S, None, target).sum().backward()  # type: ignore[no-untyped-call]
+        assert (x_u.grad is not None) == is_trained
+        assert student.network.conv_in.weight.grad is not None
 
 
 def test_with_u_at_s_soft_consistency_is_anchored_at_the_teachers_state() -> None:
-    student = from_teacher(tiny_network())
-    found = losses.soft_consistency_loss(student, state(T), T, state(S), S, S, None)
-    torch.testing.assert_close(found, losses.squared_error(student(state(T), T, S, None), state(S)))
+    student, _ = from_teacher(tiny_network())
+    found = losses.consistency_loss(student, state(T), T, state(S), S, S, None, losses.stopped(student))
+    torch.testing.assert_close(found, squared_error(student(state(T), T, S, None), state(S)))
 
 
-def test_losses_are_means_over_components() -> None:
-    assert losses.squared_error(torch.full((2, 3, 4, 4), 3.0), torch.ones(2, 3, 4, 4)).tolist() == [4.0, 4.0]
+def test_no_gradient_goes_through_the_teacher_of_the_lagrangian_loss() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    asked: list[bool] = []
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        asked.append(torch.is_grad_enabled() or x.requires_grad)
+        return FLOW.velocity(x, t)
+
+    losses.lagrangian_loss(student, velocity, state(T), T, S, None).sum().backward()  # type: ignore[no-untyped-call]
+    assert asked == [False]

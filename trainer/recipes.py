@@ -1,56 +1,410 @@
-"""Recipes: which losses, at which weights, over which times, in which phase of a training."""
+"""Recipes: which losses, at which weights, over which times, in which phase of a training. Each is a YAML file."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
-from torch import Tensor, nn
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from torch import Tensor
 
-from pipeline.flow import interpolate, match_dims
+from pipeline.config import CONFIGS
+from pipeline.flow import interpolate
 from pipeline.networks import Network
+from pipeline.plan import Plan
+from pipeline.solver import Velocity
 from trainer import losses
-from trainer.stream import Batch, ImageBatch, TrajectoryBatch
+from trainer.distance import DistanceConfig
+from trainer.draws import Draws
+from trainer.losses import FlowMap, stopped
+from trainer.stream import ImageBatch, TrajectoryBatch
 from trainer.student import Student
+from trainer.times import TIME_SAMPLERS, TimeSampler
 
-# A loss with its times: (model, batch, rng) -> [B]. Times are drawn on the CPU: the same on every device.
-Objective = Callable[[Any, Any, torch.Generator], Tensor]
+FOLDER = CONFIGS / "recipes"
+L2 = DistanceConfig()
+MIN_STEP = 1e-3  # shorter steps in time are weighed as this one
+# What an evaluation with its backward pass costs, in evaluations without; and one with a forward-mode derivative.
+TRAINED, DERIVED = 3.0, 6.0
 
 
 @dataclass(frozen=True)
-class Term:
+class Models:
+    """What losses may ask: the network in training and, where a recipe needs them, its average and the teacher."""
+
+    network: Network
+    ema: Network | None = None
+    teacher: Velocity | None = None
+
+    @property
+    def student(self) -> Student:
+        return Student(self.network)
+
+    def target(self, name: str) -> FlowMap:
+        """The flow map of a target: the student differentiated ("live") or not ("stopped"), or its average ("ema")."""
+        if name == "live":
+            return self.student
+        if name == "stopped":
+            return stopped(self.student)
+        assert self.ema is not None
+        return stopped(Student(self.ema))
+
+
+class BaseTerm(BaseModel):
     """One loss of a phase, on every `stride`-th row of the batch from the `first`.
 
     A loss that reads every second row costs half, so that the others can have more steps.
     """
 
-    name: str
-    objective: Objective
-    weight: float = 1.0
-    first: int = 0
-    stride: int = 1
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+    loss: str
+    name: str = ""  # in the log; the loss's own if it is empty
+    weight: float = Field(default=1.0, ge=0)
+    first: int = Field(default=0, ge=0)
+    stride: int = Field(default=1, ge=1)
+
+    trains: ClassVar[Literal["student", "teacher"]] = "student"
+    reads: ClassVar[Literal["trajectories", "images"]] = "trajectories"
+    differentiates_forward: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if self.first >= self.stride:
+            raise ValueError(f"first is a row below the stride {self.stride}, got {self.first}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return self.name or self.loss
+
+    @property
+    def cost(self) -> float:
+        """Of a row, in evaluations of the network without a backward pass."""
+        return TRAINED
+
+    @property
+    def needs_velocities(self) -> bool:
+        return False
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    @property
+    def needs_ema(self) -> bool:
+        return False
+
+    @property
+    def num_states(self) -> int:
+        """How many stored states between noise and sample the loss needs at least."""
+        return 0
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Load what the loss needs for samples of `shape`, before any work is done; raises `BadInput`."""
+        distance: DistanceConfig = getattr(self, "distance", L2)
+        distance.prepare(shape)
+
+    def values(self, models: Models, batch: Any, draws: Draws) -> Tensor:
+        """One value per row of `batch`."""
+        raise NotImplementedError
+
+    def __call__(self, models: Models, batch: TrajectoryBatch | ImageBatch, draws: Draws) -> Tensor:
         """The mean of the loss over its rows."""
-        return self.objective(model, batch.rows(slice(self.first, None, self.stride)), rng).mean()
+        rows = slice(self.first, None, self.stride)
+        return self.values(models, batch.rows(rows), draws.of(rows)).mean()
 
 
-@dataclass(frozen=True)
-class Phase:
+class Output(BaseTerm):
+    """Eq. 8, from the noise to the sample."""
+
+    loss: Literal["output"] = "output"
+    distance: DistanceConfig = L2
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        x, times = batch.x, batch.times
+        return losses.output_loss(
+            models.student, x[:, 0], times[:, 0], x[:, -1], times[:, -1], batch.label, self.distance
+        )
+
+
+class Trajectory(BaseTerm):
+    """Regression on stored pairs: from any state but the last to any after it."""
+
+    loss: Literal["trajectory"] = "trajectory"
+    distance: DistanceConfig = L2
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        last = batch.times.shape[1] - 1
+        i = _integers(draws, 0, last)
+        j = _integers(draws, i + 1, last + 1)
+        (x_t, t), (x_s, s) = batch.stored(i), batch.stored(j)
+        return losses.output_loss(models.student, x_t, t, x_s, s, batch.label, self.distance)
+
+
+class VelocityTerm(BaseTerm):
+    """Eq. 9: at a stored state with the teacher's own velocity, or on the line from sample to noise with theirs."""
+
+    loss: Literal["velocity"] = "velocity"
+    at: Literal["states", "line"] = "states"
+    times: TimeSampler | None = None
+    distance: DistanceConfig = L2
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.at == "states" and self.times is not None:
+            raise ValueError("velocity at states is taken at the stored times: leave times")
+        if self.distance.is_perceptual:
+            raise ValueError("velocities are no images: give a distance l2 or huber")
+        return self
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.at == "states"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        if self.at == "states":
+            assert batch.velocity is not None
+            i = _integers(draws, 0, batch.times.shape[1])
+            (x_t, t), velocity = batch.stored(i), batch.velocity[batch.each, i]
+        else:
+            t = _between(batch.times[:, -1], batch.times[:, 0], self.times or "uniform", draws)
+            x_t, velocity = interpolate(batch.x[:, -1], batch.noise, t), batch.noise - batch.x[:, -1]
+        return losses.velocity_loss(models.student, x_t, t, velocity, batch.label, self.distance)
+
+
+class Derivative(BaseTerm):
+    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against noise - sample, by forward-mode derivatives."""
+
+    loss: Literal["derivative"] = "derivative"
+    times: TimeSampler = "uniform"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return DERIVED
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        start = batch.times[:, 0]
+        s = _between(batch.times[:, -1], start, self.times, draws)
+        velocity = batch.noise - batch.x[:, -1]
+        return losses.derivative_loss(models.student, batch.x[:, 0], start, s, velocity, batch.label)
+
+
+class _TwoTimes(BaseTerm):
+    """A loss over (t, s), s uniform from the end of the flow to t.
+
+    t is a stored time, or drawn by a sampler; the state there is then interpolated between the stored ones.
+    """
+
+    times: TimeSampler | Literal["stored"] = "stored"
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.times != "stored"
+
+    def start(self, batch: TrajectoryBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t and s."""
+        if self.times == "stored":
+            x_t, t = batch.stored(_integers(draws, 0, batch.times.shape[1] - 1))
+        else:
+            t = _between(batch.times[:, -1], batch.times[:, 0], self.times, draws)
+            x_t = batch.at(t)
+        return x_t, t, _between(batch.times[:, -1], t, "uniform", draws)
+
+
+class Consistency(_TwoTimes):
+    """Eq. 10 by way of the midpoint m = (t + s) / 2: the student's own state there, or the teacher's.
+
+    `weighting` inverse-square divides by (t - s)^2, which compares mean velocities, as shortcut models do.
+    """
+
+    loss: Literal["consistency"] = "consistency"
+    midpoint: Literal["student", "teacher"] = "student"
+    target: Literal["live", "stopped", "ema"] = "live"
+    weighting: Literal["none", "inverse-square"] = "none"
+    distance: DistanceConfig = L2
+
+    @property
+    def cost(self) -> float:
+        others = 2 if self.midpoint == "student" else 1
+        return TRAINED + others * (TRAINED if self.target == "live" else 1)
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.times != "stored" or self.midpoint == "teacher"
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target == "ema"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        x_t, t, s = self.start(batch, draws)
+        m, target = (t + s) / 2, models.target(self.target)
+        x_m = target(x_t, t, m, batch.label) if self.midpoint == "student" else batch.at(m)
+        values = losses.consistency_loss(models.student, x_t, t, x_m, m, s, batch.label, target, self.distance)
+        return values / (t - s).clamp(min=MIN_STEP) ** 2 if self.weighting == "inverse-square" else values
+
+
+class SoftConsistency(BaseTerm):
+    """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
+
+    loss: Literal["soft-consistency"] = "soft-consistency"
+    target: Literal["stopped", "ema"] = "stopped"
+    distance: DistanceConfig = L2
+
+    @property
+    def cost(self) -> float:
+        return TRAINED + 1
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target == "ema"
+
+    @property
+    def num_states(self) -> int:
+        return 1
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        last = batch.times.shape[1] - 1
+        i = _integers(draws, 0, last)
+        j = _integers(draws, i + 1, last + 1)
+        k = _integers(draws, i + 1, j + 1)
+        (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
+        target = models.target(self.target)
+        return losses.consistency_loss(models.student, x_t, t, x_u, u, s, batch.label, target, self.distance)
+
+
+class Lagrangian(_TwoTimes):
+    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives."""
+
+    loss: Literal["lagrangian"] = "lagrangian"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return DERIVED + 1
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        assert models.teacher is not None
+        x_t, t, s = self.start(batch, draws)
+        return losses.lagrangian_loss(models.student, models.teacher, x_t, t, s, batch.label)
+
+
+class FlowMatching(BaseTerm):
+    """A teacher on images: the velocity of straight lines from noise to data; labels dropped as its network says."""
+
+    loss: Literal["flow-matching"] = "flow-matching"
+    times: TimeSampler = "uniform"
+
+    trains: ClassVar[Literal["student", "teacher"]] = "teacher"
+    reads: ClassVar[Literal["trajectories", "images"]] = "images"
+
+    def values(self, models: Models, batch: ImageBatch, draws: Draws) -> Tensor:
+        t = TIME_SAMPLERS[self.times](draws.stratified())
+        noise = draws.normal(tuple(batch.data.shape[1:]))
+        label = _dropped(models.network, batch.label, draws)
+        return losses.flow_matching_loss(models.network, batch.data, noise, t, label)
+
+
+class Reflow(BaseTerm):
+    """A straighter teacher: flow matching on the noise and samples of another teacher's trajectories."""
+
+    loss: Literal["reflow"] = "reflow"
+    times: TimeSampler = "uniform"
+
+    trains: ClassVar[Literal["student", "teacher"]] = "teacher"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        t = TIME_SAMPLERS[self.times](draws.stratified())
+        label = _dropped(models.network, batch.label, draws)
+        return losses.flow_matching_loss(models.network, batch.x[:, -1], batch.noise, t, label)
+
+
+Term = Annotated[
+    Output
+    | Trajectory
+    | VelocityTerm
+    | Derivative
+    | Consistency
+    | SoftConsistency
+    | Lagrangian
+    | FlowMatching
+    | Reflow,
+    Discriminator("loss"),
+]
+
+
+class Phase(BaseModel):
     """Losses minimised together during `share` of the training."""
 
-    share: float
-    terms: tuple[Term, ...]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    terms: tuple[Term, ...] = Field(min_length=1)
+    share: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        titles = [term.title for term in self.terms]
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"two terms of a phase have one name ({', '.join(titles)}): give them different ones")
+        return self
+
+    @property
+    def cost(self) -> float:
+        """Of a row of the batch, in evaluations of the network without a backward pass."""
+        return sum(term.cost / term.stride for term in self.terms)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What is trained ("student" on trajectories, or "teacher" on images), and how."""
+class Recipe(BaseModel):
+    """What is trained, on what, and how: phases one after the other, whose shares add up to 1."""
 
-    about: str
-    trains: Literal["student", "teacher"]
-    phases: tuple[Phase, ...]
-    needs_velocities: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    about: str = ""
+    phases: tuple[Phase, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if abs(sum(phase.share for phase in self.phases) - 1) > 1e-6:
+            raise ValueError(f"the shares of the phases add up to 1; they are {[p.share for p in self.phases]}")
+        if len({(term.trains, term.reads) for term in self.terms}) > 1:
+            raise ValueError("a recipe trains a student on trajectories or a teacher on one kind of data, not several")
+        return self
+
+    @property
+    def terms(self) -> list[Any]:
+        return [term for phase in self.phases for term in phase.terms]
+
+    @property
+    def trains(self) -> Literal["student", "teacher"]:
+        trains: Literal["student", "teacher"] = self.terms[0].trains
+        return trains
+
+    @property
+    def reads(self) -> Literal["trajectories", "images"]:
+        reads: Literal["trajectories", "images"] = self.terms[0].reads
+        return reads
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def needs_ema(self) -> bool:
+        return any(term.needs_ema for term in self.terms)
+
+    @property
+    def cost(self) -> float:
+        """Of a row of the batch, averaged over the phases."""
+        return sum(phase.share * phase.cost for phase in self.phases)
 
     def phase(self, step: int, num_steps: int) -> Phase:
         """The phase that `step` of `num_steps` belongs to."""
@@ -61,105 +415,52 @@ class Recipe:
                 return phase
         return self.phases[-1]
 
-
-def output(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 8, from the noise to the sample."""
-    t, s = batch.times[:, 0], batch.times[:, -1]
-    return losses.output_loss(student, batch.x[:, 0], t, batch.x[:, -1], s, batch.label)
-
-
-def velocity_on_line(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 9 on the straight line from sample to noise, t uniform over the flow, target noise - sample."""
-    start, end = batch.times[:, 0], batch.times[:, -1]
-    noise, sample = batch.x[:, 0] / match_dims(start, batch.x[:, 0]), batch.x[:, -1]
-    t = _between(end, start, rng)
-    return losses.velocity_loss(student, interpolate(sample, noise, t), t, noise - sample, batch.label)
+    def lack(self, plan: Plan) -> str:
+        """What data of `plan` have too little of for this recipe; empty if nothing."""
+        if any(term.needs_velocities for term in self.terms) and not plan.velocities:
+            return "needs velocities, and there are none: generate with --velocities"
+        most = max(term.num_states for term in self.terms)
+        if plan.num_states < most:
+            return f"needs {most} or more stored states, and there are {plan.num_states}: generate with --states"
+        return ""
 
 
-def velocity_at_states(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 9 on a stored state, any with equal chance, with the teacher's velocity there."""
-    assert batch.velocity is not None
-    rows, i = _rows(batch), _integers(rng, batch, 0, batch.times.shape[1])
-    return losses.velocity_loss(student, batch.x[rows, i], batch.times[rows, i], batch.velocity[rows, i], batch.label)
+def names() -> list[str]:
+    """The recipes that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def consistency(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 10 from a stored state at t, s uniform from the end to t, by way of the midpoint m = (t + s) / 2."""
-    rows, i = _rows(batch), _integers(rng, batch, 0, batch.times.shape[1] - 1)
-    t = batch.times[rows, i]
-    s = _between(batch.times[:, -1], t, rng)
-    return losses.consistency_loss(student, batch.x[rows, i], t, (t + s) / 2, s, batch.label)
+def load(source: object) -> object:
+    """The content of the recipe called `source`, or of the YAML file at that path; what is no text is returned as is.
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    if not isinstance(source, str):
+        return source
+    path = next((p for p in (FOLDER / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(names())}, a YAML file, or phases")
+    content = yaml.safe_load(path.read_text())
+    return {"name": path.stem, **content} if isinstance(content, dict) else content
 
 
-def soft_consistency(student: Student, batch: TrajectoryBatch, rng: torch.Generator) -> Tensor:
-    """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
-    last = batch.times.shape[1] - 1
-    rows = _rows(batch)
-    i = _integers(rng, batch, 0, last)
-    j = _integers(rng, batch, i + 1, last + 1)
-    k = _integers(rng, batch, i + 1, j + 1)
-    x, times = batch.x, batch.times
-    return losses.soft_consistency_loss(
-        student, x[rows, i], times[rows, i], x[rows, k], times[rows, k], times[rows, j], batch.label
-    )
+# In configurations: a name, the path of a YAML file, or a recipe itself.
+RecipeSource = Annotated[Recipe, BeforeValidator(load)]
 
 
-def flow_matching(network: Network, batch: ImageBatch, rng: torch.Generator) -> Tensor:
-    """Straight-line flow matching, t uniform in [0, 1]: one time in each of B strata, which lowers the variance."""
-    size = len(batch.data)
-    t = ((torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size).to(batch.data.device)
-    noise = torch.randn(batch.data.shape, generator=rng).to(batch.data.device)
-    label = batch.label
-    if label is not None and network.config.label_dropout:
-        dropped = torch.rand(size, generator=rng) < network.config.label_dropout
-        label = label.masked_fill(dropped.to(label.device), -1)
-    return losses.flow_matching_loss(network, batch.data, noise, t, label)
+def _between(low: Tensor, high: Tensor, sampler: TimeSampler, draws: Draws) -> Tensor:
+    """Times [B] from `low` to `high` [B]."""
+    fraction = TIME_SAMPLERS[sampler](draws.uniform())
+    return low + (high - low) * fraction.to(low.dtype)
 
 
-def _between(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
-    """Uniform times [B] from `low` to `high` [B]."""
-    return low + (high - low) * torch.rand(len(low), generator=rng).to(low.device)
+def _integers(draws: Draws, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Uniform integers [B] in [low, high)."""
+    return low + (draws.uniform() * (high - low)).long()
 
 
-def _rows(batch: TrajectoryBatch) -> Tensor:
-    return torch.arange(len(batch.x), device=batch.x.device)
-
-
-def _integers(rng: torch.Generator, batch: TrajectoryBatch, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """Uniform integers [B] in [low, high), on the batch's device."""
-    u = torch.rand(len(batch.x), generator=rng, dtype=torch.float64).to(batch.x.device)
-    return low + (u * (high - low)).long()
-
-
-RECIPES: dict[str, Recipe] = {
-    # On digits, consistency at a tenth of the output loss was as good at one evaluation as at its full weight, and
-    # better at two and four; at half the rows of both other losses the steps saved bought more than the rows.
-    "anchored": Recipe(
-        "output + velocity at the stored states + soft consistency between them (our default)",
-        "student",
-        (
-            Phase(
-                1.0,
-                (
-                    Term("output", output),
-                    Term("velocity", velocity_at_states, 0.1, first=0, stride=2),
-                    Term("consistency", soft_consistency, 0.1, first=1, stride=2),
-                ),
-            ),
-        ),
-        needs_velocities=True,
-    ),
-    "traflow": Recipe(
-        "the paper's two phases: consistency (Eq. 10), then output + velocity (Eqs. 8, 9)",
-        "student",
-        (
-            Phase(0.5, (Term("consistency", consistency),)),
-            Phase(0.5, (Term("output", output), Term("velocity", velocity_on_line, 0.1))),
-        ),
-    ),
-    "flow-matching": Recipe(
-        "a teacher on an image set: the velocity of the straight lines from noise to data",
-        "teacher",
-        (Phase(1.0, (Term("velocity", flow_matching),)),),
-    ),
-}
+def _dropped(network: Network, label: Tensor | None, draws: Draws) -> Tensor | None:
+    if label is None or not network.config.label_dropout:
+        return label
+    return label.masked_fill(draws.uniform() < network.config.label_dropout, -1)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.flow import match_dims
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.reader import BlockReader
@@ -37,6 +38,10 @@ class Batch:
         """This batch on `device`."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
+    def pinned(self) -> Self:
+        """This batch in memory that a GPU can copy from by itself."""
+        return self._each(lambda x: x.pin_memory())
+
     def rows(self, rows: slice) -> Self:
         """The samples `rows` of this batch."""
         return self._each(lambda x: x[rows])
@@ -54,6 +59,32 @@ class TrajectoryBatch(Batch):
     times: Tensor  # float32 [B, T], strictly decreasing
     label: Tensor | None  # int64 [B]
     index: Tensor  # int64 [B], of the records in the data set
+
+    @property
+    def each(self) -> Tensor:
+        """The rows, to pick one time of each."""
+        return torch.arange(len(self.x), device=self.x.device)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise that the trajectories began as, float32 [B, C, H, W]; the flow starts at t_start times it."""
+        return self.x[:, 0] / match_dims(self.times[:, 0], self.x[:, 0])
+
+    def stored(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and times of the stored places `i` [B]."""
+        return self.x[self.each, i], self.times[self.each, i]
+
+    def at(self, t: Tensor) -> Tensor:
+        """The states at times t [B] of the flow: cubic Hermite interpolation of the stored states and velocities."""
+        assert self.velocity is not None
+        # Times fall, so the last stored one that is not below t ends the count of those that are at least t.
+        i = ((self.times >= t[:, None]).sum(1) - 1).clamp(0, self.times.shape[1] - 2)
+        (x_0, t_0), (x_1, t_1) = self.stored(i), self.stored(i + 1)
+        v_0, v_1 = self.velocity[self.each, i], self.velocity[self.each, i + 1]
+        width = match_dims(t_1 - t_0, x_0)
+        u = match_dims(t - t_0, x_0) / width
+        near, far = (1 - u) ** 2, u**2
+        return near * (1 + 2 * u) * x_0 + far * (3 - 2 * u) * x_1 + width * (near * u * v_0 - far * (1 - u) * v_1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import BadInput, WorkFailed
+from pipeline.errors import BadInput, Stopped, WorkFailed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -190,20 +190,88 @@ def train(
     data: Annotated[str | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
     images: Annotated[str | None, typer.Option(help="Image set, for a teacher: digits, an .npz or a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a run there is gone on with.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="anchored (default), traflow, flow-matching.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe of configs/recipes/ by name (anchored is the default), or a YAML file.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order of the data and of all draws.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    on: Annotated[
+        str, typer.Option(help="here: this process, or torchrun's; or ray: ranks on a Ray cluster.")
+    ] = "here",
+    num_workers: Annotated[
+        int | None, typer.Option(help="Ranks on Ray; by default one per GPU, or per CPU.", min=1)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
+    ] = None,
+    skip_nonfinite: Annotated[
+        bool | None, typer.Option("--skip-nonfinite", help="Skip steps whose gradient is not finite, and count them.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps, write nothing, and say what all would take.")
+    ] = False,
     config: Config = None,
     set_: Set = None,
 ) -> None:
-    """Train a student on a teacher's trajectories, or a teacher on images."""
+    """Train a student on a teacher's trajectories, or a teacher on images or trajectories."""
     from pipeline.progress import say
-    from trainer import loop
+    from trainer import forecast, loop, samples
     from trainer.task import TrainConfig
 
-    flags = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed, "device": device}
-    newest = loop.train(_config(TrainConfig, "train", config, flags, set_))
-    say(f"{newest}: the weights; samples are in {newest.parent.parent / 'samples.png'}")
+    if on not in ("here", "ray"):
+        raise BadInput(f"--on: wanted here or ray, got {on!r}")
+    if on == "here" and (num_workers or address):
+        raise BadInput("--num-workers and --address are for --on ray; torchrun starts ranks by itself")
+
+    flags: dict[str, Any] = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed}
+    flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
+    settings = _config(TrainConfig, "train", config, flags, set_)
+    if dry_run:
+        for line in forecast.forecast(settings).lines():
+            say(line)
+        return
+    if on == "ray":
+        from trainer import on_ray
+
+        newest = on_ray.train(settings, num_workers, address)
+    else:
+        newest = loop.train(settings)
+    say(f"{newest}: the weights; samples are in {newest.parent.parent / samples.FILE}")
+    after = "evaluate --checkpoint" if settings.recipe.trains == "student" else "generate --n 100k --out data --teacher"
+    say(f"next: traflow-pipeline {after} {settings.out}")
+
+
+@app.command()
+def average(
+    run: Annotated[Path, typer.Argument(help="The folder of a run whose config keeps averages by sigma_rel.")],
+    sigma_rel: Annotated[float, typer.Option(help="Relative width of the average to make: 0.02 to 0.25.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    step: Annotated[int | None, typer.Option(help="The step it stands for; by default the last snapshot's.")] = None,
+) -> None:
+    """Make an average of any width from the snapshots of a run, as EDM2 does after training."""
+    from pipeline.progress import say
+    from trainer import snapshots
+
+    error = snapshots.average(run, sigma_rel, out, step)
+    say(f"{out}: the average of relative width {sigma_rel:g}; its profile is {error:.1%} off")
+    if error > snapshots.POOR:
+        say("note: more snapshots (a smaller checkpoint_every), or a width nearer to theirs, would be closer")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: the network's file, and a model card beside it.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="safetensors (this program's), onnx, or torch-export.")
+    ] = "safetensors",
+) -> None:
+    """Write a student, or a trained teacher, as one file for other programs, checked against torch, with a card."""
+    from pipeline.progress import say
+    from trainer import export as stage
+
+    file = stage.export(checkpoint, format_, out)
+    say(f"{file}: the network; {file.with_name(stage.CARD)} says how to draw images with it")
 
 
 @app.command()
@@ -339,6 +407,8 @@ def main() -> None:
         code = _fail(str(error), 2)
     except WorkFailed as error:
         code = _fail(str(error), 1)
+    except Stopped as error:
+        code = _fail(f"{error}; the same command goes on from there", 128 + error.signal)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted; the same command goes on from what is finished", INTERRUPTED)
     sys.exit(code)

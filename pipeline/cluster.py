@@ -145,7 +145,7 @@ def run_on_ray(
     """
     import ray
 
-    with _connected(address):
+    with connected(address):
         num_workers, gpus = places(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
         yield from _Crew(job, backlog, num_workers, gpus).results()
 
@@ -230,7 +230,7 @@ def count_workers(num_workers: int | None, gpus_per_worker: float | None, addres
     if address or os.environ.get("RAY_ADDRESS"):
         import ray
 
-        with _connected(address):
+        with connected(address):
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return places(resources, num_workers, gpus_per_worker)[0]
 
@@ -270,7 +270,12 @@ def _last_line(error: Exception) -> str:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
+    """A driver of the cluster at `address` ("auto" or host:port), by default RAY_ADDRESS, or of a local one of its own.
+
+    Raises:
+        BadInput: no cluster answers there.
+    """
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

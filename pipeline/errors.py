@@ -11,3 +11,11 @@ class WorkFailed(Exception):
 
 class StoreFailed(WorkFailed):
     """A store could not be read or written; the same work may succeed when it is tried again."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and the work done so far was saved; the command exits with 128 + the signal."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

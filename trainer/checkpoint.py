@@ -6,6 +6,8 @@ is no generator state to keep.
 """
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +21,12 @@ from pipeline.errors import BadInput, WorkFailed
 from pipeline.networks import Network
 from pipeline.store import aside_of, sync
 from pipeline.teachers import checkpoint as teacher_checkpoint
+from pipeline.teachers import file_sha256
 from trainer.ema import Ema
 
 EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
+OPTIMIZER, INFO = "optimizer.safetensors", "checkpoint.json"
+SCALE = "scale"  # of the gradients, in half precision
 
 
 class CheckpointInfo(BaseModel):
@@ -41,25 +46,44 @@ class CheckpointInfo(BaseModel):
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     config: dict[str, Any]  # the resolved configuration
+    files: dict[str, str] = {}  # the sha256 of each
 
 
-def save(
-    run: Path, info: CheckpointInfo, network: Network, ema: Ema, optimizer: torch.optim.Optimizer, keep: int
-) -> Path:
+class Damaged(BadInput):
+    """A checkpoint whose files are not what was written; the one before may be whole."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a training changes, and has to find again."""
+
+    network: Network
+    averages: Sequence[Ema]  # the first is what teachers and evaluations take
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def networks(self) -> dict[str, Network]:
+        """By the name of its file, the network and its averages."""
+        first, *others = self.averages
+        named = {f"ema-{average.config.name}.safetensors": average.network for average in others}
+        return {"network.safetensors": self.network, EMA: first.network, **named}
+
+
+def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
     """Write the checkpoint of `info.step` aside, rename it into `run`, and drop all but the newest `keep`.
 
     Raises:
         WorkFailed: it cannot be written; the checkpoints before it are untouched.
     """
     folder = run / "checkpoints" / f"step-{info.step:06d}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(folder)
-    aside.mkdir()
     try:
-        networks.save(aside / "network.safetensors", network)
-        networks.save(aside / EMA, ema.network)
-        save_file(_flatten(optimizer), aside / "optimizer.safetensors")
-        (aside / "checkpoint.json").write_text(info.model_dump_json(indent=1))
+        aside.mkdir(parents=True)
+        for name, network in state.networks().items():
+            networks.save(aside / name, network)
+        save_file(_flatten(state), aside / OPTIMIZER)
+        files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+        (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
         for path in (*aside.iterdir(), aside):
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,22 +97,27 @@ def save(
     return folder
 
 
-def restore(folder: Path, network: Network, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-    """Put the state in `folder` into `network`, `ema` and `optimizer`.
+def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
+    """Put what lies in `folder` into `state`.
 
     Raises:
-        BadInput: a file is damaged, or of another network.
+        Damaged: a file is not what was written, or of another network.
     """
     try:
-        network.load_state_dict(load_file(folder / "network.safetensors"))
-        ema.network.load_state_dict(load_file(folder / EMA))
-        state = _unflatten(load_file(folder / "optimizer.safetensors"), list(network.parameters()))
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, digest in info.files.items():
+            if file_sha256(folder / name) != digest:
+                raise Damaged(f"{folder / name}: its bytes are not those that were written")
+        for name, network in state.networks().items():
+            network.load_state_dict(load_file(folder / name))
+        tensors = load_file(folder / OPTIMIZER)
+        scale = tensors.pop(SCALE, None)
+        if scale is not None and state.scaler.is_enabled():
+            state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale.item()})
+        found = _unflatten(tensors, list(state.network.parameters()))
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": found, "param_groups": groups})
     except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
-        raise BadInput(
-            f"{folder}: cannot be resumed ({' '.join(str(error).split())}); delete it to use the one before"
-        ) from error
+        raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
 
 
 find_all = teacher_checkpoint.find_checkpoints
@@ -100,7 +129,7 @@ def find(path: Path) -> Path:
     Raises:
         BadInput: neither.
     """
-    if (path / "checkpoint.json").is_file():
+    if (path / INFO).is_file():
         return path
     found = find_all(path)
     if not found:
@@ -112,17 +141,20 @@ def read_info(folder: Path) -> CheckpointInfo:
     """The description of a checkpoint.
 
     Raises:
-        BadInput: it cannot be read.
+        Damaged: it cannot be read.
     """
     try:
-        return CheckpointInfo.model_validate_json((folder / "checkpoint.json").read_bytes())
+        return CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
     except (OSError, ValidationError) as error:
-        raise BadInput(f"{folder}: not a checkpoint this version reads") from error
+        raise Damaged(f"{folder}: not a checkpoint this version reads") from error
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": tensor.contiguous() for i, values in state.items() for name, tensor in values.items()}
+def _flatten(state: State) -> dict[str, torch.Tensor]:
+    moments = state.optimizer.state_dict()["state"]
+    tensors = {f"{i}.{name}": tensor.contiguous() for i, values in moments.items() for name, tensor in values.items()}
+    if state.scaler.is_enabled():
+        tensors[SCALE] = torch.tensor(state.scaler.get_scale())
+    return tensors
 
 
 def _unflatten(

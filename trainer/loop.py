@@ -1,36 +1,37 @@
-"""Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on images."""
+"""Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on pairs or images."""
 
+import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import pictures
 from pipeline.config import differences, write_resolved
-from pipeline.device import pick_device
-from pipeline.errors import BadInput, WorkFailed
-from pipeline.flow import uniform_times
-from pipeline.networks import Network
-from pipeline.noise import Stream, draw_labels, draw_noise
-from pipeline.pictures import to_bytes
+from pipeline.errors import BadInput, Stopped, WorkFailed
 from pipeline.progress import bar, say
-from pipeline.solver import Solver, integrate
 from pipeline.store import sweep
-from pipeline.teachers.teacher import NetworkVelocity
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointInfo
+from trainer import checkpoint, samples, snapshots
+from trainer.checkpoint import CheckpointInfo, State
+from trainer.draws import draws_of
 from trainer.ema import Ema
-from trainer.logging import JsonLog
-from trainer.recipes import RECIPES, Recipe
-from trainer.student import Student, sample
+from trainer.logging import Log, open_log
+from trainer.objective import Objective, weighted
+from trainer.prefetch import Prefetcher
+from trainer.ranks import Ranks, ranks
+from trainer.recipes import Phase
 from trainer.task import Task, TrainConfig, TrainerConfig, prepare
 
-NUM_PICTURES = 12
-SAMPLES = "samples.png"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRAD_NORM = "grad_norm"
 
 
 def train(config: TrainConfig) -> Path:
@@ -38,166 +39,282 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         BadInput: the configuration is at odds with itself, the data or the run in `config.out`.
-        WorkFailed: a loss is not finite (its batch is saved), or a shard is damaged.
+        WorkFailed: a loss is not finite (its batch is saved), a shard is damaged, or a checkpoint cannot be written.
+        Stopped: it was asked to stop, and saved where it was.
     """
-    device = pick_device(config.device)
-    task, settings = prepare(config, device), config.trainer
-    recipe, network = RECIPES[config.recipe], task.network
-    network.train()
-    ema = Ema(network, settings.ema_half_life_images, settings.ema_ramp_up)
+    with ranks(config.device) as here, _stoppable() as stop:
+        return _train(config, here, stop)
+
+
+def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
+    settings, recipe, device = config.trainer, config.recipe, here.device
+    _check_ranks(config, here)
+    task = prepare(config, device)
+    network = task.network.train()
+    averages = [Ema(network, average) for average in settings.ema]
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    step = resume(config, task, ema, optimizer)
-    if step == settings.num_steps and (config.out / SAMPLES).exists():
+    # Half precision's gradients would underflow; bfloat16 has the range of float32.
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    state = State(network, averages, optimizer, scaler)
+    step = resume(config, task, state)
+    if step == settings.num_steps and (config.out / samples.FILE).exists():
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return checkpoint.find(config.out)
-    say(f"recipe {config.recipe}: {recipe.about}")
-    log = open_run(config, step)
-    pending: list[dict[str, Tensor]] = []
-    last = time.monotonic()
-    phase = recipe.phase(step, settings.num_steps)
+    log = open_run(config, task, here, step)
+    if settings.compile:
+        network.compile()
+    objective: nn.Module = Objective(network, averages[0].network, task.teacher)
+    if here.world > 1:
+        objective = DistributedDataParallel(objective, broadcast_buffers=False)
+    read = partial(task.stream.batch, rank=here.rank, world=here.world)
+    pending: list[Tensor] = []
+    phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
 
-    with bar(f"train {config.recipe}", settings.num_steps, step) as advance:
+    with (
+        Prefetcher(read, step, settings.num_steps, device) as batches,
+        bar(f"train {recipe.name}", settings.num_steps, step) as advance,
+    ):
         while step < settings.num_steps:
-            if phase is not recipe.phase(step, settings.num_steps):
-                phase = recipe.phase(step, settings.num_steps)
-                say(f"step {step}: from here on minimising {' + '.join(term.name for term in phase.terms)}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
-            batch = task.stream.batch(step).to(device)
-            rng = step_generator(config.seed, step)
-            losses = {term.name: term(task.model, batch, rng) for term in phase.terms}
-            total = torch.stack([term.weight * losses[term.name] for term in phase.terms]).sum()
-
+            batch = batches.batch(step)
             optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+            losses = backward(config, here, objective, phase, batch, step, scaler)
+            scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-            optimizer.step()
+            if not (settings.skip_nonfinite and _is_bad(grad_norm)):
+                scaler.step(optimizer)
+            scaler.update()
             step += 1
-            ema.update(network, settings.batch_size, step * settings.batch_size)
+            for average in averages:
+                average.update(network, settings.batch_size, step * settings.batch_size)
 
-            pending.append({name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm})
-            save = step % settings.checkpoint_every == 0 or step == settings.num_steps
-            if save or step % settings.log_every == 0:
+            pending.append(torch.cat([losses, grad_norm.detach().reshape(1)]))
+            ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
+            save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
+            if save or step % settings.log_every == 0 or (here.world == 1 and stop.signal):
                 # The losses wait on the device until here: fetching them every step would stall it.
-                means = fetch(config, task, step, pending)
+                means = fetch(config, task, here, phase, step, pending)
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
-                log.write(step, **means, images_per_second=rate, lr=optimizer.param_groups[0]["lr"])
-                shown = ", ".join(f"{term.name} {means[term.name]:.2e}" for term in phase.terms)
+                stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
+                log.write(step, **means, images_per_second=rate, stall=stall, lr=optimizer.param_groups[0]["lr"])
+                shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
-            if save:
-                info = CheckpointInfo(
-                    step=step,
-                    trains=recipe.trains,
-                    recipe=config.recipe,
-                    config=config.model_dump(mode="json"),
-                    **task.origin,
-                )
-                checkpoint.save(config.out, info, network, ema, optimizer, settings.keep_checkpoints)
+                asked = here.any(stop.signal is not None)
+                if (save or asked) and here.is_first:
+                    _save(config, task, state, step, log)
+                    last = time.monotonic()
+                here.wait()
+                if asked and step < settings.num_steps:
+                    raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step}, which is saved")
+            if ends_phase:
+                phase = recipe.phase(step, settings.num_steps)
+                say(f"step {step}: from here on minimising {_formula(phase)}")
     task.stream.close()
-    save_samples(config, recipe, ema.network, task.origin, device)
+    log.close()
+    if here.is_first:
+        samples.save(config.out / samples.FILE, config, averages[0].network, task.origin)
+    here.wait()
     return checkpoint.find(config.out)
 
 
-def resume(config: TrainConfig, task: Task, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest checkpoint in `config.out`, if there is one; returns the steps it has done.
+def backward(
+    config: TrainConfig,
+    here: Ranks,
+    objective: nn.Module,
+    phase: Phase,
+    batch: Any,
+    step: int,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Add up the gradients of the losses of `phase` on this rank's batch of `step`; returns the losses [terms]."""
+    settings, device = config.trainer, here.device
+    share = settings.batch_size // here.world // settings.accumulate
+    losses = torch.zeros(len(phase.terms), device=device)
+    for part in range(settings.accumulate):
+        first = (here.rank * settings.accumulate + part) * share
+        draws = draws_of(config.seed, step, settings.batch_size, slice(first, first + share), device)
+        with _together(objective, part == settings.accumulate - 1):
+            with torch.autocast(device.type, PRECISIONS[settings.precision], settings.precision != "fp32"):
+                values = objective(phase, batch.rows(slice(part * share, (part + 1) * share)), draws)
+            total = weighted(phase, values) / settings.accumulate
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        losses += values.detach() / settings.accumulate
+    return losses
+
+
+def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) -> None:
+    info = CheckpointInfo(
+        step=step,
+        trains=config.recipe.trains,
+        recipe=config.recipe.name,
+        config=config.model_dump(mode="json"),
+        **task.origin,
+    )
+    checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
+    snapshots.save(config.out, state, step, config.trainer.batch_size)
+    if log.takes_pictures:
+        log.pictures(step, samples.draw(config, state.averages[0].network, task.origin))
+
+
+def _is_bad(grad_norm: Tensor) -> bool:
+    bad = not bool(torch.isfinite(grad_norm))
+    if bad:
+        say("skipped a step: its gradient is not finite")
+    return bad
+
+
+def _formula(phase: Phase) -> str:
+    return " + ".join(f"{term.weight:g} {term.title}" if term.weight != 1 else term.title for term in phase.terms)
+
+
+def _check_ranks(config: TrainConfig, here: Ranks) -> None:
+    size, parts = config.trainer.batch_size, here.world * config.trainer.accumulate
+    strides = [term.stride for term in config.recipe.terms]
+    if size % parts or any((size // parts) % stride for stride in strides):
+        raise BadInput(
+            f"batch_size {size} for {here.world} ranks in {config.trainer.accumulate} parts: wanted equal parts, each "
+            f"a multiple of the recipe's strides {strides}"
+        )
+
+
+def _together(objective: nn.Module, is_last: bool) -> Any:
+    """Ranks add up their gradients with the last part only."""
+    if is_last or not isinstance(objective, DistributedDataParallel):
+        return nullcontext()
+    return objective.no_sync()
+
+
+def resume(config: TrainConfig, task: Task, state: State) -> int:
+    """Restore the newest checkpoint in `config.out` that can be read; returns the steps it has done.
 
     Raises:
-        BadInput: it was made by another configuration or on other data.
+        BadInput: they were made by another configuration or on other data, or none of them can be read.
     """
     found = checkpoint.find_all(config.out)
-    if not found:
-        return 0
-    info = checkpoint.read_info(found[-1])
+    faults: list[str] = []
+    for folder in reversed(found):
+        try:
+            info = checkpoint.read_info(folder)
+            _check_same(config, task, info)
+            checkpoint.restore(folder, info, state)
+        except checkpoint.Damaged as error:
+            faults.append(str(error))
+            say(f"warning: {error}; trying the one before")
+            continue
+        say(f"going on from {folder}")
+        return info.step
+    if faults:
+        raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to begin again")
+    return 0
+
+
+def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
     ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
     ours["data_sha256"], theirs["data_sha256"] = task.origin.get("data_sha256"), info.data_sha256
     if fields := differences(theirs, ours):
         raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
-    checkpoint.restore(found[-1], task.network, ema, optimizer)
-    say(f"going on from {found[-1]}")
-    return info.step
 
 
-def open_run(config: TrainConfig, step: int) -> JsonLog:
+def open_run(config: TrainConfig, task: Task, here: Ranks, step: int) -> Log:
     """Make the run's folder ready to go on after `step` steps: what it runs with, its log, nothing left aside.
 
     Raises:
         BadInput: the folder cannot be written.
     """
+    if not here.is_first:
+        return Log()
     try:
         write_resolved(config.out / "config.yaml", config, "train")
         sweep(config.out / "checkpoints")
-        return JsonLog(config.out / "log.jsonl", step)
+        log = open_log(config, step)
     except OSError as error:
         raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
+    say(f"recipe {config.recipe.name}: {config.recipe.about}")
+    if step == 0:
+        say(f"network: {task.start}")
+    phase = config.recipe.phase(step, config.trainer.num_steps)
+    say(f"step {step}: minimising {_formula(phase)}")
+    return log
+
+
+FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a run's weights: the configuration less where it runs and how often it tells."""
-    trainer = {
-        k: v for k, v in config["trainer"].items() if k not in {"log_every", "checkpoint_every", "keep_checkpoints"}
-    }
-    return {k: v for k, v in config.items() if k not in {"out", "device", "data"}} | {"trainer": trainer}
+    """What decides a run's weights: the configuration less where it runs and what it tells."""
+    trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
+    elsewhere = {"out", "device", "data", "tensorboard", "wandb"}
+    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
 
 
-def fetch(config: TrainConfig, task: Task, step: int, pending: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The mean of each pending value of the steps up to `step`.
+def fetch(
+    config: TrainConfig, task: Task, here: Ranks, phase: Phase, step: int, pending: list[Tensor]
+) -> dict[str, float]:
+    """The means over ranks and steps of what is pending: the losses and the gradient's norm of the steps up to `step`.
 
     Raises:
         WorkFailed: one is not finite; the batch of that step is saved beside the log.
     """
-    for i, values in enumerate(pending):
-        bad = [name for name, value in values.items() if not torch.isfinite(value)]
-        if bad:
-            at = step - len(pending) + i
-            path = config.out / f"nonfinite-step-{at:06d}.safetensors"
+    table = here.mean(torch.stack(pending)).cpu()
+    names = [*(term.title for term in phase.terms), GRAD_NORM]
+    finite = torch.isfinite(table)
+    if config.trainer.precision == "fp16":
+        finite[:, -1] = True  # the scaler skips such a step, and scales less
+    if config.trainer.skip_nonfinite:
+        kept = table[finite.all(1)]
+        skipped = len(table) - len(kept)
+        means = kept.mean(0) if len(kept) else torch.full((len(names),), math.nan)
+        return dict(zip(names, means.tolist(), strict=True)) | {"skipped": float(skipped)}
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        at = step - len(pending) + row
+        path = config.out / f"nonfinite-step-{at:06d}.safetensors"
+        if here.is_first:
             batch = {k: v.contiguous() for k, v in vars(task.stream.batch(at)).items() if v is not None}
-            save_file(batch, path)
-            raise WorkFailed(
-                f"step {at}: {bad[0]} is not finite; its batch is in {path}; "
-                f"the last checkpoint is untouched; try a lower trainer.lr"
-            )
-    names = pending[-1].keys()  # of the newest phase
-    return {name: float(np.mean([values[name].item() for values in pending if name in values])) for name in names}
+            save_file(batch, path, metadata={"step": str(at), "seed": str(config.seed)})
+        raise WorkFailed(
+            f"step {at}: {names[column]} is not finite; its batch is in {path}; "
+            f"the last checkpoint is untouched; try a lower trainer.lr, or --skip-nonfinite"
+        )
+    return dict(zip(names, table.mean(0).tolist(), strict=True))
 
 
 def learning_rate(settings: TrainerConfig, step: int) -> float:
-    """lr, times a ramp from 0 to 1 over the warm-up, times a ramp from 1 to 0 over the whole training."""
+    """lr, times a ramp from 0 to 1 over the warm-up, times the schedule's decay from 1 to 0 over the whole training."""
     warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    return settings.lr * warmup * (1 - step / settings.num_steps)
+    done = step / settings.num_steps
+    decay = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[settings.schedule]
+    return settings.lr * warmup * decay
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that is a function of (seed, step), which also seeds dropout: a resumed run draws the same."""
-    (state,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state))
-    return torch.Generator().manual_seed(int(state))
+class StopRequest:
+    """The signal that asked to stop, if one did."""
+
+    signal: int | None = None
 
 
-def save_samples(
-    config: TrainConfig, recipe: Recipe, network: Network, origin: dict[str, Any], device: torch.device
-) -> None:
-    """Write samples.png: from the same noise, one row for each number of evaluations."""
-    indices = range(NUM_PICTURES)
-    noise = torch.from_numpy(draw_noise(config.seed, indices, network.config.shape, Stream.EVALUATION_NOISE)).to(device)
-    label = None
-    if network.config.num_classes:
-        drawn = draw_labels(config.seed, indices, network.config.num_classes, Stream.EVALUATION_LABEL)
-        label = torch.from_numpy(drawn).to(device)
-    rows = {}
-    if recipe.trains == "student":
-        student = Student(network)
-        for steps in (1, 2, 4):
-            times = uniform_times(steps, origin["t_start"], origin["t_end"])
-            rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
-    else:
-        solver, t_start = Solver(name="rk4", num_steps=16), network.convention.t_start
-        rows["rk4, 16 steps"] = integrate(
-            NetworkVelocity(network), t_start * noise, uniform_times(1, t_start), label, solver
-        ).states[-1]
-    data_range = origin.get("data_range", (-1.0, 1.0))
-    images = {title: to_bytes(x.cpu().numpy(), data_range) for title, x in rows.items()}
-    pictures.save_rows(config.out / SAMPLES, images)
+@contextmanager
+def _stoppable() -> Iterator[StopRequest]:
+    """The first Ctrl-C or SIGTERM asks for a checkpoint and a stop; the second one interrupts as usual."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if request.signal is not None:
+            raise KeyboardInterrupt
+        request.signal = number
+        say("stopping after a checkpoint; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ G = x_t + (s - t) F(x_t, t, s), where F is the mean velocity between t and s: no
 teacher's velocity network put in the place of F makes G the teacher's own Euler step.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from pipeline import networks
 from pipeline.flow import match_dims
 from pipeline.networks import Network
+from pipeline.networks.layers import Block
+from pipeline.networks.unet import UNetConfig
 
 
 class Student(nn.Module):
@@ -33,19 +36,76 @@ class Student(nn.Module):
         return x_t + match_dims(s - t, x_t) * self.mean_velocity(x_t, t, s, label)
 
 
-def from_teacher(teacher: Network) -> Student:
-    """The student of the teacher's own architecture that starts as its Euler step: G(x, t, s) = x + (s - t) v(x, t).
+@dataclass(frozen=True)
+class Origin:
+    """How many tensors of a student came from its teacher whole, cut to its size, or from nowhere."""
 
-    The embedding of s starts from the weights of the embedding of t, behind a gate that is zero. Augmentation labels,
-    which only tell a teacher in training what was done to its images, are left behind, and so is its dropout.
+    whole: int
+    cut: int
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        named = ", ".join(self.new[:4]) + (", ..." if len(self.new) > 4 else "")
+        parts = [f"{self.whole} tensors as they are"] if self.whole else []
+        parts += [f"{self.cut} cut to its size"] if self.cut else []
+        parts += [f"{len(self.new)} new ({named})"] if self.new else []
+        return ", ".join(parts)
+
+
+def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, Origin]:
+    """The student that starts from a teacher's network, of its architecture or of `config`.
+
+    Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
+    s starts from the weights of the embedding of t, behind a gate that is zero. A smaller one takes, of each layer that
+    stands in the same place, the leading part that fits. It keeps the teacher's convention, which its weights speak.
+    Augmentation labels, which only tell a teacher in training what was done to its images, are left behind; and so is
+    its dropout, unless `config` has its own.
     """
-    changes = {"second_time": True, "augment_dim": 0, "dropout": 0.0}
-    network = networks.build(teacher.config.model_copy(update=changes))
-    state = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith("embed_augment.")}
-    state |= {name.replace("embed_t.", "embed_s."): value for name, value in state.items() if "embed_t." in name}
-    state["gate_s"] = torch.zeros_like(network.gate_s)
+    given = teacher.config
+    wanted = (config or given).model_dump() | {
+        name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
+    }
+    own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
+    network = networks.build(networks.parse_config(wanted | own))
+    places = _by_place(teacher)
+    state, whole, cut, new = network.state_dict(), 0, 0, []
+    for place, name in _places(network):
+        source = places.get(place.replace("embed_s.", "embed_t."))
+        if name == "gate_s":
+            continue
+        if source is None or not _fits(state[name], source):
+            new.append(name)
+            continue
+        state[name] = source[tuple(slice(size) for size in state[name].shape)]
+        whole, cut = whole + (state[name].shape == source.shape), cut + (state[name].shape != source.shape)
     network.load_state_dict(state)
-    return Student(network)
+    return Student(network), Origin(whole, cut, tuple(new))
+
+
+def _by_place(network: Network) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return {place: state[name] for place, name in _places(network)}
+
+
+def _places(network: Network) -> list[tuple[str, str]]:
+    """Each tensor's place and name. A place has a block's level and number there, as networks of other depths do."""
+    places = {}
+    for part, resampling in (("encoder", "down"), ("decoder", "up")):
+        level, number = 0, 0
+        for index, block in network.get_submodule(part).named_children():
+            assert isinstance(block, Block)
+            starts = block.resample.direction == resampling
+            level, number = (level + 1, 0) if starts else (level, number + 1)
+            places[f"{part}.{index}"] = f"{part}.level{level}.{number}"
+    found = []
+    for name in network.state_dict():
+        prefix = ".".join(name.split(".")[:2])
+        found.append((name.replace(prefix, places[prefix], 1) if prefix in places else name, name))
+    return found
+
+
+def _fits(tensor: Tensor, source: Tensor) -> bool:
+    return tensor.ndim == source.ndim and all(a <= b for a, b in zip(tensor.shape, source.shape, strict=True))
 
 
 @torch.no_grad()

@@ -2,125 +2,196 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline import networks
 from pipeline.errors import BadInput
 from pipeline.manifest import read_manifest
 from pipeline.networks import Network, NetworkConfig
+from pipeline.networks.unet import UNetConfig
 from pipeline.plan import Plan
+from pipeline.solver import Velocity
 from pipeline.store import Location, open_store
 from pipeline.teachers import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
+from trainer.ema import EmaConfig
 from trainer.images import load_images
-from trainer.recipes import RECIPES
+from trainer.recipes import Recipe, RecipeSource, load
 from trainer.stream import ImageStream, TrajectoryStream
 from trainer.student import Student, from_teacher
 
 
 class TrainerConfig(BaseModel):
-    """The optimisation: AdamW, its learning rate warmed up linearly and decayed linearly to zero."""
+    """The optimisation: AdamW, its learning rate warmed up linearly, then constant or decayed to zero.
+
+    A batch is shared by all ranks, and by each in `accumulate` parts, one after the other. `ema` are the averages that
+    are kept; the first one is what evaluations and later stages take.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_steps: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=2)
+    accumulate: int = Field(default=1, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(default=100, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    ema_half_life_images: float = Field(default=10_000_000, gt=0)
-    ema_ramp_up: float = Field(default=0.05, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    skip_nonfinite: bool = False
+    ema: Annotated[tuple[EmaConfig, ...], BeforeValidator(lambda x: (x,) if isinstance(x, dict) else x)] = Field(
+        default=(EmaConfig(),), min_length=1
+    )
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [average.name for average in self.ema]
+        if len(set(names)) < len(names):
+            raise ValueError(f"ema: every average has a name of its own; they are {', '.join(names)}")
+        return self
+
 
 class TrainConfig(BaseModel):
-    """What `traflow-pipeline train` takes: trajectories (`data`) for a student, or `images` for a teacher."""
+    """What `traflow-pipeline train` takes: trajectories (`data`) or `images`, as the recipe reads.
+
+    A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
+    unless `network` gives another.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Path
-    recipe: str = "anchored"
+    recipe: RecipeSource = Field(default_factory=lambda: Recipe.model_validate(load("anchored")))
     data: Location | None = None
     images: str | None = None
     network: NetworkConfig | None = None
+    start: Literal["teacher", "scratch"] = "teacher"
     teacher: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
+    tensorboard: bool = False
+    wandb: str | None = Field(default=None, description="a project of Weights & Biases")
     trainer: TrainerConfig
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"no recipe {self.recipe!r}: wanted one of {', '.join(RECIPES)}")
-        return self
 
 
 @dataclass(frozen=True)
 class Task:
     """What a run trains, and on what."""
 
-    model: nn.Module  # what the recipe's losses take: a Student, or a teacher's network
-    network: Network  # its weights
+    network: Network
     stream: TrajectoryStream | ImageStream
     origin: dict[str, Any]  # the fields of `CheckpointInfo` that say where it comes from
+    start: str  # where the network's tensors come from, for the user
+    teacher: Velocity | None = None  # where the recipe asks it
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Task:
-    """The network at its start and the stream of its batches.
+    """The network at its start, on `device`, and the stream of its batches.
 
     Raises:
         BadInput: the configuration does not fit the recipe, the data or the teacher.
     """
+    _check_alike(config)
     torch.manual_seed(config.seed)
-    if RECIPES[config.recipe].trains == "teacher":
-        return _prepare_teacher(config, device)
-    return _prepare_student(config, device)
+    if config.recipe.trains == "student":
+        return _prepare_student(config, device)
+    return _prepare_teacher(config, device)
+
+
+def _check_alike(config: TrainConfig) -> None:
+    """Raises `BadInput` where fields of the configuration exclude each other."""
+    recipe, reads = config.recipe, config.recipe.reads
+    if reads == "images" and (config.images is None or config.data is not None):
+        raise BadInput(f"recipe {recipe.name} reads images: it takes 'images' and 'network', no 'data'")
+    if reads == "trajectories" and (config.data is None or config.images is not None):
+        raise BadInput(f"recipe {recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'")
+    if recipe.trains == "teacher" and reads == "images" and (config.network is None or config.teacher):
+        raise BadInput(f"recipe {recipe.name} trains a teacher: it takes 'images' and 'network', no 'teacher'")
+    if config.trainer.compile and any(term.differentiates_forward for term in recipe.terms):
+        raise BadInput(
+            f"recipe {recipe.name} differentiates forward, which torch.compile cannot follow: set compile=false"
+        )
 
 
 def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
-    if config.images is None or config.network is None or config.data or config.teacher:
-        raise BadInput(
-            f"recipe {config.recipe} trains a teacher: it takes 'images' and 'network', no 'data' or 'teacher'"
-        )
-    if config.network.second_time:
-        raise BadInput(f"recipe {config.recipe} trains a teacher: its network has one time, not second_time")
-    if config.network.convention == "adm":
-        raise BadInput(
-            f"recipe {config.recipe}: convention adm is for reading ADM's checkpoints: "
-            "train one of flow, rectified-flow or edm"
-        )
+    if config.recipe.reads == "trajectories":
+        return _prepare_reflow(config, device)
+    assert config.images is not None
+    assert config.network is not None
+    _check_trainable(config.network)
     images = load_images(config.images)
     shape, num_classes = config.network.shape, config.network.num_classes
     if images.shape != shape:
         raise BadInput(f"{config.images}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
     if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
         raise BadInput(f"{config.images}: wanted labels from 0 to {num_classes - 1} on every image as the network")
+    for term in config.recipe.terms:
+        term.prepare(shape)
     network = networks.build(config.network).to(device)
     stream = ImageStream(images, num_classes, config.seed, config.trainer.batch_size)
-    return Task(network, network, stream, {"data_sha256": images.sha256})
+    return Task(network, stream, {"data_sha256": images.sha256}, "from scratch")
+
+
+def _check_trainable(network: UNetConfig) -> None:
+    if network.second_time:
+        raise BadInput("a teacher's network has one time, not second_time")
+    if network.convention == "adm":
+        raise BadInput("convention adm is for reading ADM's checkpoints; train one of flow, rectified-flow or edm")
+    if network.augment_dim:
+        raise BadInput("augmentation labels are for reading EDM's checkpoints; train a network with augment_dim 0")
+
+
+def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
+    """The next rectified flow, from the network of the one before, or from scratch."""
+    data, teacher, origin = _open_data(config)
+    given = config.network or (teacher.network.config if teacher.network else None)
+    if given is None:
+        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network'")
+    _check_trainable(given.model_copy(update={"augment_dim": 0}))
+    _check_fits(given, data.plan)
+    network = networks.build(given.model_copy(update={"augment_dim": 0}))
+    start = "from scratch"
+    if config.start == "teacher" and teacher.network is not None and config.network is None:
+        state = teacher.network.state_dict()
+        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        start = f"from {teacher.name}"
+    kept = {name: origin[name] for name in ("data_sha256", "data_range")}
+    return Task(network.to(device), data, kept, start)
 
 
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
-    if config.data is None or config.images:
-        raise BadInput(f"recipe {config.recipe} trains a student: it takes 'data', made by generate, and no 'images'")
+    data, teacher, origin = _open_data(config)
+    student, start = _start(config, data.plan, teacher)
+    velocity = None
+    if config.recipe.needs_teacher:
+        velocity = load_teacher(origin["teacher"], device, data.plan.guidance_scale).velocity
+    return Task(student.network.to(device), data, origin, start, velocity)
+
+
+def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, dict[str, Any]]:
+    assert config.data is not None
     manifest = read_manifest(open_store(config.data))
     plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
-    if RECIPES[config.recipe].needs_velocities and not plan.velocities:
+    if manifest.num_records == 0:
         raise BadInput(
-            f"recipe {config.recipe} needs velocities; {config.data} has none: generate it with --velocities"
+            f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
         )
+    if lack := config.recipe.lack(plan):
+        raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
+    for term in config.recipe.terms:
+        term.prepare(plan.shape)
     teacher = load_teacher(source, guidance_scale=plan.guidance_scale)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=...")
-    student = _start(config, plan, teacher).to(device)
     origin = {
         "teacher": source,
         "teacher_sha256": plan.teacher_sha256,
@@ -130,21 +201,27 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
         "guidance_scale": plan.guidance_scale,
         "data_range": plan.data_range,
     }
-    return Task(student, student.network, TrajectoryStream(manifest, config.seed, config.trainer.batch_size), origin)
+    return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, origin
 
 
-def _start(config: TrainConfig, plan: Plan, teacher: Teacher) -> Student:
-    """From the teacher's network, or from scratch where the configuration names one."""
-    if config.network is None:
-        if teacher.network is None:
-            raise BadInput(
-                f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch"
-            )
-        return from_teacher(teacher.network)
-    network = config.network
+def _start(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
+    """From the teacher's network, or from scratch; with what there is to say of it."""
+    if config.network is not None:
+        _check_fits(config.network, plan)
+    if config.start == "teacher" and teacher.network is not None:
+        same_kind = config.network is None or type(config.network) is type(teacher.network.config)
+        if same_kind:
+            student, origin = from_teacher(teacher.network, config.network)
+            return student, f"from {teacher.name}: {origin}"
+    network = config.network or (teacher.network.config if teacher.network else None)
+    if network is None:
+        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
+    return Student(networks.build(network.model_copy(update={"second_time": True, "augment_dim": 0}))), "from scratch"
+
+
+def _check_fits(network: UNetConfig, plan: Plan) -> None:
     if (network.shape, network.num_classes) != (plan.shape, plan.num_classes):
         raise BadInput(
             f"wanted a network for {list(plan.shape)} and {plan.num_classes} classes as the data; "
             f"it is for {list(network.shape)} and {network.num_classes}"
         )
-    return Student(networks.build(network.model_copy(update={"second_time": True})))

@@ -1,0 +1,82 @@
+"""What a training would take: `train --dry-run` takes a few steps of it and writes nothing."""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import resolved
+from pipeline.device import pick_device
+from pipeline.progress import format_bytes, format_seconds
+from trainer.loop import backward
+from trainer.objective import Objective
+from trainer.ranks import Ranks
+from trainer.task import TrainConfig, prepare
+
+NUM_STEPS = 3  # after one that sets things up
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `train` would run with, and what it would take in one process."""
+
+    config: TrainConfig
+    start: str
+    num_parameters: int
+    state_bytes: int  # weights, gradients, moments and averages
+    peak_bytes: int  # of the device, or of this process
+    seconds_per_step: float
+
+    def lines(self) -> Iterator[str]:
+        """What `--dry-run` prints."""
+        settings = self.config.trainer
+        yield resolved(self.config, "train").rstrip()
+        yield f"network: {self.start}"
+        state = format_bytes(self.state_bytes)
+        yield f"{self.num_parameters:,} parameters; {state} with gradients, moments and averages"
+        yield f"peak memory of a step: {format_bytes(self.peak_bytes)}"
+        rate = settings.batch_size / self.seconds_per_step
+        total = format_seconds(self.seconds_per_step * settings.num_steps)
+        yield f"{settings.num_steps} steps of {settings.batch_size} at {rate:.0f} images/s: about {total}, one process"
+
+
+def forecast(config: TrainConfig) -> Forecast:
+    """Take a few steps of the first phase; nothing is written.
+
+    Raises:
+        BadInput: see `loop.train`.
+    """
+    here = Ranks(0, 1, pick_device(config.device))
+    device = here.device
+    task, settings = prepare(config, device), config.trainer
+    network = task.network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    objective = Objective(network, network if config.recipe.needs_ema else None, task.teacher)
+    seconds = []
+    for step in range(1 + NUM_STEPS):
+        started = time.perf_counter()
+        batch = task.stream.batch(step).to(device)
+        optimizer.zero_grad()
+        backward(config, here, objective, config.recipe.phases[0], batch, step, scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    task.stream.close()
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Forecast(
+        config=config,
+        start=task.start,
+        num_parameters=count,
+        state_bytes=count * 4 * (4 + len(settings.ema)),
+        peak_bytes=peak,
+        seconds_per_step=sorted(seconds[1:])[NUM_STEPS // 2],
+    )

@@ -48,7 +48,7 @@ def train(config: TrainConfig) -> Path:
 
 def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
     settings, recipe, device = config.trainer, config.recipe, here.device
-    _check_ranks(config, here)
+    check_ranks(config, here.world)
     task = prepare(config, device)
     network = task.network.train()
     averages = [Ema(network, average) for average in settings.ema]
@@ -172,12 +172,13 @@ def _formula(phase: Phase) -> str:
     return " + ".join(f"{term.weight:g} {term.title}" if term.weight != 1 else term.title for term in phase.terms)
 
 
-def _check_ranks(config: TrainConfig, here: Ranks) -> None:
-    size, parts = config.trainer.batch_size, here.world * config.trainer.accumulate
+def check_ranks(config: TrainConfig, world: int) -> None:
+    """Raises `BadInput` if a batch cannot be shared evenly by `world` ranks in the parts that the recipe needs."""
+    size, parts = config.trainer.batch_size, world * config.trainer.accumulate
     strides = [term.stride for term in config.recipe.terms]
     if size % parts or any((size // parts) % stride for stride in strides):
         raise BadInput(
-            f"batch_size {size} for {here.world} ranks in {config.trainer.accumulate} parts: wanted equal parts, each "
+            f"batch_size {size} for {world} ranks in {config.trainer.accumulate} parts: wanted equal parts, each "
             f"a multiple of the recipe's strides {strides}"
         )
 

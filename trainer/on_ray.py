@@ -36,6 +36,7 @@ def train(config: TrainConfig, num_workers: int | None, address: str | None) -> 
     prepare(config, torch.device("cpu"))  # what cannot work is said here, not by every worker
     with connected(address):
         workers, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
+        loop.check_ranks(config, workers)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"config": config.model_dump(mode="json"), "folder": str(Path.cwd())},

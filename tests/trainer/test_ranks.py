@@ -106,7 +106,9 @@ def test_the_draws_of_ranks_are_parts_of_one_ranks() -> None:
         assert torch.equal(every_second.uniform(), all_of_it[0][mine][1::2])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.proof)]
+)
 def test_a_signal_saves_and_the_same_command_ends_bit_for_bit_as_an_undisturbed_one(
     data: Path, tmp_path: Path, number: int, code: int
 ) -> None:
@@ -146,9 +148,6 @@ def test_ray_starts_the_ranks(data: Path, tmp_path: Path) -> None:
     assert "next: traflow-pipeline evaluate" in alone([*command, "--on", "ray", "--num-workers", "2"])
     alone(arguments(data, tmp_path / "one"))
     assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"))
-    assert "batch_size 16 for 3 ranks" in alone(
-        [*arguments(data, tmp_path / "three"), "--on", "ray", "--num-workers", "3"], code=1
-    )
 
 
 @pytest.mark.proof

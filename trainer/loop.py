@@ -25,7 +25,7 @@ from trainer.draws import draws_of
 from trainer.ema import Ema
 from trainer.logging import Log, open_log
 from trainer.objective import Objective, weighted
-from trainer.prefetch import Prefetcher
+from trainer.prefetch import InPlace, Prefetcher
 from trainer.ranks import Ranks, ranks
 from trainer.recipes import Phase
 from trainer.task import Task, TrainConfig, TrainerConfig, prepare
@@ -73,7 +73,7 @@ def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
 
     with (
-        Prefetcher(read, step, settings.num_steps, device) as batches,
+        (Prefetcher if device.type == "cuda" else InPlace)(read, step, settings.num_steps, device) as batches,
         bar(f"train {recipe.name}", settings.num_steps, step) as advance,
     ):
         while step < settings.num_steps:

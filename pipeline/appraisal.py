@@ -87,10 +87,7 @@ def appraise(teacher: Teacher, num_samples: int, seed: int, device: torch.device
         SolverFailed: the end could not be reached.
         WorkFailed: the teacher raised something.
     """
-    indices = range(num_samples)
-    noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)
-    drawn = torch.from_numpy(draw_labels(seed, indices, teacher.num_classes)).to(device)
-    label = drawn if teacher.num_classes else None
+    noise, label = draw_start(teacher, num_samples, seed, device)
     times = uniform_times(NUM_INTERVALS, teacher.t_start, teacher.t_end)
     with fixed_numerics(), torch.no_grad(), blamed(teacher):
         solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, SOLVER)
@@ -108,6 +105,14 @@ def appraise(teacher: Teacher, num_samples: int, seed: int, device: torch.device
         ),
         samples=samples,
     )
+
+
+def draw_start(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The noise [B, *shape], and the labels [B] of a teacher with classes, of the first records of `seed`."""
+    indices = range(num_samples)
+    noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)
+    label = torch.from_numpy(draw_labels(seed, indices, teacher.num_classes)).to(device)
+    return noise, label if teacher.num_classes else None
 
 
 def _statistics(x: Tensor, data_range: tuple[float, float]) -> Statistics:

@@ -1,10 +1,8 @@
 """Stage 1 as a whole: from a config to a store that holds every record of its plan."""
 
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +17,7 @@ from pipeline.plan import Plan, Shard
 from pipeline.progress import bar, say
 from pipeline.shards import Receipt, committed
 from pipeline.solver import Solver
+from pipeline.stop import stoppable
 from pipeline.store import Location, Store, absolute, is_aside, open_store, reason
 from pipeline.teachers import absolute_source, load_teacher, weights_sha256
 from pipeline.teachers.teacher import Teacher
@@ -106,7 +105,7 @@ def generate(config: GenerateConfig) -> Manifest:
         if missing and known:
             teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
             make_plan(config, teacher).check_same(known, config.out)
-        with _stoppable() as stop:
+        with stoppable("stopping when the shards in flight are committed") as stop:
             lease.on_loss = stop.set
             failures = _fill(config, dataset, receipts, missing, lease, stop)
     for failure in failures[:SHOWN_FAILURES]:
@@ -210,28 +209,6 @@ def _fill(
                 raise StoreFailed(f"{config.out}: the manifest cannot be written ({error})") from error
             say(f"failed: {error}")
     return failures
-
-
-@contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("stopping when the shards in flight are committed; once more to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _make(

@@ -7,10 +7,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.appraisal import draw_start
 from pipeline.errors import BadInput
 from pipeline.flow import uniform_times
 from pipeline.generate import fixed_numerics
-from pipeline.noise import draw_labels, draw_noise
 from pipeline.progress import Advance
 from pipeline.solver import Solver, SolverFailed, integrate
 from pipeline.teachers.teacher import Teacher, blamed
@@ -98,11 +98,8 @@ def probe(
         SolverFailed: the reference could not be reached.
         WorkFailed: the teacher raised something.
     """
-    indices = range(num_samples)
-    noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)
-    label = torch.from_numpy(draw_labels(seed, indices, teacher.num_classes)).to(device)
+    noise, classes = draw_start(teacher, num_samples, seed, device)
     start = teacher.t_start * noise
-    classes = label if teacher.num_classes else None
 
     def widened(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return teacher.velocity(x.float(), t.float(), label).double()

@@ -13,6 +13,7 @@ PIPELINE = [
     "config",
     "device",
     "progress",
+    "stop",
     "store",
     "lease",
     "pictures",

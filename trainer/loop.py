@@ -2,10 +2,8 @@
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import differences, write_resolved
 from pipeline.errors import BadInput, Stopped, WorkFailed
 from pipeline.progress import bar, say
+from pipeline.stop import Stop, stoppable
 from pipeline.store import sweep
 from trainer import checkpoint, samples, snapshots
 from trainer.checkpoint import CheckpointInfo, State
@@ -42,11 +41,11 @@ def train(config: TrainConfig) -> Path:
         WorkFailed: a loss is not finite (its batch is saved), a shard is damaged, or a checkpoint cannot be written.
         Stopped: it was asked to stop, and saved where it was.
     """
-    with ranks(config.device) as here, _stoppable() as stop:
+    with ranks(config.device) as here, stoppable("stopping after a checkpoint") as stop:
         return _train(config, here, stop)
 
 
-def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
+def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
     settings, recipe, device = config.trainer, config.recipe, here.device
     check_ranks(config, here.world)
     task = prepare(config, device)
@@ -94,7 +93,7 @@ def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
             pending.append(torch.cat([losses, grad_norm.detach().reshape(1)]))
             ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
-            if save or step % settings.log_every == 0 or (here.world == 1 and stop.signal):
+            if save or step % settings.log_every == 0 or (here.world == 1 and stop.is_set()):
                 # The losses wait on the device until here: fetching them every step would stall it.
                 means = fetch(config, task, here, phase, step, pending)
                 now = time.monotonic()
@@ -104,7 +103,7 @@ def _train(config: TrainConfig, here: Ranks, stop: "StopRequest") -> Path:
                 shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
-                asked = here.any(stop.signal is not None)
+                asked = here.any(stop.is_set())
                 if (save or asked) and here.is_first:
                     _save(config, task, state, step, log)
                     last = time.monotonic()
@@ -291,31 +290,3 @@ def learning_rate(settings: TrainerConfig, step: int) -> float:
     done = step / settings.num_steps
     decay = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[settings.schedule]
     return settings.lr * warmup * decay
-
-
-class StopRequest:
-    """The signal that asked to stop, if one did."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _stoppable() -> Iterator[StopRequest]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint and a stop; the second one interrupts as usual."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if request.signal is not None:
-            raise KeyboardInterrupt
-        request.signal = number
-        say("stopping after a checkpoint; once more to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -44,8 +43,7 @@ class DhariwalUNet(UNet):
             self.embed_augment = nn.Linear(config.augment_dim, config.channels, bias=False)
             nn.init.zeros_(self.embed_augment.weight)
         if config.second_time:
-            self.embed_s = self._time_embedding()
-            self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
+            self.add_second_time(self._time_embedding())
         style = BlockStyle(
             init=INIT,
             embedding_channels=self.embedding_channels,

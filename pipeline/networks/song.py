@@ -8,7 +8,6 @@ as exactly the teacher's.
 import math
 from typing import Annotated, Literal, Self
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -107,8 +106,7 @@ class SongUNet(UNet):
             self.embed_augment = nn.Linear(config.augment_dim, self.time_channels, bias=False)
             nn.init.xavier_uniform_(self.embed_augment.weight)
         if config.second_time:
-            self.embed_s = self._time_embedding()
-            self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
+            self.add_second_time(self._time_embedding())
         style = BlockStyle(
             init=INIT,
             embedding_channels=self.embedding_channels,

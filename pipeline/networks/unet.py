@@ -94,6 +94,11 @@ class UNet(nn.Module):
     def embedding_channels(self) -> int:
         return 4 * self.config.channels
 
+    def add_second_time(self, embedding: TimeEmbedding) -> None:
+        """The embedding of the student's second time, behind a gate that is zero."""
+        self.embed_s = embedding
+        self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
+
     def build_trunk(self, style: BlockStyle, first_width: int, attends_everywhere: bool) -> None:
         """Makes the layers from image to image; `attends_everywhere`: not only after a decoder level's last block.
 

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
 
     with (
+        closing(log),
         (Prefetcher if device.type == "cuda" else InPlace)(read, step, settings.num_steps, device) as batches,
         bar(f"train {recipe.name}", settings.num_steps, step) as advance,
     ):
@@ -114,7 +115,6 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
                 phase = recipe.phase(step, settings.num_steps)
                 say(f"step {step}: from here on minimising {_formula(phase)}")
     task.stream.close()
-    log.close()
     if here.is_first:
         samples.save(config.out / samples.FILE, config, averages[0].network, task.origin)
     here.wait()

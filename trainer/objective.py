@@ -28,5 +28,5 @@ class Objective(nn.Module):
 
 
 def weighted(phase: Phase, values: Tensor) -> Tensor:
-    """The sum of the losses by their weights."""
-    return values @ values.new_tensor([term.weight for term in phase.terms])
+    """The sum of the losses by their weights, which stay numbers: a tensor of them would be copied to the device."""
+    return torch.stack([term.weight * value for term, value in zip(phase.terms, values, strict=True)]).sum()

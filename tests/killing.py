@@ -17,6 +17,7 @@ import torch
 
 from pipeline import lease
 from pipeline.dataset import GenerateConfig, generate
+from pipeline.teachers import load_teacher
 
 WRITES = {"os.rename", "os.link", "os.remove", "os.mkdir"}  # audit events
 
@@ -135,6 +136,7 @@ def at_random(root: Path) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    lease.BEAT_SECONDS = 0.2  # or the runs, which are short, would mostly wait beside a dead driver's lease
+    load_teacher("tests.problems:gaussian")  # what is read once is read before the forks
+    lease.BEAT_SECONDS = 1.0  # or the runs, which are short, would mostly wait beside a dead driver's lease
     kinds: dict[str, Callable[[Path], object]] = {"every-step": every_step, "at-random": at_random}
     print(json.dumps(kinds[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,6 +1,7 @@
 """The console script as a user runs it: real processes, from noise to the page."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1] == "error: interrupted; the same command goes on from what is finished"
+    assert re.fullmatch(r"error: stopped after step \d+, which is saved; the same command goes on from there\n", said)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,9 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
 
 
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
-    for command in ("generate", "verify", "inspect", "probe", "train", "evaluate", "sample", "teachers"):
+    for command in (
+        *("generate", "verify", "inspect", "probe", "train", "evaluate", "sample", "teachers", "average", "export"),
+    ):
         assert command in run(tmp_path, "--help").stdout
         assert "Usage" in run(tmp_path, command, "--help").stdout
     assert "digits" in run(tmp_path, "teachers").stdout

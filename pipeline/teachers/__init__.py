@@ -216,8 +216,9 @@ def _file_sha256(path: Path, _version: tuple[int, int]) -> str:
 
 def _find_factory(source: str) -> Callable[[torch.device], Any] | None:
     """The function that `source` names as "module:function" or as an entry point."""
-    points = list(entry_points(group=ENTRY_POINTS, name=source))
     module_name, colon, function = source.partition(":")
+    # Looking through every installed package takes a moment, and a name has no colon.
+    points = [] if colon else list(entry_points(group=ENTRY_POINTS, name=source))
     if not points and not colon:
         return None
     if "" not in sys.path:

@@ -31,7 +31,9 @@ def test_later_layers_win_key_by_key_and_a_flag_not_given_says_nothing() -> None
 
 
 def test_an_unknown_key_comes_with_the_valid_ones_of_its_level() -> None:
-    with pytest.raises(BadInput, match=r"unknown key 'trainer\.learning_rate'; valid keys: num_steps, batch_size, lr"):
+    with pytest.raises(
+        BadInput, match=r"unknown key 'trainer\.learning_rate'; valid keys: num_steps, batch_size, accumulate, lr, "
+    ):
         validate(TrainConfig, {"out": "x", "trainer": {"num_steps": 1, "learning_rate": 1}}, "train")
     values = {"teacher": "digits", "n": 1, "out": "x", "solver": {"tolerance": 1}}
     with pytest.raises(BadInput, match=r"unknown key 'solver\.tolerance'; valid keys: name, rtol"):

@@ -36,7 +36,7 @@ def test_a_checkpoint_of_every_family_is_generated_from_by_its_name(name: str, o
     folder = own_folder.parent
     flags = ("--n", 4, "--out", "data", "--executor", "inline", *SIZES)
     found = run(folder, "generate", "--teacher", f"tiny-{name}", *flags)
-    which = "published as EMA" if name in TINY_ADM else "the EMA weights"
+    which = "the weights in the file" if name in TINY_ADM else "the EMA weights"
     assert f"teacher tiny-{name}: the" in found.stdout
     assert which in found.stdout
     assert "4 trajectories" in found.stdout

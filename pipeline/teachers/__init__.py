@@ -93,7 +93,9 @@ def _load_known(known: Known, device: torch.device) -> Teacher:
     sha256 = file_sha256(path)
     _check_pin(known, sha256)
     network, which = _read(entry.format, path, entry.network)
-    if entry.network is not None and (fields := differences(_shape(network.config), _shape(entry.network))):
+    # Of a format that does not know its own network, the entry's was taken.
+    wanted = None if entry.format in catalogue.FAMILIES else entry.network
+    if wanted is not None and (fields := differences(_shape(network.config), _shape(wanted))):
         raise BadInput(f"{path}: wanted the network of {known.name}; it is another one ({fields})")
     return of_network(known.name, _identity(known, sha256), network, device, f"{which}, {path}")
 

@@ -164,5 +164,5 @@ def test_ray_begins_again_after_a_lost_worker_and_ends_as_one_that_lost_none(dat
     found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=True)
     os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
     assert process.wait(timeout=400) == 0
-    alone(arguments(data, tmp_path / "one", **settings))
-    assert_close(weights(tmp_path / "run", 600), weights(tmp_path / "one", 600))
+    on_ranks(2, arguments(data, tmp_path / "calm", **settings))
+    assert_close(weights(tmp_path / "run", 600), weights(tmp_path / "calm", 600))

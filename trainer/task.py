@@ -173,7 +173,7 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     student, start = _start(config, data.plan, teacher)
     velocity = None
     if config.recipe.needs_teacher:
-        velocity = load_teacher(origin["teacher"], device, data.plan.guidance_scale).velocity
+        velocity = load_teacher(origin["teacher"], device, data.plan.guidance_scale, quiet=True).velocity
     return Task(student.network.to(device), data, origin, start, velocity)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import networks
+from pipeline.dataset import GenerateConfig, generate
 from pipeline.flow import match_dims
 from pipeline.manifest import Manifest
 from pipeline.networks import Network
@@ -119,6 +120,23 @@ def save_tiny_teacher(path: Path, seed: int = 0, **changes: Any) -> Path:
     """A tiny random teacher in our file format."""
     networks.save(path, tiny_network(seed, **changes))
     return path
+
+
+def make_data(root: Path, **changes: Any) -> Path:
+    """Trajectories of a tiny teacher, a few dozen in a few blocks, made in this process: the folder of the data set."""
+    values = {
+        "teacher": str(save_tiny_teacher(root / "tiny.safetensors")),
+        "n": 40,
+        "out": root / "data",
+        "states": 3,
+        "executor": "inline",
+        "solver": {"name": "rk4", "num_steps": 4},
+        "shard_size": 32,
+        "batch_size": 8,
+        "block_size": 4,
+    }
+    generate(GenerateConfig.model_validate(values | changes))
+    return root / "data"
 
 
 def folder_of(manifest: Manifest) -> Path:

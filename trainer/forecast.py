@@ -10,7 +10,7 @@ import torch
 from pipeline.config import resolved
 from pipeline.device import pick_device
 from pipeline.progress import format_bytes, format_seconds
-from trainer.loop import backward
+from trainer.loop import begin, take_step
 from trainer.objective import Objective
 from trainer.ranks import Ranks
 from trainer.task import TrainConfig, prepare
@@ -51,23 +51,18 @@ def forecast(config: TrainConfig) -> Forecast:
     here = Ranks(0, 1, pick_device(config.device))
     device = here.device
     task, settings = prepare(config, device), config.trainer
-    network = task.network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    objective = Objective(network, network if config.recipe.needs_ema else None, task.teacher)
+    state = begin(config, task.network, device)
+    objective = Objective(task.network, state.averages[0].network, task.teacher)
     seconds = []
     for step in range(1 + NUM_STEPS):
         started = time.perf_counter()
         batch = task.stream.batch(step).to(device)
-        optimizer.zero_grad()
-        backward(config, here, objective, config.recipe.phases[0], batch, step, scaler)
-        scaler.step(optimizer)
-        scaler.update()
+        take_step(config, here, state, objective, config.recipe.phases[0], batch, step)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     task.stream.close()
-    count = sum(parameter.numel() for parameter in network.parameters())
+    count = sum(parameter.numel() for parameter in task.network.parameters())
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:

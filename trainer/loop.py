@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import differences, write_resolved
 from pipeline.errors import BadInput, Stopped, WorkFailed
+from pipeline.networks import Network
 from pipeline.progress import bar, say
 from pipeline.stop import Stop, stoppable
 from pipeline.store import sweep
-from trainer import checkpoint, samples, snapshots
+from trainer import checkpoint, mirror, samples, snapshots
 from trainer.checkpoint import CheckpointInfo, State
 from trainer.draws import draws_of
 from trainer.ema import Ema
@@ -49,22 +50,16 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
     settings, recipe, device = config.trainer, config.recipe, here.device
     check_ranks(config, here.world)
     task = prepare(config, device)
-    network = task.network.train()
-    averages = [Ema(network, average) for average in settings.ema]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-    # Half precision's gradients would underflow; bfloat16 has the range of float32.
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    state = State(network, averages, optimizer, scaler)
+    network, state = task.network, begin(config, task.network, device)
+    _pull(config, here)
     step = resume(config, task, state)
     if step == settings.num_steps and (config.out / samples.FILE).exists():
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
-        return checkpoint.find(config.out)
+        return _finish(config, here)
     log = open_run(config, task, here, step)
     if settings.compile:
         network.compile()
-    objective: nn.Module = Objective(network, averages[0].network, task.teacher)
+    objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
     if here.world > 1:
         objective = DistributedDataParallel(objective, broadcast_buffers=False)
     read = partial(task.stream.batch, rank=here.rank, world=here.world)
@@ -77,21 +72,8 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
         bar(f"train {recipe.name}", settings.num_steps, step) as advance,
     ):
         while step < settings.num_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
-            batch = batches.batch(step)
-            optimizer.zero_grad()
-            losses = backward(config, here, objective, phase, batch, step, scaler)
-            scaler.unscale_(optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-            if not (settings.skip_nonfinite and _is_bad(grad_norm)):
-                scaler.step(optimizer)
-            scaler.update()
+            pending.append(take_step(config, here, state, objective, phase, batches.batch(step), step))
             step += 1
-            for average in averages:
-                average.update(network, settings.batch_size, step * settings.batch_size)
-
-            pending.append(torch.cat([losses, grad_norm.detach().reshape(1)]))
             ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
             if save or step % settings.log_every == 0 or (here.world == 1 and stop.is_set()):
@@ -100,7 +82,7 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
-                log.write(step, **means, images_per_second=rate, stall=stall, lr=optimizer.param_groups[0]["lr"])
+                log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
                 shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
@@ -116,9 +98,54 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
                 say(f"step {step}: from here on minimising {_formula(phase)}")
     task.stream.close()
     if here.is_first:
-        samples.save(config.out / samples.FILE, config, averages[0].network, task.origin)
+        samples.save(config.out / samples.FILE, config, state.averages[0].network, task.origin)
+    return _finish(config, here)
+
+
+def _pull(config: TrainConfig, here: Ranks) -> None:
+    """On every machine that has no checkpoint as new, the newest of the mirror."""
+    if config.mirror is not None and here.is_first_here:
+        mirror.pull(config.mirror, config.out)
+    here.wait()
+
+
+def _finish(config: TrainConfig, here: Ranks) -> Path:
+    if config.mirror is not None and here.is_first:
+        mirror.push(config.out, config.mirror)
     here.wait()
     return checkpoint.find(config.out)
+
+
+def begin(config: TrainConfig, network: Network, device: torch.device) -> State:
+    """What a training of `network` changes, before its first step."""
+    settings = config.trainer
+    network.train()
+    averages = [Ema(network, average) for average in settings.ema]
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    # Half precision's gradients would underflow; bfloat16 has the range of float32.
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    return State(network, averages, optimizer, scaler)
+
+
+def take_step(
+    config: TrainConfig, here: Ranks, state: State, objective: nn.Module, phase: Phase, batch: Any, step: int
+) -> Tensor:
+    """Change `state` by step `step` on this rank's `batch`; returns the losses and the gradient's norm [terms + 1]."""
+    settings, optimizer, scaler = config.trainer, state.optimizer, state.scaler
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, step)
+    optimizer.zero_grad()
+    losses = backward(config, here, objective, phase, batch, step, scaler)
+    scaler.unscale_(optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.max_grad_norm)
+    if not (settings.skip_nonfinite and _is_bad(grad_norm)):
+        scaler.step(optimizer)
+    scaler.update()
+    for average in state.averages:
+        average.update(state.network, settings.batch_size, (step + 1) * settings.batch_size)
+    return torch.cat([losses, grad_norm.detach().reshape(1)])
 
 
 def backward(
@@ -156,6 +183,11 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) ->
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
     snapshots.save(config.out, state, step, config.trainer.batch_size)
+    if config.mirror is not None and step < config.trainer.num_steps:
+        try:
+            mirror.push(config.out, config.mirror)
+        except WorkFailed as error:
+            say(f"warning: {error}; trying again with the next checkpoint")
     if log.takes_pictures:
         log.pictures(step, samples.draw(config, state.averages[0].network, task.origin))
 
@@ -248,7 +280,7 @@ FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumul
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What decides a run's weights: the configuration less where it runs and what it tells."""
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
-    elsewhere = {"out", "device", "data", "tensorboard", "wandb"}
+    elsewhere = {"out", "device", "data", "mirror", "tensorboard", "wandb"}
     return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
 
 

@@ -29,6 +29,11 @@ class Ranks:
         """Whether this process writes what only one may write."""
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process is the first of its machine."""
+        return self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is up; all ranks get the same answer."""
         if self.world == 1:

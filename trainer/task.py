@@ -64,7 +64,8 @@ class TrainConfig(BaseModel):
     """What `traflow-pipeline train` takes: trajectories (`data`) or `images`, as the recipe reads.
 
     A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
-    unless `network` gives another.
+    unless `network` gives another. Every checkpoint is copied to `mirror`, a folder or URL; a machine that has none
+    begins from there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class TrainConfig(BaseModel):
     network: NetworkConfig | None = None
     start: Literal["teacher", "scratch"] = "teacher"
     teacher: str | None = None
+    mirror: Location | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
     tensorboard: bool = False

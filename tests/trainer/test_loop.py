@@ -14,7 +14,7 @@ from pipeline.config import load_section, validate
 from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.teachers import load_teacher
-from tests.problems import save_tiny_teacher, tiny_config
+from tests.problems import make_data, tiny_config
 from trainer import checkpoint
 from trainer.loop import learning_rate, train
 from trainer.recipes import Recipe, VelocityTerm, load, names
@@ -23,21 +23,7 @@ from trainer.task import TrainConfig, TrainerConfig
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty trajectories of a tiny teacher."""
-    root = tmp_path_factory.mktemp("loop")
-    values = {
-        "teacher": str(save_tiny_teacher(root / "tiny.safetensors")),
-        "n": 40,
-        "out": root / "data",
-        "states": 3,
-        "executor": "inline",
-        "solver": {"name": "rk4", "num_steps": 4},
-        "shard_size": 32,
-        "batch_size": 8,
-        "block_size": 4,
-    }
-    generate(GenerateConfig.model_validate(values))
-    return root / "data"
+    return make_data(tmp_path_factory.mktemp("loop"))
 
 
 def config(folder: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.dataset import GenerateConfig, generate
-from tests.problems import save_tiny_teacher
+from tests.problems import make_data
 from trainer.draws import draws_of
 
 SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
@@ -22,20 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("ranks")
-    values = {
-        "teacher": str(save_tiny_teacher(root / "tiny.safetensors")),
-        "n": 64,
-        "out": root / "data",
-        "states": 3,
-        "executor": "inline",
-        "solver": {"name": "rk4", "num_steps": 4},
-        "shard_size": 64,
-        "batch_size": 16,
-        "block_size": 8,
-    }
-    generate(GenerateConfig.model_validate(values))
-    return root / "data"
+    return make_data(tmp_path_factory.mktemp("ranks"), n=64, shard_size=64, batch_size=16, block_size=8)
 
 
 def arguments(data: Path, out: Path, num_steps: int = 6, **settings: object) -> list[str]:

@@ -33,6 +33,11 @@ SLOWEST_BYTES_PER_SECOND = 1e6
 Location = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, Path) else x), Field(min_length=1)]
 
 
+def is_url(location: object) -> bool:
+    """Whether `location` is a URL, and no path."""
+    return isinstance(location, str) and "://" in location
+
+
 class Store(Protocol):
     """A flat set of named files. Every method raises OSError, with a `strerror` of one line, if it cannot do its work.
 

@@ -10,11 +10,13 @@ STAGES = ["pipeline", "trainer", "eval", "traflow_pipeline"]
 # From the bottom up: a module imports only from lines above its own, or beside it in its own folder.
 PIPELINE = [
     "errors",
+    "cache",
     "config",
     "device",
     "progress",
     "stop",
     "store",
+    "factory",
     "lease",
     "pictures",
     "flow",

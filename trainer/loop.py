@@ -53,6 +53,11 @@ def _train(config: TrainConfig, here: Ranks, stop: Stop) -> Path:
     network, state = task.network, begin(config, task.network, device)
     _pull(config, here)
     step = resume(config, task, state)
+    if not here.agree(step):
+        raise WorkFailed(
+            f"{config.out}: its machines hold different checkpoints (this one step {step}): wanted a folder that all "
+            "of them reach, or a mirror that can be written; remove those that the others lack"
+        )
     if step == settings.num_steps and (config.out / samples.FILE).exists():
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return _finish(config, here)

@@ -5,9 +5,10 @@ A checkpoint is whole there when its checkpoint.json is, which is written last.
 
 from pathlib import Path
 
+from pipeline.cache import local_copy_of
 from pipeline.errors import WorkFailed
 from pipeline.progress import say
-from pipeline.store import Store, aside_of, open_store, reason, sync
+from pipeline.store import Store, aside_of, is_url, open_store, reason, sync
 from trainer import checkpoint
 
 BESIDE = ("config.yaml", "log.jsonl", "samples.png")  # what else of a run is copied, where it is there
@@ -37,6 +38,19 @@ def push(run: Path, location: str) -> None:
                 _remove(_store(location, name))
     except OSError as error:
         raise WorkFailed(f"{location}: {newest.name} cannot be copied there ({reason(error)})") from error
+
+
+def local(location: str) -> Path:
+    """The path `location`, or of a URL the copy in the user's cache, brought up to date.
+
+    Raises:
+        WorkFailed: see `pull`.
+    """
+    if not is_url(location):
+        return Path(location)
+    run = local_copy_of(location)
+    pull(location, run)
+    return run
 
 
 def pull(location: str, run: Path) -> None:

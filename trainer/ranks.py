@@ -42,6 +42,14 @@ class Ranks:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags.item())
 
+    def agree(self, value: int) -> bool:
+        """Whether all ranks have the same value."""
+        if self.world == 1:
+            return True
+        ends = torch.tensor([value, -value], device=self.device, dtype=torch.float64)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+        return bool((ends[0] == -ends[1]).item())
+
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """The mean of `x` over the ranks."""
         if self.world == 1:

@@ -8,13 +8,14 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline import networks
+from pipeline.cache import local_copy_of
 from pipeline.errors import BadInput
 from pipeline.manifest import read_manifest
 from pipeline.networks import Network, NetworkConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.plan import Plan
 from pipeline.solver import Velocity
-from pipeline.store import Location, open_store
+from pipeline.store import Location, is_url, open_store
 from pipeline.teachers import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
 from trainer.ema import EmaConfig
@@ -65,7 +66,7 @@ class TrainConfig(BaseModel):
 
     A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
     unless `network` gives another. Every checkpoint is copied to `mirror`, a folder or URL; a machine that has none
-    begins from there.
+    begins from there. An `out` that is a URL is a mirror, and the run a copy in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +84,13 @@ class TrainConfig(BaseModel):
     tensorboard: bool = False
     wandb: str | None = Field(default=None, description="a project of Weights & Biases")
     trainer: TrainerConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_a_copy(cls, values: Any) -> Any:
+        if isinstance(values, dict) and is_url(values.get("out")):
+            return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
+        return values
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ catalogue.yaml.
 """
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline import factory
 from pipeline.config import differences
 from pipeline.errors import BadInput
 from pipeline.networks import Network
@@ -79,9 +78,9 @@ def _load(source: str, device: torch.device) -> Teacher:
         _refuse_page(weights)
         network, which = _read(_format_of(weights), weights, None)
         return of_network(path.stem, file_sha256(weights), network, device, f"{which}, {weights}")
-    factory = _find_factory(source)
-    if factory is not None:
-        return _call_factory(source, factory, device)
+    made = _find_factory(source)
+    if made is not None:
+        return _call_factory(source, made, device)
     raise BadInput(
         f"no teacher {source!r}: wanted one of {', '.join(catalogue.known())}, the path of a .safetensors file, "
         "training run, EDM .pkl or .yaml entry, or module:factory"
@@ -218,24 +217,19 @@ def _file_sha256(path: Path, _version: tuple[int, int]) -> str:
 
 def _find_factory(source: str) -> Callable[[torch.device], Any] | None:
     """The function that `source` names as "module:function" or as an entry point."""
-    module_name, colon, function = source.partition(":")
-    # Looking through every installed package takes a moment, and a name has no colon.
-    points = [] if colon else list(entry_points(group=ENTRY_POINTS, name=source))
-    if not points and not colon:
-        return None
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
+    if ":" in source:
+        return factory.find(source, "teacher")
+    # Looking through every installed package takes a moment.
+    points = list(entry_points(group=ENTRY_POINTS, name=source))
     try:
-        factory = points[0].load() if points else getattr(importlib.import_module(module_name), function)
+        return points[0].load() if points else None
     except (Exception, SystemExit) as error:  # importing runs the user's own code
         raise BadInput(f"teacher {source}: wanted module:factory; {type(error).__name__}: {one_line(error)}") from error
-    found: Callable[[torch.device], Any] = factory
-    return found
 
 
-def _call_factory(source: str, factory: Callable[[torch.device], Any], device: torch.device) -> Teacher:
+def _call_factory(source: str, make: Callable[[torch.device], Any], device: torch.device) -> Teacher:
     try:
-        teacher = factory(device)
+        teacher = make(device)
     except Exception as error:  # it is the user's own code
         raise BadInput(
             f"teacher {source}: the factory failed with {type(error).__name__}: {one_line(error)}"

@@ -3,7 +3,6 @@
 A user's own is a file NAME.yaml with one entry: a checkpoint in a format that is known here, and its network.
 """
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from rich.table import Table
 
+from pipeline.cache import cache_folder
 from pipeline.config import validate
 from pipeline.errors import BadInput
 from pipeline.networks import NetworkConfig
@@ -101,18 +101,8 @@ class Known(BaseModel):
 
 
 def folder() -> Path:
-    """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache.
-
-    Raises:
-        BadInput: there is no such user.
-    """
-    given = os.environ.get(FOLDER)
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    path = Path(given) if given else cache_home / "traflow-pipeline" / "teachers"
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:
-        raise BadInput(f"{path}: wanted a folder for teachers; {error}") from error
+    """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache."""
+    return cache_folder("teachers", FOLDER)
 
 
 def known() -> dict[str, Known]:

@@ -87,6 +87,7 @@ def generate(
     manifest = dataset.generate(settings)
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
+    say(f"next: traflow-pipeline train --data {settings.out} --out RUN --set trainer.num_steps=N")
     say(f"digest {manifest.sha256}")
 
 
@@ -189,7 +190,7 @@ def probe(
 def train(
     data: Annotated[str | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
     images: Annotated[str | None, typer.Option(help="Image set, for a teacher: digits, an .npz or a folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; a run there is gone on with.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the run; a run there is gone on with.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe of configs/recipes/ by name (anchored is the default), or a YAML file.")
     ] = None,
@@ -237,8 +238,11 @@ def train(
     else:
         newest = loop.train(settings)
     say(f"{newest}: the weights; samples are in {newest.parent.parent / samples.FILE}")
-    after = "evaluate --checkpoint" if settings.recipe.trains == "student" else "generate --n 100k --out data --teacher"
-    say(f"next: traflow-pipeline {after} {settings.out}")
+    run = settings.mirror or settings.out
+    if settings.recipe.trains == "student":
+        say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
+    else:
+        say(f"next: traflow-pipeline generate --teacher {settings.out} --n 100k --out {run}-data")
 
 
 @app.command()
@@ -260,7 +264,7 @@ def average(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a training run.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="Folder to make: the network's file, and a model card beside it.")],
     format_: Annotated[
         str, typer.Option("--format", help="safetensors (this program's), onnx, or torch-export.")
@@ -269,42 +273,91 @@ def export(
     """Write a student, or a trained teacher, as one file for other programs, checked against torch, with a card."""
     from pipeline.progress import say
     from trainer import export as stage
+    from trainer import mirror
 
-    file = stage.export(checkpoint, format_, out)
+    file = stage.export(mirror.local(checkpoint), format_, out)
     say(f"{file}: the network; {file.with_name(stage.CARD)} says how to draw images with it")
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint, or the folder of a training run.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Images to measure against: digits, an .npz, a folder.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint, or the folder or URL of a training run.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the report.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="What to measure against: digits, images (folder, .zip, .npz), a data set, statistics (.npz)."
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Feature spaces, by commas: inception, inception-tf, inception-torch, dinov2, ..."),
+    ] = None,
     num_samples: Annotated[str | None, typer.Option(help="Samples of each row: 4096, 50k.")] = None,
+    require: Annotated[
+        str | None, typer.Option(help="Metrics, by commas, without which it fails: fid, kid, is, lpips, ...")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     config: Config = None,
     set_: Set = None,
 ) -> None:
-    """Score a student beside its teacher, and write a table, pictures and a page."""
+    """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
     from eval import evaluate as stage
+    from eval import output, tables
     from pipeline.progress import console, say
 
     flags = {
         "checkpoint": checkpoint,
         "out": out,
         "reference": reference,
+        "features": features,
         "num_samples": num_samples,
+        "require": require,
         "seed": seed,
         "device": device,
     }
     settings = _config(stage.EvaluateConfig, "evaluate", config, flags, set_)
-    console.print(stage.evaluate(settings).table())
-    say(f"{settings.out / 'report.html'}: the page; pictures and metrics.json lie beside it")
+    report = stage.evaluate(settings)
+    if report is not None:  # the first rank's
+        console.print(tables.terminal(report))
+        place = settings.mirror or settings.out
+        say(f"{place}/{output.PAGE}: the page; {output.TABLE}, metrics.json and pictures lie beside it")
+
+
+@app.command()
+def reference(
+    source: Annotated[str, typer.Argument(help="Images (a name, folder, .zip, .npz), or a data set.", metavar="PATH")],
+    features: Annotated[str, typer.Option(help="Feature spaces, by commas.")] = "inception,inception-tf",
+    out: Annotated[
+        Path | None, typer.Option(help="The .npz to write, of one space; by default one for each in the cache.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Measure a set of images once, for every evaluation against it."""
+    from eval import reference as references
+
+    references.command(source, features.split(","), out, device)
+
+
+@app.command()
+def compare(
+    reports: Annotated[list[Path], typer.Argument(help="Folders of evaluations.", metavar="REPORT...")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Put several evaluations on one page."""
+    from eval import output
+    from pipeline.progress import say
+
+    output.compare(reports, out)
+    say(f"{out}: {len(reports)} evaluations on one page")
 
 
 @app.command()
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a training run.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     n: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     steps: Annotated[int, typer.Option(help="Evaluations of each image.", min=1)] = 1,
@@ -314,8 +367,9 @@ def sample(
     """Draw a grid of images from a student or a trained teacher."""
     from eval import sampler
     from pipeline.progress import say
+    from trainer import mirror
 
-    sampler.save_grid(checkpoint, out, n, steps, seed, device)
+    sampler.save_grid(mirror.local(checkpoint), out, n, steps, seed, device)
     say(f"{out}: {n} images of {steps} evaluation{'s' if steps > 1 else ''} each")
 
 

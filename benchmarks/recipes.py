@@ -77,13 +77,13 @@ def run(data: Path, source: str, seed: int, units: float) -> Result:
 
 def distance(student: Student, num_steps: int) -> float:
     """From the scans, of samples of `num_steps` evaluations."""
-    space, shape = digits(), student.network.config.shape
+    space, shape = digits(CPU), student.network.config.shape
     sampler = student_sampler(student, num_steps, 1.0, 0.0)
     with torch.no_grad():
-        drawn = draw_samples(sampler, shape, 0, 0, NUM_SAMPLES, 256, CPU)
+        drawn = draw_samples(sampler, shape, 0, 0, range(NUM_SAMPLES), 256, CPU)
         samples = torch.cat([batch.samples for batch in drawn])
-    features = space.extract(to_bytes(samples.numpy()))
-    return frechet_distance(moments(features), moments(space.extract(load_digits().images)))
+    ours, scans = (space.extract(images).features for images in (to_bytes(samples.numpy()), load_digits().images))
+    return frechet_distance(moments(ours), moments(scans))
 
 
 def compare(sources: list[str], seeds: list[int], units: float, workers: int) -> str:

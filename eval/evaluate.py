@@ -1,187 +1,363 @@
-"""Stage 3: evaluate() scores a student beside its teacher on the same noise, or a trained teacher alone."""
+"""Stage 3: evaluate() scores a student beside its teacher, and beside what a user would draw from that one instead.
 
-import platform
-from dataclasses import asdict, dataclass
+All rows begin at the same noise, which no training has seen. What is finished stays finished: a kill loses at most a
+chunk of samples, and further rows, or ranges of noise, are added to those that are there.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from eval import cost, metrics
-from eval.features import FEATURES, FeatureSpace
-from eval.report import Report, Row
-from eval.sampler import Sampler, draw_samples, student_sampler, teacher_sampler
-from pipeline import networks
-from pipeline.config import parse_count, write_resolved
-from pipeline.device import pick_device
+from eval import cost, features, metrics, opponents, output, provenance, trajectories
+from eval.features import FeatureSpace
+from eval.reference import Opened, check_shape, open_reference
+from eval.report import FULL, Figure, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
+from eval.sampler import Sampler, student_sampler, teacher_sampler
+from eval.samples import Setting
+from eval.scorer import Result, Scorer
+from eval.strips import draw_strips
+from eval.subject import Subject, open_subject
+from eval.weights import Unavailable
+from pipeline.cache import local_copy_of
+from pipeline.config import parse_count
 from pipeline.errors import BadInput, WorkFailed
-from pipeline.pictures import to_bytes
-from pipeline.progress import Advance, bar
+from pipeline.lease import held
+from pipeline.pictures import is_drawable
+from pipeline.progress import bar
 from pipeline.solver import Solver
-from pipeline.teachers import load_teacher
-from pipeline.teachers.teacher import Teacher
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointInfo
-from trainer.images import ImageSet, load_images
-from trainer.student import Student
+from pipeline.store import Location, is_url, open_store
+from trainer import mirror
+from trainer.distance import DistanceConfig
+from trainer.ranks import Ranks, ranks
 
-NUM_PICTURES = 16
+WORK = "samples"  # what is drawn and scored, inside the report's folder
+DIGITS = (1, 8, 8)
+PERCEPTUAL_PIXELS = 32  # images from which LPIPS says something by itself
+QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
+AGREEMENT = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
+
+Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
 class EvaluateConfig(BaseModel):
-    """What `traflow-pipeline evaluate` takes."""
+    """What `traflow-pipeline evaluate` takes.
+
+    `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
+    `num_ranges` times `num_samples` samples of the student and of the teacher's solver give mean, spread and minimum;
+    the teacher's few-step samplers are measured on the first range alone. The report is copied to `mirror`; an `out`
+    that is a URL is a mirror, and the report made in the user's cache.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: Path
+    checkpoint: Location
     out: Path
-    reference: str = "digits"
-    features: str = "digits"
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=metrics.MIN_SAMPLES)] = 4096
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
+    mirror: Location | None = None
+    weights: str = "ema"
+    reference: str | None = None  # by default the scans for digits; else it has to be given
+    features: Names | None = None  # of features.FEATURES, or module:factory; the first one gives the headline
+    require: Names = ()  # metrics without which the evaluation has failed
+    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=metrics.MIN_SAMPLES)] = FULL
+    num_ranges: int = Field(default=3, ge=1)
+    steps: tuple[Steps, ...] = (1, 2, 4, 8)
+    teacher: str | None = None  # where it is, if not where it was; "none": without
     teacher_solver: Solver = Solver()
-    teacher: str | None = None
+    opponents: Names | None = None  # the teacher's few-step samplers; by default all that are installed
+    opponent_evaluations: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
+    data: str | None = None  # trajectories to compare with; by default those of the training
+    num_trajectories: int = Field(default=2048, ge=1)
+    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, for images of 32 pixels and more
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=256, ge=1)
     device: str = "auto"
 
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are measured against."""
-
-    space: FeatureSpace
-    features: metrics.Features
-    moments: metrics.Moments
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_a_copy(cls, values: Any) -> Any:
+        if isinstance(values, dict) and is_url(values.get("out")):
+            return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
+        return values
 
 
-def evaluate(config: EvaluateConfig) -> Report:
-    """Sample the checkpoint and its teacher, measure both, and write the report into `config.out`.
+def evaluate(config: EvaluateConfig) -> Report | None:
+    """Sample, measure, and write the report into `config.out`; ranks of torchrun share the sampling.
+
+    Returns the report on the first rank, None on the others.
 
     Raises:
         BadInput: a checkpoint, reference, feature space or teacher that do not fit together.
-        WorkFailed: samples that are not finite.
+        WorkFailed: samples that are not finite, or a required metric that could not be computed.
     """
-    device = pick_device(config.device)
-    if config.out.is_file():
-        raise BadInput(f"{config.out} is a file; wanted a folder for the report")
-    folder = checkpoint.find(config.checkpoint)
-    info = checkpoint.read_info(folder)
-    teacher = _load_teacher(config, folder, info, device)
-    student = Student(networks.load(folder / checkpoint.EMA).to(device)) if info.trains == "student" else None
-    images = load_images(config.reference)
-    reference = _measure_reference(config, images, teacher)
-
-    exact = teacher_sampler(teacher, config.teacher_solver)
-    samplers = [exact]
-    samplers += [teacher_sampler(teacher, Solver(name="euler", num_steps=n)) for n in config.steps]
-    if student is not None:
-        samplers += [student_sampler(student, n, info.t_start, info.t_end) for n in config.steps]
-    rows, pictures, truth = [], {}, None
-    with bar("evaluate", len(samplers) * config.num_samples) as advance:
-        for sampler in samplers:
-            drawn = _draw(config, sampler, teacher, device, advance)
-            truth = drawn.samples if truth is None else truth
-            rows.append(_score(sampler, drawn, truth, reference, teacher.data_range))
-            pictures[f"{sampler.model}, {sampler.name}"] = to_bytes(drawn.samples[:NUM_PICTURES], teacher.data_range)
-    report = Report(
-        rows=rows,
-        feature_space=reference.space.name,
-        reference=f"{len(images)} images of {images.name}",
-        num_samples=config.num_samples,
-        cost={name: asdict(cost.measure(net)) for name, net in _networks(student, teacher).items()},
-        checkpoint=str(folder),
-        training=info.model_dump(mode="json"),
-        machine=machine(device),
-        date=date.today().isoformat(),
-        pictures=pictures,
-    )
-    write_resolved(config.out / "evaluate.yaml", config, "evaluate")
-    report.write(config.out)
-    return report
+    with ranks(config.device) as here:
+        if config.out.is_file():
+            raise BadInput(f"{config.out} is a file; wanted a folder for the report")
+        if here.is_first_here:
+            mirror.local(config.checkpoint)
+        here.wait()
+        path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
+        subject = open_subject(path, config.weights, config.teacher, here.device)
+        evaluation = _Evaluation(config, subject, here)
+        with held(open_store(str(config.out))) if here.is_first else nullcontext():
+            return evaluation.run()
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """All samples of one sampler, float32 [N, C, H, W]."""
+class _Evaluation:
+    """A run of the command on this rank. What cannot work is said when it is made, before anything is drawn."""
 
-    samples: NDArray[np.float32]
-    nfe: float
-    images_per_second: float
+    def __init__(self, config: EvaluateConfig, subject: Subject, here: Ranks) -> None:
+        self.config, self.subject, self.ranks = config, subject, here
+        self.not_computed: list[NotComputed] = []
+        self.warnings: list[str] = []
+        self.spaces = dict(self._open_spaces())
+        self.reference = self._open_reference()
+        self.columns = list(self._list_columns())
+        self.samplers = list(self._list_samplers())
+        self._check_required()
+        self.scorer = self._scorer()
 
+    def run(self) -> Report | None:
+        """Draw and score every row, and write the report, on the first rank."""
+        jobs = [(sampler, number) for sampler in self.samplers for number in range(self._num_ranges(sampler))]
+        share = self.scorer.setting.share(self.config.num_samples, self.ranks)
+        results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
+        with bar("evaluate", len(jobs) * share) as advance:
+            for sampler, number in jobs:
+                if (result := self.scorer.measure(sampler, number, advance)) is not None:
+                    results[sampler].append(result)
+        if not self.ranks.is_first:
+            return None
+        report = self._report(results)
+        grid = {sampler.title: self.scorer.pictures(sampler) for sampler in self.samplers} if self._draws else {}
+        strips = (
+            draw_strips(self.subject, self.config.teacher_solver, self.config.seed, self.ranks.device)
+            if self._draws
+            else {}
+        )
+        output.write(self.config.out, self.config, report, grid, strips, self.subject.run)
+        self._copy()
+        self.scorer.drop_others()
+        self._check_computed(report)
+        return report
 
-def _draw(config: EvaluateConfig, sampler: Sampler, teacher: Teacher, device: torch.device, advance: Advance) -> Drawn:
-    samples: list[NDArray[np.float32]] = []
-    evaluations, seconds = 0, 0.0
-    title = f"{sampler.model}, {sampler.name}"
-    for batch in draw_samples(
-        sampler, teacher.shape, teacher.num_classes, config.seed, config.num_samples, config.batch_size, device
-    ):
-        if not torch.isfinite(batch.samples).all():
-            raise WorkFailed(f"{title}: a sample of batch {len(samples)} is not finite")
-        samples.append(batch.samples.numpy())
-        evaluations += batch.nfe * len(batch.samples)
-        seconds += batch.wall_seconds
-        advance(len(batch.samples), title)
-    return Drawn(np.concatenate(samples), evaluations / config.num_samples, config.num_samples / seconds)
+    def _copy(self) -> None:
+        if self.config.mirror is not None:
+            output.copy(self.config.out, self.config.mirror)
+        if is_url(self.config.checkpoint):
+            output.copy(self.subject.run, self.config.checkpoint, (output.CARD,))
 
+    # What samples are measured in, and against
 
-def _score(
-    sampler: Sampler,
-    drawn: Drawn,
-    truth: NDArray[np.float32],
-    reference: Reference,
-    data_range: tuple[float, float],
-) -> Row:
-    features = reference.space.extract(to_bytes(drawn.samples, data_range))
-    precision, recall = metrics.precision_recall(features, reference.features)
-    return Row(
-        model=sampler.model,
-        sampler=sampler.name,
-        nfe=round(drawn.nfe, 1),
-        frechet_distance=metrics.frechet_distance(metrics.moments(features), reference.moments),
-        precision=precision,
-        recall=recall,
-        teacher_rmse=float(np.sqrt(np.mean((drawn.samples - truth) ** 2))),
-        images_per_second=drawn.images_per_second,
-    )
+    def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
+        shape = self.subject.shape
+        default = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
+        for name in default if self.config.features is None else self.config.features:
+            try:
+                space = features.load(name, self.ranks.device)
+            except Unavailable as error:
+                self._give_up(metrics.keys([name]), str(error))
+                continue
+            space.check_shape(shape, "the samples")
+            yield space.name, space
 
+    def _open_reference(self) -> Opened | None:
+        """On the first rank, which scores."""
+        source = self.config.reference or ("digits" if self.subject.shape == DIGITS else None)
+        if source is None:
+            raise BadInput(
+                "evaluate: 'reference' is missing: wanted what to measure against, for example --reference "
+                "cifar10.zip, a folder of images, cleanfid:cifar10/train/32, or the statistics of EDM or ADM"
+            )
+        if not self.ranks.is_first:
+            return None
+        try:
+            opened = open_reference(source, list(self.spaces.values()))
+        except Unavailable as error:
+            self._give_up(metrics.keys(self.spaces), str(error))
+            opened = Opened(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
+        check_shape(opened.reference, self.subject.shape)
+        self.not_computed += opened.not_computed
+        self.warnings += opened.notes
+        for measured in opened.measured.values():
+            self.not_computed += metrics.not_computed(self.config.num_samples, measured)
+            self.warnings += metrics.cautions(self.config.num_samples, measured)
+        return opened
 
-def _load_teacher(config: EvaluateConfig, folder: Path, info: CheckpointInfo, device: torch.device) -> Teacher:
-    if info.teacher is None:
-        if config.teacher:
-            raise BadInput(f"{folder} is a teacher itself; 'teacher' is for a student")
-        return load_teacher(str(folder), device)
-    teacher = load_teacher(config.teacher or info.teacher, device, info.guidance_scale)
-    if teacher.sha256 != info.teacher_sha256:
-        raise BadInput(f"the checkpoint was distilled from another teacher than {teacher.name}: its weights differ")
-    return teacher
+    def _open_distance(self) -> DistanceConfig | None:
+        shape, backbone = self.subject.shape, self.config.lpips
+        small = self._draws and min(shape[1:]) < PERCEPTUAL_PIXELS
+        if backbone == "none" or self.subject.teacher is None or (backbone == "auto" and (small or not self._draws)):
+            return None
+        name = f"lpips-{'alex' if backbone == 'auto' else backbone}"
+        distance = DistanceConfig.model_validate({"name": name, "resize": 64 if small else None})
+        try:
+            distance.prepare(shape)
+        except BadInput as error:
+            self._give_up(["lpips"], str(error))
+            return None
+        return distance
 
+    def _list_columns(self) -> Iterator[Metric]:
+        """The headline first; where no features can be had, it is the agreement with the teacher."""
+        if self.reference is None:
+            return
+        left_out = {key for gap in self.not_computed for key in gap.metrics}
+        found = [
+            column
+            for name, measured in self.reference.measured.items()
+            for column in metrics.columns(name, measured.features is not None, has_probabilities=True)
+            if column.key not in left_out
+        ]
+        yield from found or [AGREEMENT]
 
-def _measure_reference(config: EvaluateConfig, images: ImageSet, teacher: Teacher) -> Reference:
-    if config.features not in FEATURES:
-        raise BadInput(f"no features {config.features!r}: wanted one of {', '.join(FEATURES)}")
-    space = FEATURES[config.features]()
-    for name, shape in ((config.reference, images.shape), (teacher.name, teacher.shape)):
-        if shape != space.shape:
-            raise BadInput(f"{name}: wanted images of {list(space.shape)} for {space.name}; they are {list(shape)}")
-    if len(images) < metrics.MIN_SAMPLES:
-        raise BadInput(f"{config.reference}: wanted at least {metrics.MIN_SAMPLES} images; it holds {len(images)}")
-    features = space.extract(images.images)
-    return Reference(space, features, metrics.moments(features))
+    def _give_up(self, keys: Sequence[str], why: str) -> None:
+        if keys:
+            self.not_computed.append(NotComputed(metrics=tuple(keys), reason=why))
 
+    def _check_required(self) -> None:
+        asked = [column.key for column in self.columns] + [AGREEMENT.key, "lpips"]
+        asked += [key for missing in self.not_computed for key in missing.metrics]
+        for key in self.config.require:
+            if self.ranks.is_first and key not in asked:
+                raise BadInput(
+                    f"--require {key}: wanted a metric of this evaluation: {', '.join(dict.fromkeys(asked))}"
+                )
 
-def _networks(student: Student | None, teacher: Teacher) -> dict[str, networks.Network]:
-    found = {} if teacher.network is None else {"teacher": teacher.network}
-    return found if student is None else {**found, "student": student.network}
+    def _check_computed(self, report: Report) -> None:
+        computed = {key for row in report.rows for key in row.scores}
+        computed |= {key for row in report.rows for key in ("rmse", "lpips") if getattr(row, key) is not None}
+        for key in self.config.require:
+            if key not in computed:
+                why = next((missing.reason for missing in report.not_computed if key in missing.metrics), "")
+                raise WorkFailed(f"--require {key}: it was not computed; {why or 'the reference has nothing for it'}")
 
+    # The rows
 
-def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    @property
+    def _draws(self) -> bool:
+        return is_drawable(self.subject.shape)
+
+    def _list_samplers(self) -> Iterator[Sampler]:
+        """The teacher's own solver first: the others are compared with its samples."""
+        teacher, student, info = self.subject.teacher, self.subject.student, self.subject.info
+        if teacher is not None:
+            yield teacher_sampler(teacher, self.config.teacher_solver)
+            for num_evaluations in self.config.opponent_evaluations:
+                yield from opponents.opponents(teacher, num_evaluations, self.config.opponents)
+        if student is not None:
+            for steps in self.config.steps:
+                yield student_sampler(student, steps, info.t_start, info.t_end)
+
+    def _num_ranges(self, sampler: Sampler) -> int:
+        return 1 if sampler.group == "few-step" else self.config.num_ranges
+
+    def _scorer(self) -> Scorer:
+        subject, config = self.subject, self.config
+        setting = Setting(
+            shape=subject.shape,
+            num_classes=subject.num_classes,
+            data_range=subject.data_range,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            spaces=self.spaces,
+        )
+        distance = self._open_distance()
+        identity = {
+            "weights": subject.weights_sha256,
+            "teacher": subject.teacher.sha256 if subject.teacher else None,
+            "guidance_scale": subject.info.guidance_scale,
+            "solver": str(config.teacher_solver),
+            "seed": config.seed,
+            "num_samples": config.num_samples,
+            "batch_size": config.batch_size,
+            "spaces": [(space.name, space.sha256, space.resizer) for space in self.spaces.values()],
+            "reference": self.reference.reference.sha256 if self.reference else None,
+            "lpips": distance.name if distance else None,
+            "device": self.ranks.device.type,
+        }
+        folder = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        measured = self.reference.measured if self.reference else {}
+        return Scorer(config.out / WORK / folder, setting, config.num_samples, measured, distance, self.ranks)
+
+    # The report
+
+    def _report(self, results: Mapping[Sampler, list[Result]]) -> Report:
+        assert self.reference is not None
+        rows = [self._row(sampler, results[sampler]) for sampler in self.samplers]
+        stored = self._measure_trajectories()
+        return Report(
+            rows=tuple(self._mark_best(rows)),
+            metrics=tuple(self.columns),
+            spaces=tuple(
+                Space(name=space.name, title=space.title, resizer=space.resizer, sha256=space.sha256)
+                for space in self.spaces.values()
+            ),
+            reference=self.reference.reference,
+            not_computed=tuple(self.not_computed),
+            warnings=tuple(self._warn()),
+            num_samples=self.config.num_samples,
+            num_ranges=self.config.num_ranges,
+            seed=self.config.seed,
+            quantiser=QUANTISER,
+            cost={name: cost.measure(net, self.config.batch_size) for name, net in self.subject.networks().items()},
+            trajectories=stored,
+            curves=provenance.curves(self.subject.run),
+            checkpoint=str(self.subject.folder),
+            training=self.subject.info.model_dump(mode="json") | {"weights": self.config.weights},
+            command=provenance.command(self.config.out / output.CONFIG, self.ranks.world),
+            versions=provenance.versions(),
+            machine=provenance.machine(self.ranks.device),
+            date=date.today().isoformat(),
+        )
+
+    def _row(self, sampler: Sampler, results: list[Result]) -> Row:
+        keys = [key for key in results[0].scores if all(key in result.scores for result in results)]
+        scores = {key: Figure(values=tuple(result.scores[key] for result in results)) for key in keys}
+        first = results[0]
+        if AGREEMENT in self.columns and first.rmse is not None:
+            scores[AGREEMENT.key] = Figure(values=(first.rmse,))
+        return Row(
+            model=sampler.model,
+            sampler=sampler.name,
+            group=sampler.group,
+            nfe=round(sum(result.nfe for result in results) / len(results), 1),
+            scores=scores,
+            rmse=first.rmse,
+            lpips=first.lpips,
+            images_per_second=first.images_per_second,
+        )
+
+    def _mark_best(self, rows: list[Row]) -> Iterator[Row]:
+        """The rows, the best of the teacher's few-step samplers at each number of evaluations marked."""
+        key = self.columns[0].key
+        best: dict[float, Row] = {}
+        for row in rows:
+            if row.group == "few-step" and key in row.scores:
+                best[row.nfe] = min(best.get(row.nfe, row), row, key=lambda row: row.scores[key].mean)
+        for row in rows:
+            yield row.model_copy(update={"best": best.get(row.nfe) is row})
+
+    def _measure_trajectories(self) -> Trajectories | None:
+        """How the student fits the trajectories that are given, or those of its training where they are still there."""
+        info, student = self.subject.info, self.subject.student
+        source = self.config.data or info.config.get("data")
+        if student is None or source is None:
+            return None
+        try:
+            return trajectories.measure(student, info, source, self.config.num_trajectories, self.ranks.device)
+        except (BadInput, WorkFailed) as error:
+            if self.config.data is not None:
+                raise
+            self.warnings.append(f"no trajectories were compared: {error}")
+            return None
+
+    def _warn(self) -> Iterator[str]:
+        yield from self.warnings
+        if (why := opponents.missing()) is not None and self.subject.teacher is not None:
+            yield why

@@ -1,107 +1,162 @@
-"""What an evaluation leaves behind: metrics.json, a table, pictures, and one page that needs nothing else."""
+"""What an evaluation found, whole: the content of metrics.json, from which every table and page is made."""
 
-import base64
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from io import BytesIO
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
-from pipeline.pictures import draw_rows
-from pipeline.store import write_atomic
+from pipeline.errors import BadInput
 
-TEMPLATES = Path(__file__).with_name("templates")
-TINY = 1e-9  # keeps the logarithm of a distance of zero on the page
-GRID_STEPS = ("1 step", "2 steps", "4 steps")  # of the student, in the picture beside the teacher
+METRICS = "metrics.json"
+FULL = 50_000  # samples of a row as published figures have them; with fewer, FID is biased upwards
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sampler's figures; `teacher_rmse` is to the teacher's own solution from the same noise, in [-1, 1] units."""
-
-    model: str
-    sampler: str
-    nfe: float
-    frechet_distance: float
-    precision: float
-    recall: float
-    teacher_rmse: float
-    images_per_second: float
+class _Record(BaseModel):
+    # Not "forbid": what is computed is written too, and left out when read.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A line of the chart: its points in pixels and what stands beside each."""
+class Figure(_Record):
+    """A figure over ranges of noise: one value for each of them."""
+
+    values: tuple[float, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the ranges, unbiased; None of one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def minimum(self) -> float:
+        """What EDM and its followers print."""
+        return min(self.values)
+
+
+class Metric(_Record):
+    """A column: its key in `Row.scores`, its heading, and the feature space it is measured in."""
+
+    key: str  # "fid", "kid-tf", "precision-digits", ...
+    heading: str
+    space: str  # the name of a Space
+    lower_is_better: bool
+
+
+class Space(_Record):
+    """Features that sets of images are compared in."""
 
     name: str
-    points: list[tuple[float, float, str]]
+    title: str
+    resizer: str  # from the sample's size to the network's
+    sha256: str  # of the network's weights
+
+
+class Reference(_Record):
+    """What samples are measured against."""
+
+    source: str  # as it was given
+    title: str
+    num_images: int | None  # None: statistics that do not tell
+    shape: tuple[int, ...] | None
+    sha256: str  # of the images' bytes, or of the statistics' file
+
+
+class NotComputed(_Record):
+    """Metrics that were asked for and are not there, and what to do."""
+
+    metrics: tuple[str, ...]
+    reason: str
+
+
+class Row(_Record):
+    """One sampler's figures."""
+
+    model: Literal["teacher", "student"]
+    sampler: str
+    group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
+    nfe: float  # evaluations of the network, counted; a mean, where a solver chooses them
+    scores: dict[str, Figure]  # by Metric.key
+    rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
+    lpips: float | None = None  # likewise
+    images_per_second: float
+    best: bool = False  # the best few-step sampler of the teacher at this number of evaluations
 
     @property
-    def path(self) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in self.points)
+    def title(self) -> str:
+        return f"{self.model}, {self.sampler}"
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Fréchet distance against evaluations, both logarithmic."""
+class Cost(_Record):
+    """What one evaluation of a network costs; FLOPs and multiply-adds for one sample."""
 
-    width: int
-    height: int
-    curves: list[Curve]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-
-    @staticmethod
-    def of(rows: Sequence[Row], width: int = 640, height: int = 320, margin: int = 48) -> "Chart":
-        """The chart of `rows`; the teacher's first row, its own solver, is a curve of one point."""
-        x = _log_scale([row.nfe for row in rows], margin, width - margin)
-        y = _log_scale([row.frechet_distance for row in rows], height - margin, margin / 2)
-
-        def curve(name: str, rows: Sequence[Row]) -> Curve:
-            points = [(x(r.nfe), y(r.frechet_distance), f"{r.frechet_distance:.2f} at {r.nfe:g}") for r in rows]
-            return Curve(name, points)
-
-        exact, *teacher = (row for row in rows if row.model == "teacher")
-        student = [row for row in rows if row.model == "student"]
-        curves = [
-            curve(f"teacher, {exact.sampler}", [exact]),
-            curve("teacher, euler", teacher),
-            curve("student", student),
-        ]
-        x_ticks = [(x(row.nfe), f"{row.nfe:g}") for row in {row.nfe: row for row in rows}.values()]
-        values = [max(row.frechet_distance, TINY) for row in rows]
-        decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-        y_ticks = [(y(10.0**d), f"{10.0**d:g}") for d in decades if 0 <= y(10.0**d) <= height - margin / 2]
-        return Chart(width, height, [c for c in curves if c.points], x_ticks, y_ticks)
+    parameters: int
+    flops: int
+    macs: int
+    latency_ms: float  # of one evaluation at batch 1, median
+    peak_memory_bytes: int | None  # of one evaluation at the evaluation's batch size; None where nothing counts it
 
 
-def _log_scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    low, high = math.log(max(min(values), TINY)), math.log(max(*values, TINY))
-    return lambda value: start + (end - start) * (math.log(max(value, TINY)) - low) / max(high - low, TINY)
+class Grid(_Record):
+    """Values over pairs of times t > s: `values[i][j]` at t = times[i], s = times[j], None where t <= s."""
+
+    times: tuple[float, ...]
+    values: tuple[tuple[float | None, ...], ...]
 
 
-@dataclass(frozen=True)
-class Report:
-    """Everything the page shows."""
+class Line(_Record):
+    """Values over time, or over steps."""
 
-    rows: list[Row]
-    feature_space: str
-    reference: str
-    num_samples: int
-    cost: dict[str, dict[str, int]]
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class Trajectories(_Record):
+    """How a student fits stored trajectories of its teacher. All RMS values are in units of [-1, 1]."""
+
+    data: str
+    data_sha256: str
+    seen_in_training: bool
+    num_records: int
+    endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
+    state_rmse: Grid  # G(x_t, t, s) to the stored x_s
+    consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
+    velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None where there are none
+    student_straightness: float  # see pipeline.flow.straightness, of the student's own many-step path
+    teacher_straightness: float | None
+
+
+class Report(_Record):
+    """Everything a table or a page shows."""
+
+    format: Literal[2] = 2
+    rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]  # the columns, the headline first
+    spaces: tuple[Space, ...]
+    reference: Reference
+    not_computed: tuple[NotComputed, ...] = ()
+    warnings: tuple[str, ...] = ()
+    num_samples: int  # of each row and range
+    num_ranges: int  # of noise; range r holds the indices from r * num_samples
+    seed: int
+    quantiser: str  # how samples become bytes
+    cost: dict[str, Cost]  # "teacher", "student"
+    trajectories: Trajectories | None = None
+    curves: tuple[Line, ...] = ()  # of the training, over its steps
     checkpoint: str
-    training: dict[str, Any]
+    training: dict[str, Any]  # the checkpoint's description
+    command: str  # runs this evaluation again
+    versions: dict[str, str]
     machine: str
     date: str
-    pictures: Mapping[str, NDArray[np.uint8]] = field(repr=False)  # by title, uint8 [n, C, H, W]
 
     @property
     def title(self) -> str:
@@ -109,75 +164,62 @@ class Report:
         recipe, teacher = self.training["recipe"], self.training["teacher"]
         return f"A student of “{teacher}”, recipe “{recipe}”" if teacher else f"A teacher, recipe “{recipe}”"
 
-    def write(self, folder: Path) -> None:
-        """Write metrics.json, grid.png (teacher, student at 1, 2, 4), grid-all.png and report.html into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        grid_all = _png(self.pictures)
-        write_atomic(folder / "grid.png", _png({t: self.pictures[t] for t in self.pictures if self._in_grid(t)}))
-        write_atomic(folder / "grid-all.png", grid_all)
-        write_atomic(folder / "metrics.json", json.dumps(self.as_json(), indent=1).encode())
-        write_atomic(folder / "report.html", self.html(grid_all).encode())
+    @property
+    def headline(self) -> Metric:
+        """The metric of charts and comparisons."""
+        return self.metrics[0]
 
-    def _in_grid(self, title: str) -> bool:
-        first = next(iter(self.pictures))  # the teacher by its own solver
-        return title == first or title in {f"student, {steps}" for steps in GRID_STEPS}
+    @property
+    def is_short(self) -> bool:
+        """Whether its figures are over fewer samples than published ones."""
+        return self.num_samples < FULL
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of metrics.json."""
-        names = ("feature_space", "reference", "num_samples", "cost", "checkpoint", "training", "machine", "date")
-        return {"rows": [asdict(row) for row in self.rows], **{name: getattr(self, name) for name in names}}
+    def rows_of(self, group: str) -> list[Row]:
+        """The rows of a group, as they stand."""
+        return [row for row in self.rows if row.group == group]
 
-    def table(self) -> Table:
-        """For the terminal."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            title=f"{self.num_samples} samples a row against {self.reference}",
-            caption=f"Fréchet: Fréchet distance over {self.feature_space} (not Inception's: this is no FID). "
-            "RMSE: to the teacher's own solution from the same noise.\n" + self._cost_line(),
-            title_justify="left",
-            caption_justify="left",
-        )
-        for column in ("", "sampler"):
-            table.add_column(column, no_wrap=True)
-        for column in ("evals", "Fréchet", "precision", "recall", "RMSE", "images/s"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*cells(row), style="bold" if row.model == "student" else "")
-        return table
-
-    def _cost_line(self) -> str:
-        networks = [
-            f"{name} {cost['parameters']:,} parameters, {cost['flops']:,} FLOPs, {cost['macs']:,} MACs"
-            for name, cost in self.cost.items()
-        ]
-        return "One evaluation: " + "; ".join(networks)
-
-    def html(self, grid: bytes) -> str:
-        """The self-contained page."""
-        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-        return environment.get_template("report.html").render(
-            report=self,
-            rows=[(row, cells(row)) for row in self.rows],
-            chart=Chart.of(self.rows),
-            grid=base64.b64encode(grid).decode(),
-        )
+    def value(self, row: Row) -> float | None:
+        """The headline's mean in `row`."""
+        figure = row.scores.get(self.headline.key)
+        return None if figure is None else figure.mean
 
 
-def cells(row: Row) -> list[str]:
-    """A row of the table as texts."""
-    return [
-        row.model,
-        row.sampler,
-        f"{row.nfe:g}",
-        f"{row.frechet_distance:.2f}",
-        f"{row.precision:.3f}",
-        f"{row.recall:.3f}",
-        f"{row.teacher_rmse:.4f}",
-        f"{row.images_per_second:.0f}",
-    ]
+def read(path: Path) -> Report:
+    """The report at `path`, its folder or its metrics.json.
+
+    Raises:
+        BadInput: there is none that this version reads.
+    """
+    file = path / METRICS if path.is_dir() else path
+    try:
+        return Report.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BadInput(f"{file}: wanted the metrics.json of an evaluation; run traflow-pipeline evaluate") from error
 
 
-def _png(rows: Mapping[str, NDArray[np.uint8]]) -> bytes:
-    buffer = BytesIO()
-    draw_rows(rows).save(buffer, format="png")
-    return buffer.getvalue()
+def gains(report: Report) -> Sequence[str]:
+    """What the distillation bought, a sentence for each of the student's rows."""
+    few = [(row, value) for row in report.rows_of("few-step") if (value := report.value(row)) is not None]
+    sentences = []
+    for row in report.rows_of("student"):
+        value = report.value(row)
+        if value is None or not few:
+            continue
+        sentences.append(_gain(report, row, value, few))
+    return sentences
+
+
+def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
+    """Quality at equal evaluations, and evaluations at equal quality, against the teacher's best."""
+    name, count = report.headline.heading, f"{row.nfe:g} evaluation{'' if row.nfe == 1 else 's'}"
+    text = f"At {count} the student has {name} {value:.3g}"
+    within = [(r, v) for r, v in few if r.nfe <= row.nfe]
+    if within:
+        best, best_value = min(within, key=lambda pair: pair[1])
+        text += f"; the teacher's best within as many is {best_value:.3g} ({best.sampler})"
+    reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
+    if reaching:
+        nfe, sampler = reaching[0]
+        return f"{text}, and it needs {nfe:g} to do as well ({sampler})."
+    most = max(r.nfe for r, _ in few)
+    return f"{text}, and with {most:g} it does not yet do as well."

@@ -1,15 +1,17 @@
-"""Samples from a student or a teacher: deterministic noise by index, in batches, timed, evaluations counted."""
+"""Ways to turn noise into samples: a student's steps, or a teacher's solver. Noise is deterministic by index."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline import networks, pictures
 from pipeline.device import pick_device
+from pipeline.errors import BadInput
 from pipeline.flow import uniform_times
 from pipeline.noise import Stream, draw_labels, draw_noise
 from pipeline.pictures import to_bytes
@@ -27,11 +29,19 @@ Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to turn noise into samples: a row of the report."""
+    """A way to turn noise into samples: a row of the report. `name` tells it from all others of its model."""
 
-    model: str  # "teacher" or "student"
+    group: Literal["solver", "few-step", "student"]
     name: str
     draw: Draw
+
+    @property
+    def model(self) -> Literal["teacher", "student"]:
+        return "student" if self.group == "student" else "teacher"
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.name}"
 
 
 @dataclass(frozen=True)
@@ -43,14 +53,23 @@ class SampleBatch:
     wall_seconds: float
 
 
-def student_sampler(student: Student, num_steps: int, t_start: float, t_end: float) -> Sampler:
-    """Algorithm 1 on `num_steps` even steps: `num_steps` evaluations."""
-    times = uniform_times(num_steps, t_start, t_end)
+def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:
+    """Algorithm 1 on so many even steps, or down the times given: an evaluation a step.
+
+    Raises:
+        BadInput: times that do not fall from `t_start` to `t_end`.
+    """
+    if isinstance(steps, int):
+        times, name = uniform_times(steps, t_start, t_end), f"{steps} step{'s' if steps > 1 else ''}"
+    else:
+        times, name = torch.tensor(steps, dtype=torch.float64), f"times {', '.join(f'{t:g}' for t in steps)}"
+        if len(times) < 2 or (steps[0], steps[-1]) != (t_start, t_end) or bool((times.diff() >= 0).any()):
+            raise BadInput(f"steps {list(steps)}: wanted times that fall from {t_start:g} to {t_end:g}, both included")
 
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        return sample(student, noise, times, label), num_steps
+        return sample(student, noise, times, label), len(times) - 1
 
-    return Sampler("student", f"{num_steps} step{'s' if num_steps > 1 else ''}", draw)
+    return Sampler("student", name, draw)
 
 
 def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
@@ -61,7 +80,17 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
         solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
         return solution.states[-1], solution.nfe
 
-    return Sampler("teacher", str(solver), draw)
+    return Sampler("solver", str(solver), draw)
+
+
+def draw_start(
+    seed: int, indices: Sequence[int], shape: tuple[int, ...], num_classes: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The evaluation's noise [B, *shape] and labels [B] (None without classes) of `indices`."""
+    noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
+    if not num_classes:
+        return noise, None
+    return noise, torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)
 
 
 def draw_samples(
@@ -69,20 +98,19 @@ def draw_samples(
     shape: tuple[int, ...],
     num_classes: int,
     seed: int,
-    num_samples: int,
+    indices: range,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[SampleBatch]:
-    """Samples 0 to `num_samples` - 1 of `seed`: sample i is the same whatever else is drawn.
+    """Samples `indices` of `seed`: sample i is the same whatever else is drawn.
 
     (Of an adaptive solver only up to its tolerance: it picks its steps for a whole batch.)
     """
-    for first in range(0, num_samples, batch_size):
-        indices = range(first, min(first + batch_size, num_samples))
-        noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
-        labels = torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)
+    for first in range(indices.start, indices.stop, batch_size):
+        batch = range(first, min(first + batch_size, indices.stop))
+        noise, label = draw_start(seed, batch, shape, num_classes, device)
         started = time.monotonic()
-        samples, nfe = sampler.draw(noise, labels if num_classes else None)
+        samples, nfe = sampler.draw(noise, label)
         samples = samples.float().cpu()
         yield SampleBatch(samples, nfe, time.monotonic() - started)
 
@@ -104,8 +132,7 @@ def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int,
         sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
         assert teacher.network is not None
         network = teacher.network
-    drawn = draw_samples(
-        sampler, network.config.shape, network.config.num_classes, seed, num_images, BATCH_SIZE, device
-    )
+    shape, num_classes = network.config.shape, network.config.num_classes
+    drawn = draw_samples(sampler, shape, num_classes, seed, range(num_images), BATCH_SIZE, device)
     samples = torch.cat([batch.samples for batch in drawn])
     pictures.save_square(out, to_bytes(samples.numpy(), info.data_range))

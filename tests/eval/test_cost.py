@@ -6,7 +6,7 @@ from tests.problems import tiny_config
 def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     """One level of 8 channels at 4x4, one block a level, no attention but the one in the middle."""
     network = networks.build(tiny_config(channel_mult=(1,), attention_resolutions=()))
-    cost = measure(network)
+    cost = measure(network, batch_size=4)
 
     pixels, c, e = 16, 8, 32
     time = c * e + e * e
@@ -18,3 +18,9 @@ def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     assert cost.macs == by_hand
     assert cost.flops == 2 * by_hand
     assert cost.parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_an_evaluation_takes_time_and_a_cpu_counts_no_memory() -> None:
+    cost = measure(networks.build(tiny_config()), batch_size=4)
+    assert cost.latency_ms > 0
+    assert cost.peak_memory_bytes is None

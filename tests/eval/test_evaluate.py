@@ -1,0 +1,221 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from eval import output, samples
+from eval.evaluate import EvaluateConfig, evaluate
+from eval.report import Report, read
+from pipeline.errors import BadInput, WorkFailed
+from pipeline.store import open_store
+from tests.problems import make_data, save_tiny_teacher
+from trainer.loop import train
+from trainer.task import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student's run, its data and teacher, and images to measure against."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    trainer = {"num_steps": 4, "batch_size": 8, "log_every": 2}
+    values = {"data": make_data(folder), "out": folder / "run", "device": "cpu", "trainer": trainer}
+    train(TrainConfig.model_validate(values))
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images)
+    return folder
+
+
+def settings(root: Path) -> dict[str, Any]:
+    return {
+        "reference": str(root / "images.npz"),
+        "features": "tests.eval.spaces:pixels",
+        "num_samples": 32,
+        "num_ranges": 2,
+        "batch_size": 8,
+        "steps": (1, 2),
+        "teacher_solver": {"name": "rk4", "num_steps": 4},
+        "opponents": ("euler", "midpoint"),
+        "opponent_evaluations": (1, 2),
+        "num_trajectories": 16,
+        "device": "cpu",
+    }
+
+
+def run(root: Path, out: Path, **changes: Any) -> Report:
+    values = settings(root) | {"checkpoint": root / "run", "out": out} | changes
+    report = evaluate(EvaluateConfig.model_validate(values))
+    assert report is not None
+    return report
+
+
+@pytest.fixture(scope="module")
+def out(root: Path) -> Path:
+    run(root, root / "report")
+    return root / "report"
+
+
+def test_a_report_has_the_teacher_its_few_step_samplers_and_the_student(out: Path) -> None:
+    report = read(out)
+    names = ["euler 1", "euler 2", "euler 2, EDM grid", "midpoint 2"]
+    assert [row.sampler for row in report.rows] == ["rk4 4", *names, "1 step", "2 steps"]
+    assert [row.nfe for row in report.rows] == [16, 1, 2, 2, 2, 1, 2]
+    assert [len(row.scores["fd-pixels"].values) for row in report.rows] == [2, 1, 1, 1, 1, 2, 2]
+    (first, *others) = report.rows
+    assert (first.rmse, first.group) == (None, "solver")
+    assert all(row.rmse is not None and row.rmse > 0 for row in others)
+    assert len({row.sampler for row in report.rows if row.best and row.nfe == 2}) == 1
+    assert report.headline.key == "fd-pixels"
+
+
+def test_the_report_says_where_its_figures_come_from(out: Path, root: Path) -> None:
+    report = read(out)
+    assert (report.num_samples, report.num_ranges, report.seed) == (32, 2, 0)
+    assert report.reference.num_images == 60
+    assert len(report.reference.sha256) == 64
+    assert report.spaces[0].sha256 == "0" * 64
+    assert "32 samples do not span" not in " ".join(report.warnings)
+    assert report.is_short
+    assert {line.name for line in report.curves} >= {"output", "grad_norm"}
+    assert report.trajectories is not None
+    assert report.trajectories.seen_in_training
+    assert report.versions["torch"]
+    assert report.training["data_sha256"] == report.trajectories.data_sha256
+
+
+def test_it_leaves_figures_tables_pictures_a_page_and_a_card(out: Path, root: Path) -> None:
+    names = (output.CONFIG, output.TABLE, output.PAGE, output.GRID, output.GRID_ALL, output.STRIPS, "metrics.json")
+    assert all((out / name).stat().st_size > 0 for name in names)
+    assert "pixels" in (root / "run" / output.CARD).read_text()
+    assert json.loads((out / "metrics.json").read_text())["rows"][0]["scores"]["fd-pixels"]["mean"] > 0
+
+
+def test_its_own_command_makes_the_same_figures_again(out: Path, root: Path, tmp_path: Path) -> None:
+    report = read(out)
+    assert report.command == f"traflow-pipeline evaluate --config {out / output.CONFIG}"
+    again = run(root, tmp_path / "again")
+    assert [row.scores for row in again.rows] == [row.scores for row in report.rows]
+    assert [row.rmse for row in again.rows] == [row.rmse for row in report.rows]
+
+
+def refuse(*_: Any) -> NoReturn:
+    raise AssertionError("drawn again")
+
+
+def test_what_is_finished_is_not_drawn_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(root, tmp_path)
+    draw_chunk, drawn = samples._draw_chunk, []
+
+    def counted(sampler: Any, *arguments: Any) -> Any:
+        drawn.append(sampler.title)
+        return draw_chunk(sampler, *arguments)
+
+    monkeypatch.setattr(samples, "_draw_chunk", counted)
+    assert run(root, tmp_path).rows == first.rows
+    assert drawn == []
+    run(root, tmp_path, steps=(1, 2, (1.0, 0.5, 0.0)), num_ranges=3)
+    # A new row of three ranges, and the third range of the teacher's solver and of the two rows before.
+    assert sorted(drawn) == ["student, 1 step", "student, 2 steps", *["student, times 1, 0.5, 0"] * 3, "teacher, rk4 4"]
+    drawn.clear()
+    run(root, tmp_path, seed=1)
+    assert len(drawn) == 10  # other noise: all of it
+    assert len(list((tmp_path / "samples").iterdir())) == 1
+
+
+def test_without_its_network_a_metric_is_marked_and_all_else_is_computed(root: Path, tmp_path: Path) -> None:
+    report = run(root, tmp_path, features=("tests.eval.spaces:pixels", "tests.eval.spaces:missing"))
+    assert report.rows[0].scores["fd-pixels"].mean > 0
+    (gap,) = report.not_computed
+    assert "put it there" in gap.reason
+    report = run(root, tmp_path / "none", features="tests.eval.spaces:missing")
+    assert report.headline.key == "rmse"
+    assert report.rows[-1].scores["rmse"].mean == report.rows[-1].rmse
+
+
+def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_written(root: Path, tmp_path: Path) -> None:
+    spaces = ("tests.eval.spaces:pixels", "tests.eval.spaces:missing")
+    missing = "fd-tests.eval.spaces:missing"
+    with pytest.raises(WorkFailed, match=f"--require {missing}: it was not computed; .*put it there"):
+        run(root, tmp_path, features=spaces, require=missing)
+    assert read(tmp_path).rows
+    run(root, tmp_path, features=spaces, require="fd-pixels,rmse")
+    with pytest.raises(BadInput, match="--require fid: wanted a metric of this evaluation: fd-pixels, "):
+        run(root, tmp_path / "other", require="fid")
+
+
+def test_a_student_is_evaluated_without_its_teacher_too(root: Path, tmp_path: Path) -> None:
+    report = run(root, tmp_path, teacher="none")
+    assert [row.sampler for row in report.rows] == ["1 step", "2 steps"]
+    assert all(row.rmse is None for row in report.rows)
+    assert report.trajectories is not None
+
+
+def test_a_teachers_run_is_evaluated_alone(root: Path, tmp_path: Path) -> None:
+    trainer = {"num_steps": 2, "batch_size": 8, "log_every": 2}
+    values = {"data": root / "data", "recipe": "reflow", "out": tmp_path / "run", "device": "cpu", "trainer": trainer}
+    train(TrainConfig.model_validate(values))
+    report = run(root, tmp_path / "report", checkpoint=tmp_path / "run")
+    assert {row.group for row in report.rows} == {"solver", "few-step"}
+
+
+def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Path) -> None:
+    ema, network = run(root, tmp_path / "ema"), run(root, tmp_path / "network", weights="network")
+    assert network.training["weights"] == "network"
+    assert network.rows[-1].scores != ema.rows[-1].scores
+    with pytest.raises(BadInput, match=r"wanted the weights 'none' \(none.safetensors\); it holds ema, network"):
+        run(root, tmp_path / "none", weights="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"reference": None}, "'reference' is missing"),
+        ({"features": "digits"}, r"wanted images of \[1, 8, 8\]"),
+        ({"features": "pictures"}, "no features 'pictures': wanted one of digits, inception"),
+        ({"reference": "digits"}, r"wanted a reference of images of \[1, 4, 4\]"),
+        ({"opponents": "newton"}, "no opponent 'newton': wanted one of euler"),
+        ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
+        ({"checkpoint": "nowhere"}, "wanted a checkpoint or the folder of a training run"),
+        ({"data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    root: Path, tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(BadInput, match=fault):
+        run(root, tmp_path / "out", **changes)
+    if "data" not in changes:
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_and_its_report_may_lie_in_a_store(root: Path, tmp_path: Path, s3: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trainer = {"num_steps": 2, "batch_size": 8, "log_every": 2}
+    values = {"data": root / "data", "out": f"{s3}/run", "device": "cpu", "trainer": trainer}
+    train(TrainConfig.model_validate(values))
+    shutil.rmtree(tmp_path)  # another machine
+    tmp_path.mkdir()
+    evaluate(EvaluateConfig.model_validate(settings(root) | {"checkpoint": f"{s3}/run", "out": f"{s3}/report"}))
+    assert set(open_store(f"{s3}/report").sizes()) == set(output.WRITTEN)
+    assert output.CARD in open_store(f"{s3}/run").sizes()
+
+
+def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
+    other = save_tiny_teacher(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(BadInput, match="distilled from another teacher"):
+        run(root, tmp_path / "out", teacher=str(other))
+    with pytest.raises(BadInput, match="teacher=none evaluates without it"):
+        run(root, tmp_path / "out", teacher="nowhere.safetensors")
+
+
+def test_evaluations_stand_side_by_side(out: Path, root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run(root, other, steps=(1,), opponents=(), num_ranges=1)
+    output.compare([out, other], tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert "report" in page
+    assert "other" in page
+    with pytest.raises(BadInput, match=r"wanted the metrics\.json of an evaluation"):
+        output.compare([out, tmp_path], tmp_path / "compare.html")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import generation, reading, verifying
+from benchmarks import generation, reading, training, verifying
 
 
 def machine() -> str:
@@ -30,7 +30,7 @@ def main() -> None:
     sizes = ", small sizes (`--quick`): they say nothing of speed" if quick else ""
     print(f"{machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.date.today()}{sizes}.")
     print("Sides are timed in turn in one run; times are medians.\n")
-    for module in (generation, reading, verifying):
+    for module in (generation, reading, verifying, training):
         print(module.benchmark(quick))
         sys.stdout.flush()
 

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,20 +50,21 @@ class Failure:
 class Backlog:
     """The shards that wait to be made, and how often each was tried; the first error of a shard is the one told."""
 
-    shards: list[Shard]
+    shards: Sequence[Shard]
     stop: threading.Event  # once set, nothing more is handed out
-    _waiting: deque[Shard] = field(init=False)
+    _num_taken: int = field(init=False, default=0)
+    _again: deque[Shard] = field(init=False, default_factory=deque)
     _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._waiting = deque(self.shards)
-
     def __bool__(self) -> bool:
-        return bool(self._waiting) and not self.stop.is_set()
+        return (self._num_taken < len(self.shards) or bool(self._again)) and not self.stop.is_set()
 
     def take(self) -> Shard:
         """The next shard; there is one while the backlog is true."""
-        return self._waiting.popleft()
+        if self._num_taken == len(self.shards):
+            return self._again.popleft()
+        self._num_taken += 1
+        return self.shards[self._num_taken - 1]
 
     def settle(self, result: Receipt | Failure) -> Iterator[Receipt | Failure]:
         """The last word on a shard, if `result` is it; a failure that may pass goes to the end of the line."""
@@ -73,7 +74,7 @@ class Backlog:
         errors = self._failures.setdefault(result.shard.number, [])
         errors.append(result.error)
         if result.may_pass and len(errors) < MAX_ATTEMPTS:
-            self._waiting.append(result.shard)
+            self._again.append(result.shard)
         else:
             times = f" (tried {len(errors)} times)" if len(errors) > 1 else ""
             yield Failure(result.shard, errors[0] + times)

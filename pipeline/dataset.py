@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import cluster
@@ -12,10 +13,10 @@ from pipeline.cluster import Backlog, Failure, Job
 from pipeline.config import parse_count, resolved
 from pipeline.errors import BadInput, StoreFailed, WorkFailed
 from pipeline.lease import LEASE, Lease, held
-from pipeline.manifest import DataSet, Manifest, derive, read_dataset, write_dataset, write_manifest
+from pipeline.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
 from pipeline.plan import Plan, Shard
 from pipeline.progress import bar, say
-from pipeline.shards import Receipt, committed
+from pipeline.shards import Receipt, Shards, read_receipts
 from pipeline.solver import Solver
 from pipeline.stop import stoppable
 from pipeline.store import Location, Store, absolute, is_aside, open_store, reason
@@ -99,30 +100,28 @@ def generate(config: GenerateConfig) -> Manifest:
     known = _known_plan(config, found)
     plan = known or make_plan(config, load_teacher(config.teacher, guidance_scale=config.guidance_scale))
     with held(store) as lease:
-        dataset, receipts = _claim(config, store, plan)
-        shards = plan.shards(config.n)
-        missing = missing_shards(plan, config.n, receipts)
+        dataset, ledger = _claim(config, store, plan)
+        missing = missing_shards(plan, config.n, ledger)
         if missing and known:
             teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
             make_plan(config, teacher).check_same(known, config.out)
         with stoppable("stopping when the shards in flight are committed") as stop:
             lease.on_loss = stop.set
-            failures = _fill(config, dataset, receipts, missing, lease, stop)
+            failures = _fill(config, dataset, ledger, missing, lease, stop)
     for failure in failures[:SHOWN_FAILURES]:
-        say(f"failed: {failure.error}")
+        say(f"failed: {failure}")
     if len(failures) > SHOWN_FAILURES:
         say(f"failed: {len(failures) - SHOWN_FAILURES} more")
     if stop.is_set():
         raise KeyboardInterrupt
     if failures:
-        raise WorkFailed(
-            f"{len(failures)} of {len(shards)} shards failed: {failures[0].error}; the others are committed"
-        )
-    if len({receipt.numerics for receipt in receipts.values()}) > 1:
+        num_shards = len(Shards(plan, config.n))
+        raise WorkFailed(f"{len(failures)} of {num_shards} shards failed: {failures[0]}; the others are committed")
+    if len(ledger.numerics) > 1:
         say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
     if not missing:
         say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
-    return derive(store, dataset, receipts.values())
+    return ledger.manifest(store, dataset)
 
 
 def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
@@ -143,35 +142,39 @@ def _check_place(config: GenerateConfig, store: Store, found: DataSet | None) ->
         raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
 
 
-def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | None) -> dict[int, Receipt]:
-    """What is committed of `plan` where `found` is the data set, by shard number.
+def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | None) -> Ledger:
+    """What is committed of `plan` where `found` is the data set.
 
     Raises:
         BadInput: it is another plan's, or goes beyond the records asked for.
         StoreFailed: it cannot be read.
     """
     if found is None:
-        return {}
+        return Ledger(plan, config.n)
     plan.check_same(found.plan, config.out)
+    num_records = max(found.num_records, config.n)
+    ledger = Ledger(plan, num_records)
     try:
-        receipts = committed(store, plan, plan.shards(max(found.num_records, config.n)))
+        for receipt in read_receipts(store, plan, Shards(plan, num_records)):
+            ledger.add(receipt)
     except OSError as error:
         raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
-    end = max((r.shard.first_index + r.shard.num_records for r in receipts.values()), default=0)
-    if end > config.n:
-        raise BadInput(f"{config.out} holds records up to {end}, {config.n} were asked; a set only grows")
-    return receipts
+    if ledger.end > config.n:
+        raise BadInput(f"{config.out} holds records up to {ledger.end}, {config.n} were asked; a set only grows")
+    return ledger
 
 
-def missing_shards(plan: Plan, num_records: int, receipts: Mapping[int, Receipt]) -> list[Shard]:
+def missing_shards(plan: Plan, num_records: int, ledger: Ledger) -> Shards:
     """The shards of the first `num_records` records that are not there, or there with fewer records."""
-    return [s for s in plan.shards(num_records) if s.number not in receipts or receipts[s.number].shard != s]
+    starts = np.arange(0, num_records, plan.shard_size)
+    wanted = np.minimum(plan.shard_size, num_records - starts)
+    return Shards(plan, num_records, np.flatnonzero(ledger.sizes[: len(starts)] < wanted).tolist())
 
 
-def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, dict[int, Receipt]]:
+def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, Ledger]:
     """Write down what is to come, and tell what is committed already; refuses what `existing` refuses."""
     found = read_dataset(store)
-    receipts = existing(config, store, plan, found)
+    ledger = existing(config, store, plan, found)
     try:
         store.sweep()
         dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
@@ -180,30 +183,30 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, d
         store.write(CONFIG, resolved(config, "generate").encode())
     except OSError as error:
         raise BadInput(f"{config.out}: cannot be written ({reason(error)})") from error
-    return dataset, receipts
+    return dataset, ledger
 
 
 def _fill(
     config: GenerateConfig,
     dataset: DataSet,
-    receipts: dict[int, Receipt],
-    missing: list[Shard],
+    ledger: Ledger,
+    missing: Sequence[Shard],
     lease: Lease,
     stop: threading.Event,
-) -> list[Failure]:
-    """Make `missing`, add their receipts to `receipts`, and write the manifest of whatever there is then."""
-    failures: list[Failure] = []
+) -> list[str]:
+    """Make `missing`, write their receipts into `ledger`, and the manifest of whatever there is then; what failed."""
+    failures: list[str] = []
     try:
         for result in _make(config, dataset.plan, missing, stop):
             lease.check()
             if isinstance(result, Failure):
-                failures.append(result)
+                failures.append(result.error)
             else:
-                receipts[result.shard.number] = result
+                ledger.add(result)
     finally:
         try:
             lease.confirm()  # a successor's manifest is not ours to write over
-            write_manifest(derive(lease.store, dataset, receipts.values()))
+            write_manifest(ledger.manifest(lease.store, dataset))
         except (OSError, StoreFailed) as error:
             if not failures:
                 raise StoreFailed(f"{config.out}: the manifest cannot be written ({error})") from error
@@ -212,7 +215,7 @@ def _fill(
 
 
 def _make(
-    config: GenerateConfig, plan: Plan, shards: list[Shard], stop: threading.Event
+    config: GenerateConfig, plan: Plan, shards: Sequence[Shard], stop: threading.Event
 ) -> Iterator[Receipt | Failure]:
     if not shards:
         return

@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import BadInput, StoreFailed
 from pipeline.plan import Plan
-from pipeline.shards import Receipt
+from pipeline.shards import Block, Numerics, Receipt, Shards
 from pipeline.store import Store, reason
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
+ROWS_AT_ONCE = 2**16  # whose names and digests are spelt out in memory while they are written
 SCHEMA = pa.schema(
     {
         "shard": pa.string(),
@@ -34,6 +34,9 @@ SCHEMA = pa.schema(
         "nfe": pa.int32(),
     }
 )
+# The same in every row of a shard: in memory once each.
+OF_SHARD = ("shard", "shard_sha256")
+IN_MEMORY = pa.schema({f.name: pa.dictionary(pa.int32(), f.type) if f.name in OF_SHARD else f.type for f in SCHEMA})
 
 
 class DataSet(BaseModel):
@@ -52,7 +55,7 @@ class Manifest:
 
     store: Store
     dataset: DataSet
-    blocks: pa.Table  # columns as in SCHEMA
+    blocks: pa.Table  # columns as in IN_MEMORY
     sha256: str  # digest over the shards' sha256 in order: the identity of the data
 
     @property
@@ -105,25 +108,78 @@ def write_dataset(store: Store, dataset: DataSet) -> None:
     store.write(PLAN, dataset.model_dump_json(indent=1).encode())
 
 
+class Ledger:
+    """What is committed of the first `num_records` records of `plan`, in about fifty bytes a block.
+
+    Its columns have a row for every block of the plan, whoever commits it and when, so that receipts need not be kept.
+    """
+
+    def __init__(self, plan: Plan, num_records: int) -> None:
+        self.plan, self.num_records = plan, num_records
+        num_shards, num_blocks = -(-num_records // plan.shard_size), -(-num_records // plan.block_size)
+        names = (*Block._fields, "nfe")
+        self._columns = {n: np.zeros(num_blocks, SCHEMA.field(n).type.to_pandas_dtype()) for n in names}
+        self._sha256 = [""] * num_shards
+        self._numerics: list[Numerics | None] = [None] * num_shards
+        self._kinds: dict[Numerics, Numerics] = {}  # equal ones are kept once
+
+    def add(self, receipt: Receipt) -> None:
+        """Write down a receipt of the plan (`Receipt.is_of`); of one shard the last one stays."""
+        number, first = receipt.shard.number, receipt.shard.first_index // self.plan.block_size
+        rows = slice(first, first + len(receipt.blocks))
+        for name, values in zip(Block._fields, zip(*receipt.blocks, strict=True), strict=True):
+            self._columns[name][rows] = values
+        blocks_per_batch = self.plan.batch_size // self.plan.block_size
+        self._columns["nfe"][rows] = np.repeat(receipt.nfe, blocks_per_batch)[: len(receipt.blocks)]
+        self._sha256[number] = receipt.sha256
+        self._numerics[number] = self._kinds.setdefault(receipt.numerics, receipt.numerics)
+
+    @property
+    def end(self) -> int:
+        """One more than the index of the last record that is committed; 0 if none is."""
+        return int((self._columns["first_index"] + self._columns["num_records"]).max(initial=0))
+
+    @property
+    def numerics(self) -> set[Numerics]:
+        """The kinds of machine that the shards were made on."""
+        return {numerics for numerics in self._numerics if numerics is not None}
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Records of each shard that are committed."""
+        first_blocks = range(0, len(self._columns["num_records"]), self.plan.shard_size // self.plan.block_size)
+        sizes: NDArray[np.int64] = np.add.reduceat(self._columns["num_records"], first_blocks)
+        return sizes
+
+    def manifest(self, store: Store, dataset: DataSet) -> Manifest:
+        """The manifest of what is written down; it shares the memory of this ledger, which is not to be added to."""
+        is_there = self._columns["num_records"] > 0
+        blocks_per_shard = self.plan.shard_size // self.plan.block_size
+        numbers = pa.array(np.arange(len(is_there), dtype=np.int32) // blocks_per_shard)
+        names = [shard.name for shard in Shards(self.plan, self.num_records)]
+        of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
+        columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
+        sha256 = _digest(self._sha256)
+        about = {"dataset": dataset.model_dump_json(), "sha256": sha256}
+        table = pa.table(columns, schema=IN_MEMORY.with_metadata(about))
+        return Manifest(store, dataset, table if is_there.all() else table.filter(pa.array(is_there)), sha256)
+
+
 def derive(store: Store, dataset: DataSet, receipts: Iterable[Receipt]) -> Manifest:
     """The manifest that the markers of the committed shards add up to."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    receipts = sorted(receipts, key=lambda receipt: receipt.shard.number)
+    ledger = Ledger(dataset.plan, dataset.num_records)
     for receipt in receipts:
-        for block in receipt.blocks:
-            batch = (block.first_index - receipt.shard.first_index) // dataset.plan.batch_size
-            row = {"shard": receipt.shard.name, "shard_sha256": receipt.sha256, "nfe": receipt.nfe[batch]}
-            for name, value in (row | block._asdict()).items():
-                columns[name].append(value)
-    sha256 = digest(receipts)
-    table = pa.table(columns, schema=SCHEMA.with_metadata({"dataset": dataset.model_dump_json(), "sha256": sha256}))
-    return Manifest(store, dataset, table, sha256)
+        ledger.add(receipt)
+    return ledger.manifest(store, dataset)
 
 
 def digest(receipts: Iterable[Receipt]) -> str:
     """The identity of the data: sha256 over the shards' sha256 in order."""
-    in_order = sorted(receipts, key=lambda receipt: receipt.shard.number)
-    return hashlib.sha256("".join(receipt.sha256 for receipt in in_order).encode()).hexdigest()
+    return _digest(receipt.sha256 for receipt in sorted(receipts, key=lambda receipt: receipt.shard.number))
+
+
+def _digest(in_order: Iterable[str]) -> str:
+    return hashlib.sha256("".join(in_order).encode()).hexdigest()
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -132,8 +188,11 @@ def write_manifest(manifest: Manifest) -> None:
     Raises:
         StoreFailed: it cannot be written; the one before it is untouched.
     """
-    buffer = io.BytesIO()
-    pq.write_table(manifest.blocks, buffer)
+    buffer, schema = io.BytesIO(), SCHEMA.with_metadata(manifest.blocks.schema.metadata)
+    with pq.ParquetWriter(buffer, schema) as writer:
+        for start in range(0, manifest.blocks.num_rows, ROWS_AT_ONCE):
+            for batch in manifest.blocks.slice(start, ROWS_AT_ONCE).cast(schema).to_batches():
+                writer.write_batch(batch)
     try:
         manifest.store.write(MANIFEST, buffer.getvalue())
     except OSError as error:
@@ -177,10 +236,11 @@ def parse_manifest(store: Store, payload: bytes) -> Manifest:
     """
     try:
         # In this thread alone: a process that ends soon after arrow's pool was made may abort (pyarrow 26, seen often).
-        table = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False).read(use_threads=False)
+        file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
+        table = file.read(use_threads=False)
         about = table.schema.metadata
         dataset = DataSet.model_validate_json(about[b"dataset"])
-        if not table.schema.equals(SCHEMA):
+        if not table.schema.equals(IN_MEMORY):
             raise KeyError("columns")
         return Manifest(store, dataset, table, about[b"sha256"].decode())
     except (pa.ArrowException, ValidationError, KeyError, TypeError) as error:

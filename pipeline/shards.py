@@ -10,9 +10,10 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,36 @@ class Trajectories:
 
 
 NPY_HEADER_BYTES = 1024  # more than numpy writes for any array of ours
+MARKERS_AT_ONCE = 1000  # held in memory
 COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
+
+
+class Shards(Sequence[Shard]):
+    """The shards of the first `num_records` records of `plan`, or those of `numbers` among them; the last may be short.
+
+    Each is made when it is asked for: a plan can have more of them than fit into memory with ease.
+    """
+
+    def __init__(self, plan: Plan, num_records: int, numbers: Sequence[int] | None = None) -> None:
+        self._plan, self._num_records = plan, num_records
+        self._numbers = range(-(-num_records // plan.shard_size)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Shards": ...
+
+    def __getitem__(self, place: int | slice) -> "Shard | Shards":
+        if isinstance(place, slice):
+            return Shards(self._plan, self._num_records, self._numbers[place])
+        number, size = self._numbers[place], self._plan.shard_size
+        first_index = number * size
+        return Shard(number=number, first_index=first_index, num_records=min(size, self._num_records - first_index))
 
 
 class Block(NamedTuple):
@@ -96,8 +125,16 @@ class Receipt(BaseModel):
 
     def is_of(self, plan: Plan) -> bool:
         """Whether this is what a shard of `plan` can have."""
-        num_batches = -(-self.shard.num_records // plan.batch_size)
-        return self.plan_sha256 == plan.sha256 and len(self.nfe) == num_batches
+        first_index, num_records = self.shard.first_index, self.shard.num_records
+        if first_index != self.shard.number * plan.shard_size or not 0 < num_records <= plan.shard_size:
+            return False
+        starts = range(0, num_records, plan.block_size)
+        blocks = [(first_index + start, min(plan.block_size, num_records - start)) for start in starts]
+        return (
+            self.plan_sha256 == plan.sha256
+            and [(block.first_index, block.num_records) for block in self.blocks] == blocks
+            and len(self.nfe) == -(-num_records // plan.batch_size)
+        )
 
     def agrees(self, other: "Receipt") -> bool:
         """Whether both say the same of the same bytes; what it took to make them may differ."""
@@ -213,8 +250,13 @@ def commit(store: Store, payload: bytes, receipt: Receipt) -> Receipt:
     raise StoreFailed(f"{shard}: others keep committing other bytes to {store.location}: is one plan made twice there?")
 
 
-def committed(store: Store, plan: Plan, shards: list[Shard]) -> dict[int, Receipt]:
-    """Receipts of those of `shards` that are committed in `store` under `plan`, by shard number.
+def committed(store: Store, plan: Plan, shards: Sequence[Shard]) -> dict[int, Receipt]:
+    """The receipts of `read_receipts`, by shard number."""
+    return {receipt.shard.number: receipt for receipt in read_receipts(store, plan, shards)}
+
+
+def read_receipts(store: Store, plan: Plan, shards: Sequence[Shard]) -> Iterator[Receipt]:
+    """Receipts of those of `shards` that are committed in `store` under `plan`, a few at a time in memory.
 
     The last shard of a set that grew may be there with fewer records: its receipt is among them, with its own count.
 
@@ -222,15 +264,14 @@ def committed(store: Store, plan: Plan, shards: list[Shard]) -> dict[int, Receip
         OSError: the store cannot be read.
     """
     sizes = store.sizes()
-    present = {marker_name(shard): shard for shard in shards if shard.name in sizes and marker_name(shard) in sizes}
-    receipts = {}
-    for name, payload in store.read_all(list(present)).items():
-        shard, receipt = present[name], parse_marker(payload)
-        if receipt is None or not receipt.is_of(plan) or sizes[shard.name] != receipt.num_bytes:
-            continue
-        if receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records:
-            receipts[shard.number] = receipt
-    return receipts
+    present = ((marker_name(shard), shard) for shard in shards if {shard.name, marker_name(shard)} <= sizes.keys())
+    while some := dict(islice(present, MARKERS_AT_ONCE)):
+        for name, payload in store.read_all(list(some)).items():
+            shard, receipt = some[name], parse_marker(payload)
+            if receipt is None or not receipt.is_of(plan) or sizes[shard.name] != receipt.num_bytes:
+                continue
+            if receipt.shard.number == shard.number and receipt.shard.num_records <= shard.num_records:
+                yield receipt
 
 
 def parse_marker(marker: bytes) -> Receipt | None:

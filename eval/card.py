@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval import tables
-from eval.report import Report
+from eval.report import Report, gains
 from pipeline.teachers import catalogue
 from trainer.export import CITATIONS
 
@@ -77,7 +77,7 @@ def card(report: Report) -> str:
         what=WHAT[trains],
         is_student=trains == "student",
         made_of={name: facts[name] for name in MADE_OF if name in facts} | {"recipe": _recipe(report)},
-        sentences=tables.bullets(tables.sentences(report)),
+        sentences=tables.bullets(gains(report)),
         table=tables.table(report),
         remarks=tables.bullets(tables.remarks(report)),
         measured=tables.bullets(

@@ -225,14 +225,14 @@ def columns(space: str, has_features: bool, has_probabilities: bool) -> list[Met
     ]
 
 
-def score(sample: Extracted, reference: Measured) -> dict[str, float]:
-    """The values of `columns` by key; those that `not_computed` names are left out.
+def score(sample: Extracted, reference: Measured, distance_only: bool = False) -> dict[str, float]:
+    """The values of `columns` by key, or the Fréchet distance alone; those that `not_computed` names are left out.
 
     Raises:
         WorkFailed: see `frechet_distance`.
     """
     scores: dict[str, float] = {}
-    for measure in _measures(reference.space):
+    for measure in _measures(reference.space)[: 1 if distance_only else None]:
         given = _is_given(measure, reference.features is not None, sample.probabilities is not None)
         if given and not _shortage(measure, len(sample.features), reference):
             keys = [key for key, _ in _names(measure, reference.space)]

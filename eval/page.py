@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval import chart, comparison, tables
-from eval.report import Grid, Report, Row, Trajectories
+from eval.report import Grid, Report, Row, Trajectories, gains
 from pipeline.pictures import Images, draw_rows
 from pipeline.progress import format_bytes
 
@@ -59,7 +59,7 @@ def render(report: Report, pictures: Mapping[str, Images], strips: Mapping[str, 
         "report.html",
         report=report,
         against=tables.measured_against(report),
-        sentences=tables.sentences(report),
+        sentences=gains(report),
         cautions=tables.cautions(report),
         legend=tables.legend(report),
         columns=tables.columns(report),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from pipeline.errors import BadInput
+from pipeline.store import open_store
 
 METRICS = "metrics.json"
 FULL = 50_000  # samples of a row as published figures have them; with fewer, FID is biased upwards
@@ -161,8 +162,10 @@ class Report(_Record):
     @property
     def title(self) -> str:
         """What was evaluated, in a line."""
-        recipe, teacher = self.training["recipe"], self.training["teacher"]
-        return f"A student of “{teacher}”, recipe “{recipe}”" if teacher else f"A teacher, recipe “{recipe}”"
+        recipe = self.training["recipe"]
+        if self.training["trains"] == "teacher":
+            return f"A teacher, recipe “{recipe}”"
+        return f"A student of “{self.training['teacher']}”, recipe “{recipe}”"
 
     @property
     def headline(self) -> Metric:
@@ -184,21 +187,22 @@ class Report(_Record):
         return None if figure is None else figure.mean
 
 
-def read(path: Path) -> Report:
-    """The report at `path`, its folder or its metrics.json.
+def read(place: Path | str) -> Report:
+    """The report at `place`, the folder or URL of an evaluation.
 
     Raises:
         BadInput: there is none that this version reads.
     """
-    file = path / METRICS if path.is_dir() else path
     try:
-        return Report.model_validate_json(file.read_bytes())
+        return Report.model_validate_json(open_store(str(place)).read(METRICS))
     except (OSError, ValidationError) as error:
-        raise BadInput(f"{file}: wanted the metrics.json of an evaluation; run traflow-pipeline evaluate") from error
+        raise BadInput(f"{place}: wanted an evaluation ({METRICS}); run traflow-pipeline evaluate") from error
 
 
 def gains(report: Report) -> Sequence[str]:
-    """What the distillation bought, a sentence for each of the student's rows."""
+    """What the distillation bought, a sentence for each of the student's rows; none without metrics."""
+    if not report.metrics:
+        return []
     few = [(row, value) for row in report.rows_of("few-step") if (value := report.value(row)) is not None]
     sentences = []
     for row in report.rows_of("student"):
@@ -212,11 +216,11 @@ def gains(report: Report) -> Sequence[str]:
 def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
     """Quality at equal evaluations, and evaluations at equal quality, against the teacher's best."""
     name, count = report.headline.heading, f"{row.nfe:g} evaluation{'' if row.nfe == 1 else 's'}"
-    text = f"At {count} the student has {name} {value:.3g}"
+    text = f"At {count} the student has {name} {value:.2f}"
     within = [(r, v) for r, v in few if r.nfe <= row.nfe]
     if within:
         best, best_value = min(within, key=lambda pair: pair[1])
-        text += f"; the teacher's best within as many is {best_value:.3g} ({best.sampler})"
+        text += f"; the teacher's best within as many is {best_value:.2f} ({best.sampler})"
     reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
     if reaching:
         nfe, sampler = reaching[0]

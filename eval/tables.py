@@ -112,11 +112,6 @@ def is_inception(report: Report, space: Space) -> bool:
     return any(_kind(metric) in ("fid", "kid") for metric in report.metrics if metric.space == space.name)
 
 
-def sentences(report: Report) -> Sequence[str]:
-    """What the distillation bought, as far as anything was measured."""
-    return gains(report) if report.metrics else ()
-
-
 def cautions(report: Report) -> list[str]:
     """What a reader has to know before comparing a figure, a sentence or two for each."""
     others = [space.title for space in report.spaces if not is_inception(report, space)]
@@ -245,7 +240,7 @@ def markdown(report: Report) -> str:
     """The report as text: what was gained, the table in the layout of the paper's Tables 4 to 7, and its footnotes."""
     parts = [
         f"# {escape(report.title)}",
-        bullets(sentences(report)),
+        bullets(gains(report)),
         table(report),
         bullets(remarks(report)),
         "## How to reproduce",

@@ -38,26 +38,24 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quick")
     run(folder, "generate", "--config", "quickstart", "--n", 512, "--workers", 2)
     run(folder, "train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
-    run(folder, "evaluate", "--config", "quickstart", "--num-samples", 256, "--set", "teacher_solver.rtol=1e-3")
+    short = ("--num-samples", 256, "--set", "teacher_solver.rtol=1e-3", "--set", "num_trajectories=64")
+    run(folder, "evaluate", "--config", "quickstart", *short, "--set", "opponents=euler,midpoint")
     return folder
 
 
 def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
     out = quick / "runs" / "quickstart"
     rows = json.loads((out / "metrics.json").read_text())["rows"]
-    assert [(row["model"], row["sampler"]) for row in rows] == [
-        ("teacher", "dopri5 rtol 0.001 atol 1e-5"),
-        *(("teacher", f"euler {n}") for n in (1, 2, 4, 8)),
-        *(("student", sampler) for sampler in ("1 step", "2 steps", "4 steps", "8 steps")),
-    ]
-    by_name = {(row["model"], row["sampler"]): row for row in rows}
-    assert rows[0]["teacher_rmse"] == 0
+    distance = {f"{row['model']}, {row['sampler']}": row["scores"]["fd-digits"]["mean"] for row in rows}
+    assert next(iter(distance)) == "teacher, dopri5 rtol 0.001 atol 1e-5"
+    assert {"teacher, euler 8", "teacher, midpoint 4", "student, 1 step", "student, 8 steps"} < set(distance)
     # Even sixty steps undo most of the blur of the teacher's single Euler step, which is where the student began.
-    one_step = by_name["student", "1 step"]["frechet_distance"]
-    assert one_step < by_name["teacher", "euler 1"]["frechet_distance"] / 3
+    assert distance["student, 1 step"] < distance["teacher, euler 1"] / 3
     assert "Fréchet" in (out / "report.html").read_text()
-    for picture in ("grid.png", "grid-all.png", "train/samples.png"):
+    for picture in ("grid.png", "grid-all.png", "strips.png", "train/samples.png"):
         assert Image.open(out / picture).width > 300
+    run(quick, "compare", "runs/quickstart", "runs/quickstart", "--out", "both.html")
+    assert "Fréchet" in (quick / "both.html").read_text()
 
 
 def test_every_stage_says_so_when_it_is_complete(quick: Path) -> None:
@@ -294,6 +292,7 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
     for command in (
         *("generate", "verify", "inspect", "probe", "train", "evaluate", "sample", "teachers", "average", "export"),
+        *("reference", "compare"),
     ):
         assert command in run(tmp_path, "--help").stdout
         assert "Usage" in run(tmp_path, command, "--help").stdout

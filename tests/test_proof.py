@@ -30,7 +30,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_quickstart_keeps_the_promises_of_its_table(quickstart: Path) -> None:
     rows = json.loads((quickstart / "runs" / "quickstart" / "metrics.json").read_text())["rows"]
-    distance = {(row["model"], row["sampler"]): row["frechet_distance"] for row in rows}
+    distance = {(row["model"], row["sampler"]): row["scores"]["fd-digits"]["mean"] for row in rows}
     one, two, four = (distance["student", f"{n} step{'s' if n > 1 else ''}"] for n in (1, 2, 4))
     assert one < distance["teacher", "euler 8"]
     assert one < distance["teacher", "euler 1"] / 100

@@ -7,9 +7,7 @@ BIN := .venv/bin
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
 quickstart: .venv/installed
-	$(BIN)/traflow-pipeline generate --config quickstart
-	$(BIN)/traflow-pipeline train --config quickstart
-	$(BIN)/traflow-pipeline evaluate --config quickstart
+	$(BIN)/traflow-pipeline run configs/quickstart.yaml
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not proof"

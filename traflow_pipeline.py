@@ -246,6 +246,50 @@ def train(
 
 
 @app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A config of configs/ by name, or a YAML file, with its stages.")],
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URL of the whole run; by default where the config says.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="here; or ray: training and evaluation on a Ray cluster too.")] = "here",
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="One stage: generate, train or evaluate.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a key; may be repeated.")
+    ] = None,
+) -> None:
+    """Generate, train and evaluate as one plan; what is complete is passed over, what was killed goes on."""
+    from eval import output, report, tables
+    from eval import run as whole
+    from pipeline.progress import console, say
+
+    if on not in ("here", "ray"):
+        raise BadInput(f"--on: wanted here or ray, got {on!r}")
+    plan = whole.open_run(config, out, set_ or [], address)
+    if only is not None and only not in plan.stages:
+        raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
+    whole.run(plan, on == "ray" or address is not None, address, only)
+    if plan.evaluate is not None and only in (None, "evaluate"):
+        place = plan.evaluate.mirror or plan.evaluate.out
+        console.print(tables.terminal(report.read(place)))
+        say(f"{place}/{output.PAGE}: the page; {output.TABLE}, metrics.json and pictures lie beside it")
+    say(f"where it stands: traflow-pipeline status {plan.place}")
+
+
+@app.command()
+def status(place: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
+    """Show where each stage of a run stands, from what lies there."""
+    from eval import run as whole
+    from pipeline.progress import say
+
+    plan = whole.read_run(place.rstrip("/"))
+    for stage in plan.stages:
+        say(str(whole.look(plan, stage)))
+
+
+@app.command()
 def average(
     run: Annotated[Path, typer.Argument(help="The folder of a run whose config keeps averages by sigma_rel.")],
     sigma_rel: Annotated[float, typer.Option(help="Relative width of the average to make: 0.02 to 0.25.")],

@@ -17,30 +17,58 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_section(source: str | None, command: str) -> dict[str, Any]:
-    """The section of `command` in the config `source`: a name in configs/ or the path of a YAML file.
+    """The section of `command` in the config `source`, see `load_sections`; nothing without a source.
+
+    Raises:
+        BadInput: there is no such section.
+    """
+    if source is None:
+        return {}
+    sections = load_sections(source)
+    if command not in sections:
+        raise BadInput(f"{find(source)}: it has no section {command!r}, only {', '.join(sections)}")
+    return sections[command]
+
+
+def load_sections(source: str) -> dict[str, dict[str, Any]]:
+    """The sections of the config `source`: a name in configs/ or the path of a YAML file.
 
     Raises:
         BadInput: no such config, not YAML, or sections that no command reads.
     """
-    if source is None:
-        return {}
+    path = find(source)
+    try:
+        return parse_sections(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def find(source: str) -> Path:
+    """The file of the config `source`, see `load_sections`."""
     path = next((p for p in (CONFIGS / f"{source}.yaml", Path(source)) if p.is_file()), None)
     if path is None:
         names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")
+    return path
+
+
+def parse_sections(text: bytes, place: str) -> dict[str, dict[str, Any]]:
+    """The sections in the YAML `text`, which stands at `place`.
+
+    Raises:
+        BadInput: see `load_sections`.
+    """
     try:
-        sections = yaml.safe_load(path.read_text()) or {}
+        sections = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{place}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
         found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
-        raise BadInput(f"{path}: wanted sections named {', '.join(COMMANDS)}; found {found}")
-    if command not in sections:
-        raise BadInput(f"{path}: it has no section {command!r}, only {', '.join(sections)}")
-    section = sections[command] or {}
-    if not isinstance(section, dict):
-        raise BadInput(f"{path}: section {command!r} is not a mapping of keys to values")
-    return section
+        raise BadInput(f"{place}: wanted sections named {', '.join(COMMANDS)}; found {found}")
+    for command, section in sections.items():
+        if not isinstance(section, dict | None):
+            raise BadInput(f"{place}: section {command!r} is not a mapping of keys to values")
+    return {command: section or {} for command, section in sections.items()}
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def local(location: str) -> Path:
     Raises:
         WorkFailed: see `pull`.
     """
-    if not is_url(location):
-        return Path(location)
-    run = local_copy_of(location)
+    return bring(location, local_copy_of(location)) if is_url(location) else Path(location)
+
+
+def bring(location: str, run: Path) -> Path:
+    """`pull`, and the folder `run`."""
     pull(location, run)
     return run
 

@@ -1,6 +1,8 @@
-"""The same training on a Ray cluster: Ray Train starts the ranks, and starts them again after a loss."""
+"""The same work on a Ray cluster: Ray Train starts the ranks, and starts them again after a loss."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import torch
 
 from pipeline.cluster import connected, places
 from pipeline.errors import BadInput, WorkFailed
-from pipeline.store import one_line
-from trainer import checkpoint, loop
+from pipeline.store import is_url, one_line
+from trainer import checkpoint, loop, mirror
 from trainer.task import TrainConfig, prepare
 
 MAX_FAILURES = 3  # of workers or machines, in one run of the command
@@ -18,12 +20,35 @@ MAX_FAILURES = 3  # of workers or machines, in one run of the command
 def train(config: TrainConfig, num_workers: int | None, address: str | None) -> Path:
     """`loop.train` on `num_workers` ranks, each a GPU, or a CPU where there is none; returns the last checkpoint.
 
-    The run's folder has to be one that every machine reaches. When a worker is lost, all begin again from the newest
-    checkpoint.
+    The run's folder has to be one that every machine reaches, or a URL. When a worker is lost, all begin again from the
+    newest checkpoint.
 
     Raises:
         BadInput: see `loop.train`; or Ray Train's packages are missing.
         WorkFailed: it failed more than `MAX_FAILURES` times.
+    """
+    config = config.model_copy(update={"out": config.out.absolute()})
+    prepare(config, torch.device("cpu"))  # what cannot work is said here, not by every worker
+    settings = config.model_dump(mode="json")
+    launch(_train, settings, config.mirror or str(config.out), num_workers, address, partial(loop.check_ranks, config))
+    return checkpoint.find(config.out if config.mirror is None else mirror.bring(config.mirror, config.out))
+
+
+def launch(
+    work: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    out: str,
+    num_workers: int | None,
+    address: str | None,
+    check: Callable[[int], None] = lambda ranks: None,
+) -> None:
+    """Call `work` with `settings` on every rank, in this process's working folder; Ray's own files go into `out`.
+
+    `check` may refuse the number of ranks.
+
+    Raises:
+        BadInput: Ray Train's packages are missing, or no cluster answers.
+        WorkFailed: a rank failed, or more than `MAX_FAILURES` workers were lost.
     """
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -32,26 +57,37 @@ def train(config: TrainConfig, num_workers: int | None, address: str | None) -> 
         raise BadInput("--on ray: wanted Ray Train's packages; pip install 'ray[train]'") from error
     import ray
 
-    config = config.model_copy(update={"out": config.out.absolute()})
-    prepare(config, torch.device("cpu"))  # what cannot work is said here, not by every worker
     with connected(address):
         workers, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
-        loop.check_ranks(config, workers)
+        check(workers)
         trainer = TorchTrainer(
-            _work,
-            train_loop_config={"config": config.model_dump(mode="json"), "folder": str(Path.cwd())},
+            _in_folder,
+            train_loop_config={"work": work, "settings": settings, "folder": str(Path.cwd())},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(
-                name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=MAX_FAILURES)
-            ),
+            run_config=RunConfig(name="ray", failure_config=FailureConfig(max_failures=MAX_FAILURES), **_storage(out)),
         )
         try:
             trainer.fit()
         except Exception as error:  # Ray Train wraps whatever a worker raised
-            raise WorkFailed(f"training on Ray failed: {one_line(error)}") from error
-    return checkpoint.find(config.out)
+            raise WorkFailed(f"the work on Ray failed: {one_line(error)}") from error
 
 
-def _work(settings: dict[str, Any]) -> None:
-    os.chdir(settings["folder"])
-    loop.train(TrainConfig.model_validate(settings["config"]))
+def _storage(out: str) -> dict[str, Any]:
+    """Where Ray Train writes, as it wants to be told."""
+    if not is_url(out):
+        return {"storage_path": out}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, path = fsspec.url_to_fs(out)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(filesystem))}
+
+
+def _in_folder(order: dict[str, Any]) -> None:
+    if Path(order["folder"]).is_dir():  # a machine that shares nothing but a store may lack it
+        os.chdir(order["folder"])
+    order["work"](order["settings"])
+
+
+def _train(settings: dict[str, Any]) -> None:
+    loop.train(TrainConfig.model_validate(settings))

@@ -1,0 +1,235 @@
+"""The three stages as one plan in one place: each goes on until it is complete, and is passed over when it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from eval import output
+from eval.evaluate import EvaluateConfig, evaluate
+from eval.on_ray import evaluate_on_ray
+from eval.report import METRICS, Report
+from pipeline.config import COMMANDS, find, load_sections, merge, parse_assignment, parse_sections, resolved, validate
+from pipeline.dataset import GenerateConfig, generate
+from pipeline.errors import BadInput
+from pipeline.manifest import MANIFEST, read_dataset, read_manifest
+from pipeline.progress import say
+from pipeline.store import Location, open_store, reason
+from trainer import checkpoint, loop, on_ray, samples
+from trainer.checkpoint import CheckpointInfo
+from trainer.task import TrainConfig
+
+CONFIG = "run.yaml"
+
+
+class Run(BaseModel):
+    """The stages of a config, in their order, and the place where they lie unless the config says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: Location
+    generate: GenerateConfig | None = None
+    train: TrainConfig | None = None
+    evaluate: EvaluateConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        made, read = self.generate, self.train
+        if made and read and read.data is not None and read.data != made.out:
+            raise ValueError(f"train.data is {read.data}; wanted {made.out}, where generate writes")
+        if read and self.evaluate and self.evaluate.checkpoint != _location(read):
+            raise ValueError(
+                f"evaluate.checkpoint is {self.evaluate.checkpoint}; wanted {_location(read)}, train's run"
+            )
+        return self
+
+    @property
+    def stages(self) -> list[str]:
+        return [stage for stage in COMMANDS if getattr(self, stage) is not None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a stage stands, by its markers alone."""
+
+    stage: str
+    location: str
+    progress: str
+    complete: bool
+    fault: str = ""  # why it cannot go on as it is
+
+    def __str__(self) -> str:
+        state = self.fault or ("complete" if self.complete else "to do")
+        return f"{self.stage:<9} {self.location}: {self.progress}; {state}"
+
+
+def open_run(source: str, out: str | None, assignments: Sequence[str], address: str | None) -> Run:
+    """The run of the config `source`, in the folder or URL `out`, by default runs/NAME or where the config says.
+
+    `assignments` are "STAGE.key=value".
+
+    Raises:
+        BadInput: the config, or an assignment, is none of these stages', or they do not fit together.
+    """
+    sections = merge(load_sections(source), *map(parse_assignment, assignments))
+    place = (out or f"runs/{find(source).stem}").rstrip("/")
+    if unknown := [stage for stage in sections if stage not in COMMANDS]:
+        raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
+    places = {stage: values for stage, values in _places(place, sections).items() if stage in sections}
+    layers = (sections, places) if out else (places, sections)
+    on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
+    return validate(Run, {"place": place, **merge(*layers, on_cluster)}, "run")
+
+
+def _places(place: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Where each stage reads and writes in `place`."""
+    data = {"data": f"{place}/data"} if "generate" in sections else {}
+    return {
+        "generate": {"out": f"{place}/data"},
+        "train": {**data, "out": f"{place}/train"},
+        "evaluate": {"checkpoint": f"{place}/train", "out": f"{place}/report"},
+    }
+
+
+def read_run(place: str) -> Run:
+    """The run whose stages lie in `place`, as it was last started.
+
+    Raises:
+        BadInput: there is none.
+    """
+    try:
+        text = open_store(place).read(CONFIG)
+    except OSError as error:
+        raise BadInput(f"{place}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first") from error
+    return validate(Run, {"place": place, **parse_sections(text, f"{place}/{CONFIG}")}, "run")
+
+
+def run(plan: Run, on_cluster: bool, address: str | None, only: str | None = None) -> None:
+    """Bring every stage to its end, or the stage `only`; on a Ray cluster or here.
+
+    Raises:
+        BadInput, WorkFailed: see the stages; a stage whose inputs have changed since is refused.
+    """
+    _write_down(plan)
+    for stage in plan.stages if only is None else [only]:
+        standing = look(plan, stage)
+        if standing.fault:
+            raise BadInput(f"{standing.location}: {standing.fault}")
+        say(f"{stage}: {standing.location}, {standing.progress}{', complete' if standing.complete else ''}")
+        # What is complete still says whether it is what the config asks for, and needs no cluster for that.
+        _work(plan, stage, on_cluster and not standing.complete, address)
+
+
+def _work(plan: Run, stage: str, on_cluster: bool, address: str | None) -> None:
+    if stage == "generate" and plan.generate is not None:
+        generate(plan.generate)
+    elif stage == "train" and plan.train is not None:
+        on_ray.train(plan.train, None, address) if on_cluster else loop.train(plan.train)
+    elif stage == "evaluate" and plan.evaluate is not None and not look(plan, stage).complete:
+        evaluate_on_ray(plan.evaluate, None, address) if on_cluster else evaluate(plan.evaluate)
+
+
+def _write_down(plan: Run) -> None:
+    """What `status` and a later run read."""
+    sections = {stage: yaml.safe_load(resolved(getattr(plan, stage), stage))[stage] for stage in plan.stages}
+    store = open_store(plan.place)
+    try:
+        store.write(CONFIG, yaml.safe_dump(sections, sort_keys=False).encode())
+    except OSError as error:
+        raise BadInput(f"{plan.place}: cannot be written ({reason(error)})") from error
+
+
+def look(plan: Run, stage: str) -> Standing:
+    """Where `stage` stands.
+
+    Raises:
+        BadInput: its place cannot be read.
+    """
+    looks = {"generate": _look_at_data, "train": _look_at_training, "evaluate": _look_at_report}
+    try:
+        return looks[stage](plan)
+    except OSError as error:
+        raise BadInput(f"{plan.place}: {stage} cannot be looked at ({reason(error)})") from error
+
+
+def _look_at_data(plan: Run) -> Standing:
+    config = plan.generate
+    assert config is not None
+    store = open_store(config.out)
+    found = read_dataset(store)
+    if found is None:
+        return Standing("generate", config.out, "not begun", complete=False)
+    num_shards = len(found.plan.shards(config.n))
+    sizes = store.sizes()
+    made = sum(1 for name in sizes if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" in sizes)
+    whole = made >= num_shards and MANIFEST in sizes and read_manifest(store).num_records >= config.n
+    progress = f"{min(made, num_shards):,} of {num_shards:,} shards, {config.n:,} records"
+    # Whether they are of this plan generate says itself, for which it needs no cluster.
+    return Standing("generate", config.out, progress, complete=whole)
+
+
+def _look_at_training(plan: Run) -> Standing:
+    config = plan.train
+    assert config is not None
+    location, num_steps = _location(config), config.trainer.num_steps
+    info = _newest(location)
+    if info is None:
+        return Standing("train", location, f"0 of {num_steps:,} steps", complete=False)
+    data = _data_sha256(plan)
+    fault = ""
+    if data is not None and info.data_sha256 != data:
+        fault = (
+            f"it was trained on other data than there is now in {config.data} (that was {info.data_sha256}, this is "
+            f"{data}): remove it to train again, or choose another place"
+        )
+    complete = info.step >= num_steps and (samples.FILE in open_store(location).sizes())
+    return Standing("train", location, f"{info.step:,} of {num_steps:,} steps", complete and not fault, fault)
+
+
+def _look_at_report(plan: Run) -> Standing:
+    config = plan.evaluate
+    assert config is not None
+    location = str(config.mirror or config.out)
+    files = open_store(location).read_all([METRICS, output.CONFIG])
+    if METRICS not in files:
+        return Standing("evaluate", location, "no report", complete=False)
+    try:
+        report = Report.model_validate_json(files[METRICS])
+    except ValidationError:
+        return Standing("evaluate", location, "a report of another version", complete=False)
+    newest = _newest(config.checkpoint)
+    is_current = newest is not None and report.training.get("files") == newest.files
+    is_asked = files.get(output.CONFIG) == resolved(config, "evaluate").encode()
+    progress = f"a report of step {report.training['step']:,}"
+    if not is_asked:
+        progress += ", of another configuration"
+    elif not is_current:
+        progress += ", which is not the newest checkpoint"
+    return Standing("evaluate", location, progress, complete=is_current and is_asked)
+
+
+def _location(config: TrainConfig) -> str:
+    return str(config.mirror or config.out)
+
+
+def _newest(location: str) -> CheckpointInfo | None:
+    """The description of the newest whole checkpoint of the run at `location`, a folder or URL."""
+    names = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
+    for name in sorted(names, key=lambda name: int(name.partition("-")[2]), reverse=True):
+        found = open_store(f"{location}/checkpoints/{name}").read_all([checkpoint.INFO])
+        if checkpoint.INFO in found:
+            try:
+                return CheckpointInfo.model_validate_json(found[checkpoint.INFO])
+            except ValidationError:
+                continue
+    return None
+
+
+def _data_sha256(plan: Run) -> str | None:
+    """The digest of the data that `plan` trains on, where they are all there."""
+    if plan.train is None or plan.train.data is None:
+        return None
+    store = open_store(plan.train.data)
+    return read_manifest(store).sha256 if MANIFEST in store.sizes() else None

@@ -247,29 +247,40 @@ def train(
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(help="A config of configs/ by name, or a YAML file, with its stages.")],
+    config: Annotated[
+        str, typer.Argument(help="A config of configs/ by name, a YAML file, or the place of a run started before.")
+    ],
     out: Annotated[
         str | None, typer.Option(help="Folder or URL of the whole run; by default where the config says.")
+    ] = None,
+    submit: Annotated[
+        str | None, typer.Option(help="A cluster's dashboard (http://HOST:8265): each stage becomes a job there.")
     ] = None,
     on: Annotated[str, typer.Option(help="here; or ray: training and evaluation on a Ray cluster too.")] = "here",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="One stage: generate, train or evaluate.")] = None,
+    after: Annotated[str | None, typer.Option(help="Wait for this job first.", hidden=True)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
 ) -> None:
     """Generate, train and evaluate as one plan; what is complete is passed over, what was killed goes on."""
-    from eval import output, report, tables
+    from eval import jobs, output, report, tables
     from eval import run as whole
     from pipeline.progress import console, say
 
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
-    plan = whole.open_run(config, out, set_ or [], address)
+    plan = whole.open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
         raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
+    if submit is not None:
+        jobs.submit(plan, submit)
+        return
+    if after is not None:
+        jobs.wait_for(after)
     whole.run(plan, on == "ray" or address is not None, address, only)
     if plan.evaluate is not None and only in (None, "evaluate"):
         place = plan.evaluate.mirror or plan.evaluate.out

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -16,7 +17,7 @@ from pipeline.dataset import GenerateConfig, generate
 from pipeline.errors import BadInput
 from pipeline.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.progress import say
-from pipeline.store import Location, open_store, reason
+from pipeline.store import Location, absolute, is_url, open_store, reason
 from trainer import checkpoint, loop, on_ray, samples
 from trainer.checkpoint import CheckpointInfo
 from trainer.task import TrainConfig
@@ -49,6 +50,10 @@ class Run(BaseModel):
     def stages(self) -> list[str]:
         return [stage for stage in COMMANDS if getattr(self, stage) is not None]
 
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The resolved configuration of each stage."""
+        return {stage: yaml.safe_load(resolved(getattr(self, stage), stage))[stage] for stage in self.stages}
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -65,20 +70,27 @@ class Standing:
         return f"{self.stage:<9} {self.location}: {self.progress}; {state}"
 
 
-def open_run(source: str, out: str | None, assignments: Sequence[str], address: str | None) -> Run:
+def open_run(
+    source: str, out: str | None, assignments: Sequence[str], address: str | None, anywhere: bool = False
+) -> Run:
     """The run of the config `source`, in the folder or URL `out`, by default runs/NAME or where the config says.
 
-    `assignments` are "STAGE.key=value".
+    `source` may also be the place of a run that was started before. `assignments` are "STAGE.key=value". `anywhere`
+    names places so that processes in other working folders find them.
 
     Raises:
         BadInput: the config, or an assignment, is none of these stages', or they do not fit together.
     """
-    sections = merge(load_sections(source), *map(parse_assignment, assignments))
-    place = (out or f"runs/{find(source).stem}").rstrip("/")
+    if is_url(source) or (Path(source) / CONFIG).is_file():
+        given, place = read_run(source.rstrip("/")).sections(), source.rstrip("/")
+    else:
+        given, place = load_sections(source), (out or f"runs/{find(source).stem}").rstrip("/")
+    sections = merge(given, *map(parse_assignment, assignments))
+    place = absolute(place) if anywhere else place
     if unknown := [stage for stage in sections if stage not in COMMANDS]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
     places = {stage: values for stage, values in _places(place, sections).items() if stage in sections}
-    layers = (sections, places) if out else (places, sections)
+    layers = (sections, places) if out or anywhere else (places, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
     return validate(Run, {"place": place, **merge(*layers, on_cluster)}, "run")
 
@@ -112,7 +124,7 @@ def run(plan: Run, on_cluster: bool, address: str | None, only: str | None = Non
     Raises:
         BadInput, WorkFailed: see the stages; a stage whose inputs have changed since is refused.
     """
-    _write_down(plan)
+    write_down(plan)
     for stage in plan.stages if only is None else [only]:
         standing = look(plan, stage)
         if standing.fault:
@@ -131,12 +143,14 @@ def _work(plan: Run, stage: str, on_cluster: bool, address: str | None) -> None:
         evaluate_on_ray(plan.evaluate, None, address) if on_cluster else evaluate(plan.evaluate)
 
 
-def _write_down(plan: Run) -> None:
-    """What `status` and a later run read."""
-    sections = {stage: yaml.safe_load(resolved(getattr(plan, stage), stage))[stage] for stage in plan.stages}
-    store = open_store(plan.place)
+def write_down(plan: Run) -> None:
+    """Write what `status` and a later run read.
+
+    Raises:
+        BadInput: the place cannot be written.
+    """
     try:
-        store.write(CONFIG, yaml.safe_dump(sections, sort_keys=False).encode())
+        open_store(plan.place).write(CONFIG, yaml.safe_dump(plan.sections(), sort_keys=False).encode())
     except OSError as error:
         raise BadInput(f"{plan.place}: cannot be written ({reason(error)})") from error
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -35,6 +36,15 @@ class Job:
     plan: Plan
     teacher: str
     location: str
+    program: str = field(default_factory=lambda: program())  # the driver's
+
+
+def program() -> str:
+    """The version of this program, as far as one is installed."""
+    try:
+        return version("traflow-pipeline")
+    except PackageNotFoundError:
+        return "of a source tree"
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,11 @@ class Worker:
     @cached_property
     def teacher(self) -> Teacher:
         """Loaded with the first shard, so that a teacher that is not here fails a shard and not the worker."""
+        if program() != self.job.program:
+            raise WorkFailed(
+                f"{socket.gethostname()} has traflow-pipeline {program()}, the driver {self.job.program}: "
+                "install the same version on every machine"
+            )
         if self.wants_gpu and not torch.cuda.is_available():
             raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
         teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale, quiet=True)

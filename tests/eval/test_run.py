@@ -14,14 +14,13 @@ from tests.problems import save_tiny_teacher
 from trainer import checkpoint
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+def write_config(folder: Path) -> Path:
     """The three stages, as small as they can be."""
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", images=images)
+    np.savez(folder / "images.npz", images=images)
     sections: dict[str, Any] = {
         "generate": {
-            "teacher": str(save_tiny_teacher(tmp_path / "tiny.safetensors")),
+            "teacher": str(save_tiny_teacher(folder / "tiny.safetensors")),
             "n": 32,
             "states": 2,
             "executor": "inline",
@@ -32,7 +31,7 @@ def config(tmp_path: Path) -> Path:
         },
         "train": {"device": "cpu", "trainer": {"num_steps": 2, "batch_size": 8, "log_every": 1}},
         "evaluate": {
-            "reference": str(tmp_path / "images.npz"),
+            "reference": str(folder / "images.npz"),
             "features": "tests.eval.spaces:pixels",
             "num_samples": 16,
             "num_ranges": 1,
@@ -43,9 +42,14 @@ def config(tmp_path: Path) -> Path:
             "device": "cpu",
         },
     }
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(sections))
     return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
 
 
 def bring_to_its_end(config: Path, place: str, *assignments: str) -> Run:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test proof bench lint format clean
+.PHONY: quickstart test cluster proof bench lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
@@ -10,7 +10,11 @@ quickstart: .venv/installed
 	$(BIN)/traflow-pipeline run configs/quickstart.yaml
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not proof"
+	$(BIN)/python -m pytest -m "not proof and not cluster"
+
+# Runs on clusters of several nodes, which lose some, and runs submitted as jobs.
+cluster: .venv/installed-dev
+	$(BIN)/python -m pytest -m cluster
 
 # The quickstart from an empty folder, with the promises of its table checked.
 proof: .venv/installed-dev

@@ -17,7 +17,7 @@ import pytest
 from tests.eval.test_run import write_config
 from tests.test_cli import SCRIPT
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.cluster
 PATIENCE_SECONDS = 180
 
 

@@ -19,7 +19,7 @@ from tests.eval.test_run import write_config
 from tests.test_cli import SCRIPT
 from trainer import checkpoint
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.cluster
 PATIENCE_SECONDS = 240
 NUM_STEPS = 300
 

@@ -281,7 +281,8 @@ class _Evaluation:
             "lpips": distance.name if distance else None,
             "device": self.ranks.device.type,
         }
-        folder = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        # The first rank alone knows the reference.
+        folder = self.ranks.of_first(hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
         measured = self.reference.measured if self.reference else {}
         return Scorer(config.out / WORK / folder, setting, config.num_samples, measured, distance, self.ranks)
 

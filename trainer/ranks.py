@@ -50,6 +50,14 @@ class Ranks:
         dist.all_reduce(ends, op=dist.ReduceOp.MAX)
         return bool((ends[0] == -ends[1]).item())
 
+    def of_first(self, text: str) -> str:
+        """The text that the first rank has."""
+        if self.world == 1:
+            return text
+        texts = [text]
+        dist.broadcast_object_list(texts, device=self.device)
+        return texts[0]
+
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """The mean of `x` over the ranks."""
         if self.world == 1:

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import yaml
 
 from eval import output, samples
 from eval.evaluate import EvaluateConfig, evaluate
@@ -12,6 +13,7 @@ from eval.report import Report, read
 from pipeline.errors import BadInput, WorkFailed
 from pipeline.store import open_store
 from tests.problems import make_data, save_tiny_teacher
+from tests.trainer.test_ranks import on_ranks
 from trainer.loop import train
 from trainer.task import TrainConfig
 
@@ -143,6 +145,16 @@ def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_writt
     run(root, tmp_path, features=spaces, require="fd-pixels,rmse")
     with pytest.raises(BadInput, match="--require fid: wanted a metric of this evaluation: fd-pixels, "):
         run(root, tmp_path / "other", require="fid")
+
+
+def test_two_ranks_under_torchrun_make_the_figures_of_one(root: Path, tmp_path: Path) -> None:
+    sizes = {"num_samples": 1100, "steps": (1,), "opponents": ()}  # two chunks
+    values = settings(root) | sizes | {"checkpoint": str(root / "run"), "out": str(tmp_path / "two")}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(json.dumps({"evaluate": values}))))
+    on_ranks(2, ["evaluate", "--config", str(tmp_path / "two.yaml")], says="the page")
+    two, one = read(tmp_path / "two"), run(root, tmp_path / "one", **sizes)
+    assert [row.scores for row in two.rows] == [row.scores for row in one.rows]
+    assert two.command.startswith("torchrun --nproc-per-node 2 -m traflow_pipeline evaluate")
 
 
 def test_a_student_is_evaluated_without_its_teacher_too(root: Path, tmp_path: Path) -> None:

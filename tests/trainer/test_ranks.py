@@ -30,14 +30,14 @@ def arguments(data: Path, out: Path, num_steps: int = 6, **settings: object) -> 
     return ["train", "--data", str(data), "--out", str(out), "--device", "cpu", *pairs]
 
 
-def on_ranks(num_ranks: int, command: list[str]) -> None:
-    """Run the console script's `command` under torchrun."""
+def on_ranks(num_ranks: int, command: list[str], says: str = "minimising") -> None:
+    """Run the console script's `command` under torchrun; only the first rank speaks."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--master-port"]
     launch += [str(_free_port()), "-m", "traflow_pipeline"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     found = subprocess.run([*launch, *command], capture_output=True, text=True, timeout=300, env=environment)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count("minimising") == 1  # only the first rank speaks
+    assert found.stdout.count(says) == 1
 
 
 def _free_port() -> int:

@@ -415,6 +415,7 @@ def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     n: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
+    first: Annotated[int, typer.Option(help="The index of the first; an evaluation's begin at 0.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Evaluations of each image.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -424,7 +425,7 @@ def sample(
     from pipeline.progress import say
     from trainer import mirror
 
-    sampler.save_grid(mirror.local(checkpoint), out, n, steps, seed, device)
+    sampler.save_grid(mirror.local(checkpoint), out, range(first, first + n), steps, seed, device)
     say(f"{out}: {n} images of {steps} evaluation{'s' if steps > 1 else ''} each")
 
 

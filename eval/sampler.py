@@ -115,8 +115,8 @@ def draw_samples(
         yield SampleBatch(samples, nfe, time.monotonic() - started)
 
 
-def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int, device_name: str) -> None:
-    """Write a PNG of `num_images` samples: a student's by Algorithm 1, a trained teacher's by Euler steps.
+def save_grid(path: Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
+    """Write a PNG of the samples `indices` of `seed`: a student's by Algorithm 1, a trained teacher's by Euler steps.
 
     Raises:
         BadInput: no checkpoint at `path`, or `out` cannot be written.
@@ -133,6 +133,6 @@ def save_grid(path: Path, out: Path, num_images: int, num_steps: int, seed: int,
         assert teacher.network is not None
         network = teacher.network
     shape, num_classes = network.config.shape, network.config.num_classes
-    drawn = draw_samples(sampler, shape, num_classes, seed, range(num_images), BATCH_SIZE, device)
+    drawn = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
     samples = torch.cat([batch.samples for batch in drawn])
     pictures.save_square(out, to_bytes(samples.numpy(), info.data_range))

@@ -80,10 +80,8 @@ class EvaluateConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_a_copy(cls, values: Any) -> Any:
-        if isinstance(values, dict) and is_url(values.get("out")):
-            return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
-        return values
+    def _place(cls, values: Any) -> Any:
+        return mirror.placed(values)
 
 
 def evaluate(config: EvaluateConfig) -> Report | None:

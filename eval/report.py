@@ -188,15 +188,15 @@ class Report(_Record):
 
 
 def read(place: Path | str) -> Report:
-    """The report at `place`, the folder or URL of an evaluation.
+    """The report at `place`, the folder or URL of an evaluation, or its metrics.json.
 
     Raises:
         BadInput: there is none that this version reads.
     """
     try:
-        return Report.model_validate_json(open_store(str(place)).read(METRICS))
+        return Report.model_validate_json(open_store(str(place).removesuffix(f"/{METRICS}")).read(METRICS))
     except (OSError, ValidationError) as error:
-        raise BadInput(f"{place}: wanted an evaluation ({METRICS}); run traflow-pipeline evaluate") from error
+        raise BadInput(f"{place}: wanted the {METRICS} of an evaluation; run traflow-pipeline evaluate") from error
 
 
 def gains(report: Report) -> Sequence[str]:

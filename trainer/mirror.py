@@ -4,6 +4,7 @@ A checkpoint is whole there when its checkpoint.json is, which is written last.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.cache import local_copy_of
 from pipeline.errors import WorkFailed
@@ -12,6 +13,13 @@ from pipeline.store import Store, aside_of, is_url, open_store, reason, sync
 from trainer import checkpoint
 
 BESIDE = ("config.yaml", "log.jsonl", "samples.png")  # what else of a run is copied, where it is there
+
+
+def placed(values: Any) -> Any:
+    """The values of a configuration; an `out` that is a URL is the mirror of a copy in the user's cache."""
+    if isinstance(values, dict) and is_url(values.get("out")):
+        return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
+    return values
 
 
 def push(run: Path, location: str) -> None:

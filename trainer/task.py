@@ -8,16 +8,16 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline import networks
-from pipeline.cache import local_copy_of
 from pipeline.errors import BadInput
 from pipeline.manifest import read_manifest
 from pipeline.networks import Network, NetworkConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.plan import Plan
 from pipeline.solver import Velocity
-from pipeline.store import Location, is_url, open_store
+from pipeline.store import Location, open_store
 from pipeline.teachers import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
+from trainer import mirror
 from trainer.ema import EmaConfig
 from trainer.images import load_images
 from trainer.recipes import Recipe, RecipeSource, load
@@ -87,10 +87,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_a_copy(cls, values: Any) -> Any:
-        if isinstance(values, dict) and is_url(values.get("out")):
-            return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
-        return values
+    def _place(cls, values: Any) -> Any:
+        return mirror.placed(values)
 
 
 @dataclass(frozen=True)

@@ -229,5 +229,5 @@ def test_evaluations_stand_side_by_side(out: Path, root: Path, tmp_path: Path) -
     page = (tmp_path / "compare.html").read_text()
     assert "report" in page
     assert "other" in page
-    with pytest.raises(BadInput, match=r"wanted an evaluation \(metrics\.json\)"):
+    with pytest.raises(BadInput, match=r"wanted the metrics\.json of an evaluation"):
         output.compare([out, tmp_path], tmp_path / "compare.html")

@@ -1,10 +1,6 @@
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from pipeline.pictures import to_bytes
 from pipeline.reader import BlockReader
 from tests.eval.test_features import CPU, pictures, save_inception, save_pngs, small_space
 from tests.problems import folder_of
+from tests.serving import serve
 
 NUM_FEATURES = 4
 
@@ -183,23 +180,6 @@ def test_a_pickle_inside_statistics_is_not_executed(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", mu=np.array([print], object), sigma=np.zeros((1, 1)))
     with pytest.raises(BadInput, match=r"wanted an \.npz of statistics"):
         open_reference(str(tmp_path / "s.npz"), [Counted("inception-tf").space])
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def test_clean_fids_statistics_are_had_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

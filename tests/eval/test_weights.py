@@ -1,15 +1,13 @@
 import hashlib
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
 from eval import weights
 from eval.weights import FILES, Unavailable, WeightsFile, require
 from pipeline.errors import BadInput
+from tests.serving import serve
 
 PAYLOAD = b"weights of somebody else" * 100
 
@@ -29,19 +27,8 @@ def site(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "net.pt").write_bytes(PAYLOAD)
 
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(tmp_path / "site"))
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with serve(tmp_path / "site") as address:
+        yield address
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, source: str, *elsewhere: Path, payload: bytes = PAYLOAD) -> None:

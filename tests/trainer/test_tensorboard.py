@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.dataset import GenerateConfig, generate
-from tests.problems import save_tiny_teacher
+from tests.problems import make_data
 from trainer.loop import train
 from trainer.task import TrainConfig
 
@@ -17,20 +16,14 @@ NUM_STEPS, CHECKPOINT_EVERY = 6, 3
 
 def config(folder: Path) -> TrainConfig:
     """A training on eight trajectories of a tiny teacher, logged at every step."""
-    made = {
-        "teacher": str(save_tiny_teacher(folder / "tiny.safetensors")),
-        "n": 8,
-        "out": folder / "data",
-        "states": 1,
-        "executor": "inline",
-        "solver": {"name": "euler", "num_steps": 2},
-        "shard_size": 8,
-        "batch_size": 8,
-        "block_size": 8,
-    }
-    generate(GenerateConfig.model_validate(made))
     trainer = {"num_steps": NUM_STEPS, "batch_size": 4, "log_every": 1, "checkpoint_every": CHECKPOINT_EVERY}
-    values = {"data": folder / "data", "out": folder / "run", "device": "cpu", "tensorboard": True, "trainer": trainer}
+    values = {
+        "data": make_data(folder, n=8),
+        "out": folder / "run",
+        "device": "cpu",
+        "tensorboard": True,
+        "trainer": trainer,
+    }
     return TrainConfig.model_validate(values)
 
 

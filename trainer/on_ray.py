@@ -10,6 +10,7 @@ import torch
 
 from pipeline.cluster import connected, places
 from pipeline.errors import BadInput, WorkFailed
+from pipeline.progress import say
 from pipeline.store import is_url, one_line
 from trainer import checkpoint, loop, mirror
 from trainer.task import TrainConfig, prepare
@@ -20,6 +21,7 @@ MAX_FAILURES = 3  # of workers or machines, in one run of the command
 def train(config: TrainConfig, num_workers: int | None, address: str | None) -> Path:
     """`loop.train` on `num_workers` ranks, each a GPU, or a CPU where there is none; returns the last checkpoint.
 
+    By default there are as many ranks as places, or as many of them as share a batch evenly.
     The run's folder has to be one that every machine reaches, or a URL. When a worker is lost, all begin again from the
     newest checkpoint.
 
@@ -30,8 +32,27 @@ def train(config: TrainConfig, num_workers: int | None, address: str | None) -> 
     config = config.model_copy(update={"out": config.out.absolute()})
     prepare(config, torch.device("cpu"))  # what cannot work is said here, not by every worker
     settings = config.model_dump(mode="json")
-    launch(_train, settings, config.mirror or str(config.out), num_workers, address, partial(loop.check_ranks, config))
+    choose = partial(_most_ranks, config) if num_workers is None else partial(_given_ranks, config)
+    launch(_train, settings, config.mirror or str(config.out), num_workers, address, choose)
     return checkpoint.find(config.out if config.mirror is None else mirror.bring(config.mirror, config.out))
+
+
+def _given_ranks(config: TrainConfig, ranks: int) -> int:
+    loop.check_ranks(config, ranks)
+    return ranks
+
+
+def _most_ranks(config: TrainConfig, places: int) -> int:
+    """The largest number of ranks up to `places` that shares a batch evenly."""
+    for ranks in range(places, 1, -1):
+        try:
+            loop.check_ranks(config, ranks)
+        except BadInput:
+            continue
+        if ranks < places:
+            say(f"{ranks} ranks on {places} places: so many share a batch of {config.trainer.batch_size} evenly")
+        return ranks
+    return _given_ranks(config, 1)
 
 
 def launch(
@@ -40,11 +61,11 @@ def launch(
     out: str,
     num_workers: int | None,
     address: str | None,
-    check: Callable[[int], None] = lambda ranks: None,
+    choose: Callable[[int], int] = lambda ranks: ranks,
 ) -> None:
     """Call `work` with `settings` on every rank, in this process's working folder; Ray's own files go into `out`.
 
-    `check` may refuse the number of ranks.
+    `choose` gives the number of ranks for a number of places.
 
     Raises:
         BadInput: Ray Train's packages are missing, or no cluster answers.
@@ -58,8 +79,8 @@ def launch(
     import ray
 
     with connected(address):
-        workers, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
-        check(workers)
+        room, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
+        workers = choose(room)
         trainer = TorchTrainer(
             _in_folder,
             train_loop_config={"work": work, "settings": settings, "folder": str(Path.cwd())},

@@ -74,7 +74,7 @@ def test_stages_are_jobs_that_go_on_when_nobody_watches(tmp_path: Path, dashboar
     said = ""
     for line in first.stdout:
         said += line
-        if "evaluate: job" in line:  # all three are submitted
+        if "not begun" in line:  # all three are submitted, and the log of the first is followed
             first.send_signal(signal.SIGINT)
             break
     said += first.stdout.read()

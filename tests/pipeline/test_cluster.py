@@ -114,6 +114,7 @@ def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(tmp_path: Path, monk
     assert shard_bytes(disturbed) == shard_bytes(undisturbed)
 
 
+@pytest.mark.cluster
 def test_a_machine_that_is_lost_in_the_middle_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Manifest
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_worker_of_another_version_says_so(tmp_path: Path) -> None:
     assert f"has traflow-pipeline {cluster.program()}, the driver 0.0.1: install the same version" in failure.error
 
 
+@pytest.mark.cluster
 def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_said(tmp_path: Path) -> None:
     machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "include_dashboard": False})
     try:

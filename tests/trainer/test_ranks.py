@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.problems import make_data
+from trainer import on_ray
 from trainer.draws import draws_of
+from trainer.task import TrainConfig
 
 SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
 CPU = torch.device("cpu")
@@ -129,11 +131,18 @@ def test_ranks_that_are_not_set_up_whole_are_said(data: Path, tmp_path: Path) ->
     assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start it with torchrun" in found.stderr
 
 
+@pytest.mark.cluster
 def test_ray_starts_the_ranks(data: Path, tmp_path: Path) -> None:
     command = arguments(data, tmp_path / "run")
     assert "next: traflow-pipeline evaluate" in alone([*command, "--on", "ray", "--num-workers", "2"])
     alone(arguments(data, tmp_path / "one"))
     assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"))
+
+
+def test_as_many_places_as_share_a_batch_evenly_are_used(tmp_path: Path) -> None:
+    trainer = {"num_steps": 1, "batch_size": 24}
+    config = TrainConfig.model_validate({"data": "data", "out": tmp_path, "recipe": "instaflow", "trainer": trainer})
+    assert [on_ray._most_ranks(config, places) for places in (1, 2, 5, 6, 7, 23)] == [1, 2, 4, 6, 6, 12]
 
 
 @pytest.mark.proof

@@ -215,13 +215,19 @@ def _look_at_report(plan: Run) -> Standing:
         return Standing("evaluate", location, "a report of another version", complete=False)
     newest = _newest(config.checkpoint)
     is_current = newest is not None and report.training.get("files") == newest.files
-    is_asked = files.get(output.CONFIG) == resolved(config, "evaluate").encode()
+    is_asked = _identity(files.get(output.CONFIG, b"")) == _identity(resolved(config, "evaluate").encode())
     progress = f"a report of step {report.training['step']:,}"
     if not is_asked:
         progress += ", of another configuration"
     elif not is_current:
         progress += ", which is not the newest checkpoint"
     return Standing("evaluate", location, progress, complete=is_current and is_asked)
+
+
+def _identity(text: bytes) -> dict[str, Any]:
+    """What decides the figures of an evaluation that ran with `text`: all but where it ran, and wrote."""
+    section = parse_sections(text, output.CONFIG).get("evaluate", {})
+    return {key: value for key, value in section.items() if key not in ("out", "mirror", "device")}
 
 
 def _location(config: TrainConfig) -> str:

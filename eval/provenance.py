@@ -33,7 +33,8 @@ def machine(device: torch.device) -> str:
     """What the figures were measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"{platform.machine()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
 
 
 def command(config: Path, world: int) -> str:

@@ -6,9 +6,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from pipeline.store import Store, open_store
 from tests.test_cli import SCRIPT, run
 
+pytestmark = pytest.mark.cluster
 FLAGS = ("--config", "quickstart", "--n", 1024, "--workers", 2, "--set", "shard_size=128")
 
 

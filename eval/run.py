@@ -18,7 +18,7 @@ from pipeline.errors import BadInput
 from pipeline.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.progress import say
 from pipeline.store import Location, absolute, is_url, open_store, reason
-from trainer import checkpoint, loop, on_ray, samples
+from trainer import checkpoint, loop, mirror, on_ray, samples
 from trainer.checkpoint import CheckpointInfo
 from trainer.task import TrainConfig
 
@@ -236,8 +236,7 @@ def _location(config: TrainConfig) -> str:
 
 def _newest(location: str) -> CheckpointInfo | None:
     """The description of the newest whole checkpoint of the run at `location`, a folder or URL."""
-    names = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
-    for name in sorted(names, key=lambda name: int(name.partition("-")[2]), reverse=True):
+    for name in reversed(mirror.steps(location)):
         found = open_store(f"{location}/checkpoints/{name}").read_all([checkpoint.INFO])
         if checkpoint.INFO in found:
             try:

@@ -41,7 +41,7 @@ def push(run: Path, location: str) -> None:
             if (run / name).is_file():
                 outer.write(name, (run / name).read_bytes())
         kept = {folder.name for folder in checkpoint.find_all(run)}
-        for name in _steps(location):
+        for name in steps(location):
             if name not in kept:
                 _remove(_store(location, name))
     except OSError as error:
@@ -71,7 +71,7 @@ def pull(location: str, run: Path) -> None:
     """
     try:
         newest = max((_step(folder.name) for folder in checkpoint.find_all(run)), default=-1)
-        for name in reversed(_steps(location)):
+        for name in reversed(steps(location)):
             if _step(name) <= newest:
                 return
             if checkpoint.INFO in _store(location, name).sizes():
@@ -97,8 +97,8 @@ def _bring(location: str, name: str, run: Path) -> None:
     sync(folder.parent)
 
 
-def _steps(location: str) -> list[str]:
-    """The names of the checkpoints there, oldest first."""
+def steps(location: str) -> list[str]:
+    """The names of the checkpoints of the run at `location`, a folder or URL, oldest first."""
     found = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
     return sorted(found, key=_step)
 

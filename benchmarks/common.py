@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline.manifest import DataSet, Manifest, derive, write_dataset, write_manifest
-from pipeline.plan import Plan, Shard
-from pipeline.shards import Numerics, Receipt, Trajectories, commit, sha256, write_shard
-from pipeline.solver import Solver
-from pipeline.store import Store
+from pipeline.dataset.manifest import DataSet, Manifest, derive, write_dataset, write_manifest
+from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.shards import Marker, Trajectories, commit, sha256, write_shard
+from pipeline.flow.numerics import Numerics
+from pipeline.flow.solver import Solver
+from pipeline.storage.store import Store
 
 T = TypeVar("T")
 
@@ -105,9 +106,9 @@ def random_set(store: Store, plan: Plan, num_records: int) -> Manifest:
     return manifest
 
 
-def _commit_random(store: Store, plan: Plan, shard: Shard) -> Receipt:
+def _commit_random(store: Store, plan: Plan, shard: Shard) -> Marker:
     payload, places = write_shard(plan, _random_blocks(plan, shard))
-    receipt = Receipt(
+    marker = Marker(
         shard=shard,
         plan_sha256=plan.sha256,
         sha256=sha256(payload),
@@ -117,7 +118,7 @@ def _commit_random(store: Store, plan: Plan, shard: Shard) -> Receipt:
         wall_seconds=0.0,
         numerics=Numerics(torch="", device="random", threads=1),
     )
-    return commit(store, payload, receipt)
+    return commit(store, payload, marker)
 
 
 def _random_blocks(plan: Plan, shard: Shard) -> Iterator[Trajectories]:

@@ -2,9 +2,9 @@
 
 1. The share of a shard's wall time (noise, solver, stored velocities, tar, checksums, fsync) that the teacher's own
    forward passes take. What is left is what this project adds.
-2. `pipeline.solver.integrate` beside `scipy.integrate.solve_ivp` as the samplers of Rectified Flow and SlimFlow call it
-   (the batch as one float64 vector on the host, copied to float32 and back for every evaluation): the same network,
-   tolerance, noise and number of threads.
+2. `pipeline.flow.solver.integrate` beside `scipy.integrate.solve_ivp` as the samplers of Rectified Flow and SlimFlow
+   call it (the batch as one float64 vector on the host, copied to float32 and back for every evaluation): the same
+   network, tolerance, noise and number of threads.
 3. The same work as users have it done on a whole machine: `generate` on a local Ray, its start included, beside a
    script that loops over batches with `solve_ivp` on as many threads as torch likes, and saves arrays at its end.
 """
@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from benchmarks.common import in_turn, main, one_thread, table
 from pipeline import networks
-from pipeline.dataset import GenerateConfig, generate, make_plan
-from pipeline.generate import fixed_numerics, generate_and_commit
+from pipeline.flow.noise import draw_noise
+from pipeline.flow.numerics import fixed_numerics
+from pipeline.flow.solver import Solution, Solver, Velocity, integrate
+from pipeline.generation.generate import GenerateConfig, generate, make_plan
+from pipeline.generation.shard import generate_and_commit
 from pipeline.networks.song import SongUNetConfig
-from pipeline.noise import draw_noise
-from pipeline.solver import Solution, Solver, Velocity, integrate
-from pipeline.store import Folder
-from pipeline.teachers import load_teacher
+from pipeline.storage.store import Folder
+from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import NetworkVelocity, Teacher
 
 TOLERANCE = 1e-5

@@ -13,11 +13,11 @@ from pathlib import Path
 import webdataset as wds
 
 from benchmarks.common import in_turn, main, one_thread, random_plan, random_set, table
-from pipeline.manifest import Manifest
-from pipeline.reader import BlockReader
-from pipeline.shards import Trajectories
-from pipeline.store import Folder
-from trainer.stream import TrajectoryStream
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.reader import BlockReader
+from pipeline.dataset.shards import Trajectories
+from pipeline.storage.store import Folder
+from trainer.data.stream import TrajectoryStream
 
 BATCH_SIZE = 256
 CHUNK = 2**20  # bytes of one sequential read

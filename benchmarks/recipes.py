@@ -23,19 +23,19 @@ from pathlib import Path
 
 import torch
 
-from eval.features import digits
-from eval.metrics import frechet_distance, moments
-from eval.sampler import draw_samples, student_sampler
+from eval.features.spaces import digits
+from eval.metrics.distances import frechet_distance, moments
+from eval.sampling.samplers import draw_samples, student_sampler
 from pipeline import networks
-from pipeline.config import load_section, merge
-from pipeline.dataset import GenerateConfig, generate
-from pipeline.pictures import to_bytes
-from trainer import checkpoint
-from trainer.images import load_digits
-from trainer.loop import train
-from trainer.recipes import Recipe, load, names
-from trainer.student import Student
-from trainer.task import TrainConfig
+from pipeline.common.config import load_section, merge
+from pipeline.common.image_grid import to_bytes
+from pipeline.generation.generate import GenerateConfig, generate
+from trainer.checkpoints import checkpoint
+from trainer.config import TrainConfig
+from trainer.data.images import load_digits
+from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
+from trainer.distillation.student import Student
+from trainer.train import train
 
 STEPS = (1, 2, 4, 8)
 NUM_SAMPLES = 4096
@@ -54,13 +54,13 @@ class Result:
 
 def students() -> list[str]:
     """The recipes that train a student."""
-    return [name for name in names() if Recipe.model_validate(load(name)).trains == "student"]
+    return [name for name in recipe_names() if Recipe.model_validate(load_recipe(name)).trains == "student"]
 
 
 def run(data: Path, source: str, seed: int, units: float) -> Result:
     """Train a student on `data` by the recipe called `source`, and score it."""
     torch.set_num_threads(1)
-    recipe = Recipe.model_validate(load(source))
+    recipe = Recipe.model_validate(load_recipe(source))
     num_steps = round(units / recipe.cost)
     with tempfile.TemporaryDirectory() as out, redirect_stdout(sys.stderr):
         values = merge(

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import random_plan, table
-from pipeline.dataset import GenerateConfig, make_plan
-from pipeline.generate import generate_and_commit
-from pipeline.plan import Plan
-from pipeline.progress import format_bytes, format_seconds
-from pipeline.store import Folder
-from pipeline.teachers import load_teacher
+from pipeline.common.progress import format_bytes, format_seconds
+from pipeline.dataset.plan import Plan
+from pipeline.generation.generate import GenerateConfig, make_plan
+from pipeline.generation.shard import generate_and_commit
+from pipeline.storage.store import Folder
+from pipeline.teachers.loading import load_teacher
 
 SHARD_SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 PREEMPTIONS_PER_HOUR = (0.05, 0.2)

@@ -21,17 +21,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import in_turn, main, random_plan, random_set, table
-from pipeline.config import load_section, merge, write_resolved
-from pipeline.dataset import GenerateConfig, make_plan
-from pipeline.device import pick_device
-from pipeline.store import Folder
-from pipeline.teachers import load_teacher
+from pipeline.common.config import load_section, merge, write_resolved
+from pipeline.common.device import pick_device
+from pipeline.generation.generate import GenerateConfig, make_plan
+from pipeline.storage.store import Folder
+from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
-from trainer import logging
-from trainer.loop import begin, take_step, train
-from trainer.objective import Objective
-from trainer.ranks import Ranks
-from trainer.task import TrainConfig, prepare
+from trainer import log
+from trainer.config import TrainConfig
+from trainer.distillation.objective import Objective
+from trainer.distributed import Ranks
+from trainer.setup import prepare
+from trainer.step import begin, take_step
+from trainer.train import train
 
 OUTPUT, VELOCITY, CONSISTENCY = "output (Eq. 8)", "velocity (Eq. 9)", "consistency (Eq. 10)"
 LOSSES = {
@@ -102,8 +104,8 @@ def _case(name: str, source: str, teacher: str, folder: Path, sizes: Sizes, quic
         "log_every": sizes.num_steps,
         "checkpoint_every": num_steps,
     }
-    here = {"data": str(folder / "data"), "out": str(folder / "run"), "teacher": teacher, "trainer": trainer}
-    return Case(name, TrainConfig.model_validate(merge(load_section(source, "train"), here)), sizes)
+    paths = {"data": str(folder / "data"), "out": str(folder / "run"), "teacher": teacher, "trainer": trainer}
+    return Case(name, TrainConfig.model_validate(merge(load_section(source, "train"), paths)), sizes)
 
 
 def on_gpu() -> bool:
@@ -115,10 +117,10 @@ class HeldBatch:
     """A training whose every step is on the same batch, held on the device: what the loop is without reading."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.here = config, Ranks(0, 1, pick_device(config.device))
-        task = prepare(config, self.here.device)
-        self.batch = task.stream.batch(0).to(self.here.device)
-        self.state = begin(config, task.network, self.here.device)
+        self.config, self.ranks = config, Ranks(0, 1, pick_device(config.device))
+        task = prepare(config, self.ranks.device)
+        self.batch = task.stream.batch(0).to(self.ranks.device)
+        self.state = begin(config, task.network, self.ranks.device)
         self.objective = Objective(task.network, self.state.averages[0].network, task.teacher)
 
     @property
@@ -129,7 +131,7 @@ class HeldBatch:
     def take_steps(self, num_steps: int) -> float:
         """Take `num_steps` steps and fetch their losses; returns how many a second."""
         phase, started = self.config.recipe.phases[0], time.perf_counter()
-        step = partial(take_step, self.config, self.here, self.state, self.objective, phase, self.batch)
+        step = partial(take_step, self.config, self.ranks, self.state, self.objective, phase, self.batch)
         torch.stack([step(number) for number in range(num_steps)]).cpu()
         return num_steps / (time.perf_counter() - started)
 
@@ -169,7 +171,7 @@ def _row_of_loop(case: Case) -> list[str]:
 def log_of_training(config: TrainConfig) -> list[dict[str, float]]:
     """Train, and return the lines of the log but the first, in which caches fill and kernels are chosen."""
     train(config)
-    return logging.read(config.out / "log.jsonl")[1:]
+    return log.read_log(config.out / "log.jsonl")[1:]
 
 
 def peak_memory(config: TrainConfig) -> str:

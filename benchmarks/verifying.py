@@ -1,4 +1,4 @@
-"""`pipeline.integrity.verify` beside `sha256sum` on the same shards, from the page cache.
+"""`pipeline.generation.verify.verify` beside `sha256sum` on the same shards, from the page cache.
 
 `verify` hashes each shard, reads every block and compares it with the plan. `sha256sum` only hashes: once all shards in
 one process, and once in a process for every core, since `verify` uses them all. Without OpenSSL it does not use the
@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.common import in_turn, main, random_plan, random_set, table
-from pipeline.integrity import verify
-from pipeline.store import Folder
+from pipeline.generation.verify import verify
+from pipeline.storage.store import Folder
 
 
 def benchmark(quick: bool) -> str:

@@ -10,78 +10,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from eval import cost, features, metrics, opponents, output, provenance, trajectories
-from eval.features import FeatureSpace
-from eval.reference import Opened, check_shape, open_reference
-from eval.report import FULL, Figure, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
-from eval.sampler import Sampler, student_sampler, teacher_sampler
-from eval.samples import Setting
-from eval.scorer import Result, Scorer
-from eval.strips import draw_strips
-from eval.subject import Subject, open_subject
-from eval.weights import Unavailable
-from pipeline.cache import local_copy_of
-from pipeline.config import parse_count
-from pipeline.errors import BadInput, WorkFailed
-from pipeline.lease import held
-from pipeline.pictures import is_drawable
-from pipeline.progress import bar
-from pipeline.solver import Solver
-from pipeline.store import Location, is_url, open_store
-from trainer import mirror
-from trainer.distance import DistanceConfig
-from trainer.ranks import Ranks, ranks
+from eval.config import EvaluateConfig
+from eval.features import spaces
+from eval.features.spaces import FeatureSpace
+from eval.features.weights import Unavailable
+from eval.metrics import cost, distances, trajectory_fit
+from eval.metrics.reference import OpenedReference, check_shape, open_reference
+from eval.metrics.sample_chunks import SamplingSettings
+from eval.metrics.scorer import Result, Scorer
+from eval.models import EvaluatedModels, open_subject
+from eval.report import files, provenance
+from eval.results import Figure, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
+from eval.sampling import baselines
+from eval.sampling.paths import draw_strips
+from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.image_grid import is_drawable
+from pipeline.common.progress import bar
+from pipeline.storage.cache import local_copy_of
+from pipeline.storage.lease import hold_lease
+from pipeline.storage.store import is_url, open_store
+from trainer.checkpoints import mirror
+from trainer.distillation.distance import DistanceConfig
+from trainer.distributed import Ranks, join_ranks
 
 WORK = "samples"  # what is drawn and scored, inside the report's folder
 DIGITS = (1, 8, 8)
 PERCEPTUAL_PIXELS = 32  # images from which LPIPS says something by itself
 QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
 AGREEMENT = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
-
-Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
-
-
-class EvaluateConfig(BaseModel):
-    """What `traflow-pipeline evaluate` takes.
-
-    `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
-    `num_ranges` times `num_samples` samples of the student and of the teacher's solver give mean, spread and minimum;
-    the teacher's few-step samplers are measured on the first range alone. The report is copied to `mirror`; an `out`
-    that is a URL is a mirror, and the report made in the user's cache.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoint: Location
-    out: Path
-    mirror: Location | None = None
-    weights: str = "ema"
-    reference: str | None = None  # by default the scans for digits; else it has to be given
-    features: Names | None = None  # of features.FEATURES, or module:factory; the first one gives the headline
-    require: Names = ()  # metrics without which the evaluation has failed
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=metrics.MIN_SAMPLES)] = FULL
-    num_ranges: int = Field(default=3, ge=1)
-    steps: tuple[Steps, ...] = (1, 2, 4, 8)
-    teacher: str | None = None  # where it is, if not where it was; "none": without
-    teacher_solver: Solver = Solver()
-    opponents: Names | None = None  # the teacher's few-step samplers; by default all that are installed
-    opponent_evaluations: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
-    data: str | None = None  # trajectories to compare with; by default those of the training
-    num_trajectories: int = Field(default=2048, ge=1)
-    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, for images of 32 pixels and more
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    batch_size: int = Field(default=256, ge=1)
-    device: str = "auto"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _place(cls, values: Any) -> Any:
-        return mirror.placed(values)
 
 
 def evaluate(config: EvaluateConfig) -> Report | None:
@@ -93,24 +51,24 @@ def evaluate(config: EvaluateConfig) -> Report | None:
         BadInput: a checkpoint, reference, feature space or teacher that do not fit together.
         WorkFailed: samples that are not finite, or a required metric that could not be computed.
     """
-    with ranks(config.device) as here:
+    with join_ranks(config.device) as ranks:
         if config.out.is_file():
             raise BadInput(f"{config.out} is a file; wanted a folder for the report")
-        if here.is_first_here:
+        if ranks.is_first_here:
             mirror.local(config.checkpoint)
-        here.wait()
+        ranks.wait()
         path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
-        subject = open_subject(path, config.weights, config.teacher, here.device)
-        evaluation = _Evaluation(config, subject, here)
-        with held(open_store(str(config.out))) if here.is_first else nullcontext():
+        subject = open_subject(path, config.weights, config.teacher, ranks.device)
+        evaluation = _Evaluation(config, subject, ranks)
+        with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
             return evaluation.run()
 
 
 class _Evaluation:
     """A run of the command on this rank. What cannot work is said when it is made, before anything is drawn."""
 
-    def __init__(self, config: EvaluateConfig, subject: Subject, here: Ranks) -> None:
-        self.config, self.subject, self.ranks = config, subject, here
+    def __init__(self, config: EvaluateConfig, subject: EvaluatedModels, ranks: Ranks) -> None:
+        self.config, self.subject, self.ranks = config, subject, ranks
         self.not_computed: list[NotComputed] = []
         self.warnings: list[str] = []
         self.spaces = dict(self._open_spaces())
@@ -138,7 +96,7 @@ class _Evaluation:
             if self._draws
             else {}
         )
-        output.write(self.config.out, self.config, report, grid, strips, self.subject.run)
+        files.write(self.config.out, self.config, report, grid, strips, self.subject.run)
         self._copy()
         self.scorer.drop_others()
         self._check_computed(report)
@@ -146,9 +104,9 @@ class _Evaluation:
 
     def _copy(self) -> None:
         if self.config.mirror is not None:
-            output.copy(self.config.out, self.config.mirror)
+            files.copy(self.config.out, self.config.mirror)
         if is_url(self.config.checkpoint):
-            output.copy(self.subject.run, self.config.checkpoint, (output.CARD,))
+            files.copy(self.subject.run, self.config.checkpoint, (files.CARD,))
 
     # What samples are measured in, and against
 
@@ -157,14 +115,14 @@ class _Evaluation:
         default = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
         for name in default if self.config.features is None else self.config.features:
             try:
-                space = features.load(name, self.ranks.device)
+                space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
-                self._give_up(metrics.keys([name]), str(error))
+                self._give_up(distances.keys([name]), str(error))
                 continue
             space.check_shape(shape, "the samples")
             yield space.name, space
 
-    def _open_reference(self) -> Opened | None:
+    def _open_reference(self) -> OpenedReference | None:
         """On the first rank, which scores."""
         source = self.config.reference or ("digits" if self.subject.shape == DIGITS else None)
         if source is None:
@@ -177,14 +135,14 @@ class _Evaluation:
         try:
             opened = open_reference(source, list(self.spaces.values()))
         except Unavailable as error:
-            self._give_up(metrics.keys(self.spaces), str(error))
-            opened = Opened(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
+            self._give_up(distances.keys(self.spaces), str(error))
+            opened = OpenedReference(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
         check_shape(opened.reference, self.subject.shape)
         self.not_computed += opened.not_computed
         self.warnings += opened.notes
         for measured in opened.measured.values():
-            self.not_computed += metrics.not_computed(self.config.num_samples, measured)
-            self.warnings += metrics.cautions(self.config.num_samples, measured)
+            self.not_computed += distances.not_computed(self.config.num_samples, measured)
+            self.warnings += distances.cautions(self.config.num_samples, measured)
         return opened
 
     def _open_distance(self) -> DistanceConfig | None:
@@ -209,7 +167,7 @@ class _Evaluation:
         found = [
             column
             for name, measured in self.reference.measured.items()
-            for column in metrics.columns(name, measured.features is not None, has_probabilities=True)
+            for column in distances.columns(name, measured.features is not None, has_probabilities=True)
             if column.key not in left_out
         ]
         yield from found or [AGREEMENT]
@@ -246,8 +204,8 @@ class _Evaluation:
         teacher, student, info = self.subject.teacher, self.subject.student, self.subject.info
         if teacher is not None:
             yield teacher_sampler(teacher, self.config.teacher_solver)
-            for num_evaluations in self.config.opponent_evaluations:
-                yield from opponents.opponents(teacher, num_evaluations, self.config.opponents)
+            for num_evaluations in self.config.baseline_evaluations:
+                yield from baselines.baselines(teacher, num_evaluations, self.config.baselines)
         if student is not None:
             for steps in self.config.steps:
                 yield student_sampler(student, steps, info.t_start, info.t_end)
@@ -257,7 +215,7 @@ class _Evaluation:
 
     def _scorer(self) -> Scorer:
         subject, config = self.subject, self.config
-        setting = Setting(
+        setting = SamplingSettings(
             shape=subject.shape,
             num_classes=subject.num_classes,
             data_range=subject.data_range,
@@ -309,7 +267,7 @@ class _Evaluation:
             curves=provenance.curves(self.subject.run),
             checkpoint=str(self.subject.folder),
             training=self.subject.info.model_dump(mode="json") | {"weights": self.config.weights},
-            command=provenance.command(self.config.out / output.CONFIG, self.ranks.world),
+            command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
             versions=provenance.versions(),
             machine=provenance.machine(self.ranks.device),
             date=date.today().isoformat(),
@@ -349,7 +307,7 @@ class _Evaluation:
         if student is None or source is None:
             return None
         try:
-            return trajectories.measure(student, info, source, self.config.num_trajectories, self.ranks.device)
+            return trajectory_fit.measure(student, info, source, self.config.num_trajectories, self.ranks.device)
         except (BadInput, WorkFailed) as error:
             if self.config.data is not None:
                 raise
@@ -358,5 +316,5 @@ class _Evaluation:
 
     def _warn(self) -> Iterator[str]:
         yield from self.warnings
-        if (why := opponents.missing()) is not None and self.subject.teacher is not None:
+        if (why := baselines.missing()) is not None and self.subject.teacher is not None:
             yield why

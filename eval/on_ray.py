@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from eval import report
-from eval.evaluate import EvaluateConfig, evaluate
-from eval.report import Report
+from eval import results
+from eval.config import EvaluateConfig
+from eval.evaluate import evaluate
+from eval.results import Report
 from trainer import on_ray
 
 
@@ -20,7 +21,7 @@ def evaluate_on_ray(config: EvaluateConfig, num_workers: int | None, address: st
     config = config.model_copy(update={"out": config.out.absolute()})
     num_workers = 1 if config.mirror is not None else num_workers
     on_ray.launch(_evaluate, config.model_dump(mode="json"), config.mirror or str(config.out), num_workers, address)
-    return report.read(config.mirror or config.out)
+    return results.read_report(config.mirror or config.out)
 
 
 def _evaluate(settings: dict[str, Any]) -> None:

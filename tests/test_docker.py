@@ -24,8 +24,8 @@ import requests
 import typer
 import yaml
 
-from pipeline.config import COMMANDS, load_section
-from traflow_pipeline import app
+from pipeline.common.config import COMMANDS, load_section
+from traflow_pipeline.cli import app
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

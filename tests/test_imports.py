@@ -1,49 +1,45 @@
-"""One direction of imports: a later stage knows an earlier one, never the reverse."""
+"""One direction of imports: a later stage knows an earlier one, and a room those below it, never the reverse."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 STAGES = ["pipeline", "trainer", "eval", "traflow_pipeline"]
-# From the bottom up: a module imports only from lines above its own, or beside it in its own folder.
-PIPELINE = [
-    "errors",
-    "cache",
-    "config",
-    "device",
-    "progress",
-    "stop",
-    "store",
-    "factory",
-    "lease",
-    "pictures",
-    "flow",
-    "noise",
-    "networks",
-    "solver",
-    "teachers",
-    "plan",
-    "shards",
-    "manifest",
-    "reader",
-    "generate",
-    "cluster",
-    "dataset",
-    "estimate",
-    "appraisal",
-    "frontier",
-    "integrity",
-    "summary",
-]
+# Bottom up: a room (a folder, or a file beside the folders) imports only from the lines above its own, or from itself.
+ROOMS = {
+    "pipeline": [
+        {"common"},
+        {"storage", "flow"},
+        {"networks", "dataset"},
+        {"teachers"},
+        {"generation"},
+    ],
+    "trainer": [
+        {"data", "checkpoints", "distributed"},
+        {"distillation"},
+        {"config", "export"},
+        {"setup", "step", "log", "preview"},
+        {"train"},
+        {"dry_run"},
+        {"on_ray"},
+    ],
+    "eval": [
+        {"results", "models", "features"},
+        {"sampling"},
+        {"metrics"},
+        {"report"},
+        {"config"},
+        {"evaluate"},
+        {"on_ray"},
+    ],
+    "traflow_pipeline": [{"run"}, {"jobs"}, {"cli"}, {"__main__"}],
+}
 
 
 def sources() -> list[Path]:
-    files = [ROOT / "traflow_pipeline.py"]
-    for stage in STAGES[:3]:
-        files += sorted((ROOT / stage).rglob("*.py"))
-    return files
+    return [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py"))]
 
 
 def imported(path: Path) -> set[str]:
@@ -56,18 +52,41 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def level(stage: str, room: str) -> int:
+    return next(i for i, rooms in enumerate(ROOMS[stage]) if room in rooms)
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_import_goes_upwards(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    stage, room = (*path.relative_to(ROOT).with_suffix("").parts, "")[:2]
     for name in imported(path):
-        stage, *rest = name.split(".")
-        if stage not in STAGES:
+        other, *rest = name.split(".")
+        if other not in STAGES:
             continue
-        assert STAGES.index(stage) <= STAGES.index(parts[0]), f"{path} imports {name}"
-        if stage == parts[0] == "pipeline" and parts[1] != "__init__" and rest[0] != parts[1]:
-            assert PIPELINE.index(rest[0]) < PIPELINE.index(parts[1]), f"{path} imports {name}"
+        assert STAGES.index(other) <= STAGES.index(stage), f"{path} imports {name}"
+        if other == stage and room != "__init__" and rest[0] != room:
+            assert level(stage, rest[0]) < level(stage, room), f"{path} imports {name}"
 
 
-def test_one_file_of_a_stage_imports_ray() -> None:
-    users = [path.name for path in sources() if any(name.split(".")[0] == "ray" for name in imported(path))]
-    assert users == ["cluster.py", "on_ray.py", "jobs.py"]
+def test_every_room_has_a_place_in_the_order() -> None:
+    for stage, levels in ROOMS.items():
+        names = {
+            path.stem for path in (ROOT / stage).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+        }
+        assert names - {"__init__"} == set().union(*levels)
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for name in imported(path):
+            assert not any(part.startswith("test_") for part in name.split(".")[:-1]), f"{path} imports {name}"
+
+
+def test_few_files_import_ray() -> None:
+    users = {str(path.relative_to(ROOT)) for path in sources() if any(n.split(".")[0] == "ray" for n in imported(path))}
+    assert users == {
+        "pipeline/common/ray_cluster.py",
+        "pipeline/generation/workers.py",
+        "trainer/on_ray.py",
+        "traflow_pipeline/jobs.py",
+    }

@@ -8,25 +8,27 @@ from typing import Any
 
 import torch
 
-from pipeline.cluster import connected, places
-from pipeline.errors import BadInput, WorkFailed
-from pipeline.progress import say
-from pipeline.store import is_url, one_line
-from trainer import checkpoint, loop, mirror
-from trainer.task import TrainConfig, prepare
+from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.progress import say
+from pipeline.common.ray_cluster import connected, places
+from pipeline.storage.store import is_url
+from trainer.checkpoints import checkpoint, mirror
+from trainer.config import TrainConfig
+from trainer.setup import prepare
+from trainer.train import check_ranks, train
 
 MAX_FAILURES = 3  # of workers or machines, in one run of the command
 
 
-def train(config: TrainConfig, num_workers: int | None, address: str | None) -> Path:
-    """`loop.train` on `num_workers` ranks, each a GPU, or a CPU where there is none; returns the last checkpoint.
+def train_on_ray(config: TrainConfig, num_workers: int | None, address: str | None) -> Path:
+    """`train` on `num_workers` ranks, each a GPU, or a CPU where there is none; returns the last checkpoint.
 
     By default there are as many ranks as places, or as many of them as share a batch evenly.
     The run's folder has to be one that every machine reaches, or a URL. When a worker is lost, all begin again from the
     newest checkpoint.
 
     Raises:
-        BadInput: see `loop.train`; or Ray Train's packages are missing.
+        BadInput: see `train`; or Ray Train's packages are missing.
         WorkFailed: it failed more than `MAX_FAILURES` times.
     """
     config = config.model_copy(update={"out": config.out.absolute()})
@@ -34,11 +36,11 @@ def train(config: TrainConfig, num_workers: int | None, address: str | None) -> 
     settings = config.model_dump(mode="json")
     choose = partial(_most_ranks, config) if num_workers is None else partial(_given_ranks, config)
     launch(_train, settings, config.mirror or str(config.out), num_workers, address, choose)
-    return checkpoint.find(config.out if config.mirror is None else mirror.bring(config.mirror, config.out))
+    return checkpoint.find(config.out if config.mirror is None else mirror.download_run(config.mirror, config.out))
 
 
 def _given_ranks(config: TrainConfig, ranks: int) -> int:
-    loop.check_ranks(config, ranks)
+    check_ranks(config, ranks)
     return ranks
 
 
@@ -46,7 +48,7 @@ def _most_ranks(config: TrainConfig, places: int) -> int:
     """The largest number of ranks up to `places` that shares a batch evenly."""
     for ranks in range(places, 1, -1):
         try:
-            loop.check_ranks(config, ranks)
+            check_ranks(config, ranks)
         except BadInput:
             continue
         if ranks < places:
@@ -111,4 +113,4 @@ def _in_folder(order: dict[str, Any]) -> None:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    loop.train(TrainConfig.model_validate(settings))
+    train(TrainConfig.model_validate(settings))

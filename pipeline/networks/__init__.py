@@ -10,7 +10,7 @@ from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pipeline.errors import BadInput
+from pipeline.common.errors import BadInput
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig

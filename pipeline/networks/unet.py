@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.flow import match_dims
+from pipeline.flow.path import match_dims
 from pipeline.networks.convention import Adm, Convention, Edm, Flow, RectifiedFlow
 from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
 

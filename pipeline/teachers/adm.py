@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pipeline.errors import BadInput
+from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network
 from pipeline.networks.layers import Attention
 from pipeline.teachers.conversion import Conversion, Move, describe, load_archive, unchanged

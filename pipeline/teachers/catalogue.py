@@ -12,12 +12,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from rich.table import Table
 
-from pipeline.cache import cache_folder
-from pipeline.config import validate
-from pipeline.errors import BadInput
+from pipeline.common.config import validate
+from pipeline.common.errors import BadInput, reason
 from pipeline.networks import NetworkConfig
-from pipeline.store import reason
-from pipeline.teachers.fetch import page
+from pipeline.storage.cache import cache_folder
+from pipeline.teachers.download import page
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 FOLDER = "TRAFLOW_TEACHERS"  # the environment variable that names the folder of teachers

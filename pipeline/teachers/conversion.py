@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import networks
-from pipeline.errors import BadInput
+from pipeline.common.errors import BadInput
 from pipeline.networks import Network
 from pipeline.networks.layers import Block, Resample
 from pipeline.networks.unet import UNetConfig

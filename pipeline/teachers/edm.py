@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.errors import BadInput
+from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
 from pipeline.networks.layers import Attention
 from pipeline.teachers.conversion import Conversion, Placeholder, describe

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import BadInput
+from pipeline.common.errors import BadInput
 from pipeline.networks import Network, SongUNetConfig
 from pipeline.networks.layers import Attention
 from pipeline.teachers.conversion import Conversion, describe, load_archive

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import BadInput, WorkFailed
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
-from pipeline.solver import Velocity
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
 
 
 @contextmanager
-def blamed(teacher: Teacher) -> Iterator[None]:
+def errors_named_after(teacher: Teacher) -> Iterator[None]:
     """Turns whatever a teacher of the user's own raises into `WorkFailed` with its name."""
     try:
         yield

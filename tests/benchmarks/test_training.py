@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 from benchmarks.common import random_plan, random_set
 from benchmarks.training import LOSSES, HeldBatch, log_of_training, peak_memory
-from pipeline.store import Folder
-from trainer.recipes import Phase
-from trainer.task import TrainConfig
+from pipeline.storage.store import Folder
+from trainer.config import TrainConfig
+from trainer.distillation.recipes import Phase
 
 NUM_RECORDS = 4
 

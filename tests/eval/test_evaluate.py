@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import output, samples
-from eval.evaluate import EvaluateConfig, evaluate
-from eval.report import Report, read
-from pipeline.errors import BadInput, WorkFailed
-from pipeline.store import open_store
-from tests.problems import make_data, save_tiny_teacher
-from tests.trainer.test_ranks import on_ranks
-from trainer.loop import train
-from trainer.task import TrainConfig
+from eval.config import EvaluateConfig
+from eval.evaluate import evaluate
+from eval.metrics import sample_chunks
+from eval.report import files
+from eval.results import Report, read_report
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.storage.store import open_store
+from tests.support.problems import make_data, save_tiny_teacher
+from tests.trainer.test_distributed import on_ranks
+from trainer.config import TrainConfig
+from trainer.train import train
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(root: Path) -> dict[str, Any]:
     return {
         "reference": str(root / "images.npz"),
-        "features": "tests.eval.spaces:pixels",
+        "features": "tests.support.spaces:pixels",
         "num_samples": 32,
         "num_ranges": 2,
         "batch_size": 8,
         "steps": (1, 2),
         "teacher_solver": {"name": "rk4", "num_steps": 4},
-        "opponents": ("euler", "midpoint"),
-        "opponent_evaluations": (1, 2),
+        "baselines": ("euler", "midpoint"),
+        "baseline_evaluations": (1, 2),
         "num_trajectories": 16,
         "device": "cpu",
     }
@@ -60,7 +62,7 @@ def out(root: Path) -> Path:
 
 
 def test_a_report_has_the_teacher_its_few_step_samplers_and_the_student(out: Path) -> None:
-    report = read(out)
+    report = read_report(out)
     names = ["euler 1", "euler 2", "euler 2, EDM grid", "midpoint 2"]
     assert [row.sampler for row in report.rows] == ["rk4 4", *names, "1 step", "2 steps"]
     assert [row.nfe for row in report.rows] == [16, 1, 2, 2, 2, 1, 2]
@@ -73,7 +75,7 @@ def test_a_report_has_the_teacher_its_few_step_samplers_and_the_student(out: Pat
 
 
 def test_the_report_says_where_its_figures_come_from(out: Path, root: Path) -> None:
-    report = read(out)
+    report = read_report(out)
     assert (report.num_samples, report.num_ranges, report.seed) == (32, 2, 0)
     assert report.reference.num_images == 60
     assert len(report.reference.sha256) == 64
@@ -88,15 +90,15 @@ def test_the_report_says_where_its_figures_come_from(out: Path, root: Path) -> N
 
 
 def test_it_leaves_figures_tables_pictures_a_page_and_a_card(out: Path, root: Path) -> None:
-    names = (output.CONFIG, output.TABLE, output.PAGE, output.GRID, output.GRID_ALL, output.STRIPS, "metrics.json")
+    names = (files.CONFIG, files.TABLE, files.PAGE, files.GRID, files.GRID_ALL, files.STRIPS, "metrics.json")
     assert all((out / name).stat().st_size > 0 for name in names)
-    assert "pixels" in (root / "run" / output.CARD).read_text()
+    assert "pixels" in (root / "run" / files.CARD).read_text()
     assert json.loads((out / "metrics.json").read_text())["rows"][0]["scores"]["fd-pixels"]["mean"] > 0
 
 
 def test_its_own_command_makes_the_same_figures_again(out: Path, root: Path, tmp_path: Path) -> None:
-    report = read(out)
-    assert report.command == f"traflow-pipeline evaluate --config {out / output.CONFIG}"
+    report = read_report(out)
+    assert report.command == f"traflow-pipeline evaluate --config {out / files.CONFIG}"
     again = run(root, tmp_path / "again")
     assert [row.scores for row in again.rows] == [row.scores for row in report.rows]
     assert [row.rmse for row in again.rows] == [row.rmse for row in report.rows]
@@ -108,13 +110,13 @@ def refuse(*_: Any) -> NoReturn:
 
 def test_what_is_finished_is_not_drawn_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(root, tmp_path)
-    draw_chunk, drawn = samples._draw_chunk, []
+    draw_chunk, drawn = sample_chunks._draw_chunk, []
 
     def counted(sampler: Any, *arguments: Any) -> Any:
         drawn.append(sampler.title)
         return draw_chunk(sampler, *arguments)
 
-    monkeypatch.setattr(samples, "_draw_chunk", counted)
+    monkeypatch.setattr(sample_chunks, "_draw_chunk", counted)
     assert run(root, tmp_path).rows == first.rows
     assert drawn == []
     run(root, tmp_path, steps=(1, 2, (1.0, 0.5, 0.0)), num_ranges=3)
@@ -127,32 +129,32 @@ def test_what_is_finished_is_not_drawn_again(root: Path, tmp_path: Path, monkeyp
 
 
 def test_without_its_network_a_metric_is_marked_and_all_else_is_computed(root: Path, tmp_path: Path) -> None:
-    report = run(root, tmp_path, features=("tests.eval.spaces:pixels", "tests.eval.spaces:missing"))
+    report = run(root, tmp_path, features=("tests.support.spaces:pixels", "tests.support.spaces:missing"))
     assert report.rows[0].scores["fd-pixels"].mean > 0
     (gap,) = report.not_computed
     assert "put it there" in gap.reason
-    report = run(root, tmp_path / "none", features="tests.eval.spaces:missing")
+    report = run(root, tmp_path / "none", features="tests.support.spaces:missing")
     assert report.headline.key == "rmse"
     assert report.rows[-1].scores["rmse"].mean == report.rows[-1].rmse
 
 
 def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_written(root: Path, tmp_path: Path) -> None:
-    spaces = ("tests.eval.spaces:pixels", "tests.eval.spaces:missing")
-    missing = "fd-tests.eval.spaces:missing"
+    spaces = ("tests.support.spaces:pixels", "tests.support.spaces:missing")
+    missing = "fd-tests.support.spaces:missing"
     with pytest.raises(WorkFailed, match=f"--require {missing}: it was not computed; .*put it there"):
         run(root, tmp_path, features=spaces, require=missing)
-    assert read(tmp_path).rows
+    assert read_report(tmp_path).rows
     run(root, tmp_path, features=spaces, require="fd-pixels,rmse")
     with pytest.raises(BadInput, match="--require fid: wanted a metric of this evaluation: fd-pixels, "):
         run(root, tmp_path / "other", require="fid")
 
 
 def test_two_ranks_under_torchrun_make_the_figures_of_one(root: Path, tmp_path: Path) -> None:
-    sizes = {"num_samples": 1100, "steps": (1,), "opponents": ()}  # two chunks
+    sizes = {"num_samples": 1100, "steps": (1,), "baselines": ()}  # two chunks
     values = settings(root) | sizes | {"checkpoint": str(root / "run"), "out": str(tmp_path / "two")}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(json.dumps({"evaluate": values}))))
     on_ranks(2, ["evaluate", "--config", str(tmp_path / "two.yaml")], says="the page")
-    two, one = read(tmp_path / "two"), run(root, tmp_path / "one", **sizes)
+    two, one = read_report(tmp_path / "two"), run(root, tmp_path / "one", **sizes)
     assert [row.scores for row in two.rows] == [row.scores for row in one.rows]
     assert two.command.startswith("torchrun --nproc-per-node 2 -m traflow_pipeline evaluate")
 
@@ -187,7 +189,7 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
         ({"features": "digits"}, r"wanted images of \[1, 8, 8\]"),
         ({"features": "pictures"}, "no features 'pictures': wanted one of digits, inception"),
         ({"reference": "digits"}, r"wanted a reference of images of \[1, 4, 4\]"),
-        ({"opponents": "newton"}, "no opponent 'newton': wanted one of euler"),
+        ({"baselines": "newton"}, "no baseline 'newton': wanted one of euler"),
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
         ({"checkpoint": "nowhere"}, "wanted a checkpoint or the folder of a training run"),
         ({"data": "nowhere"}, "nowhere"),
@@ -210,8 +212,8 @@ def test_a_run_and_its_report_may_lie_in_a_store(root: Path, tmp_path: Path, s3:
     shutil.rmtree(tmp_path)  # another machine
     tmp_path.mkdir()
     evaluate(EvaluateConfig.model_validate(settings(root) | {"checkpoint": f"{s3}/run", "out": f"{s3}/report"}))
-    assert set(open_store(f"{s3}/report").sizes()) == set(output.WRITTEN)
-    assert output.CARD in open_store(f"{s3}/run").sizes()
+    assert set(open_store(f"{s3}/report").sizes()) == set(files.WRITTEN)
+    assert files.CARD in open_store(f"{s3}/run").sizes()
 
 
 def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
@@ -224,10 +226,10 @@ def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_evaluations_stand_side_by_side(out: Path, root: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    run(root, other, steps=(1,), opponents=(), num_ranges=1)
-    output.compare([out, other], tmp_path / "compare.html")
+    run(root, other, steps=(1,), baselines=(), num_ranges=1)
+    files.compare([out, other], tmp_path / "compare.html")
     page = (tmp_path / "compare.html").read_text()
     assert "report" in page
     assert "other" in page
     with pytest.raises(BadInput, match=r"wanted the metrics\.json of an evaluation"):
-        output.compare([out, tmp_path], tmp_path / "compare.html")
+        files.compare([out, tmp_path], tmp_path / "compare.html")

@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from eval.evaluate import EvaluateConfig
+from eval.config import EvaluateConfig
 from pipeline import networks
-from pipeline.config import CONFIGS, load_section, validate
-from pipeline.dataset import GenerateConfig
-from trainer.task import TrainConfig
+from pipeline.common.config import CONFIGS, load_section, validate
+from pipeline.generation.generate import GenerateConfig
+from trainer.config import TrainConfig
 
 MODELS: dict[str, Any] = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 STUDENTS = {

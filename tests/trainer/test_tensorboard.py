@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.problems import make_data
-from trainer.loop import train
-from trainer.task import TrainConfig
+from tests.support.problems import make_data
+from trainer.config import TrainConfig
+from trainer.train import train
 
 NUM_STEPS, CHECKPOINT_EVERY = 6, 3
 

@@ -1,0 +1,330 @@
+"""Feature spaces in which sets of images are compared. A new one is a line in `FEATURES`, or a factory of one's own.
+
+Resizers and networks of Inception are clean-fid's own (Parmar et al. 2022, arXiv 2104.11222), so that its numbers are
+ours. A distance over other features than Inception's is not an FID, and is never called one.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from eval.features import digit_classifier, weights
+from eval.features.weights import Unavailable
+from pipeline.common import plugins
+from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.image_grid import is_drawable
+from pipeline.storage.hashing import file_sha256
+from trainer.data.images import to_float
+
+BATCH_SIZE = 64  # images that are resized ahead; 299x299 in float32 are 69 MB
+DIGITS_BATCH_SIZE = 1024
+DINOV2_PIXELS = 224
+# Of ImageNet's images in [0, 1], by channel.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Features = NDArray[np.float32]  # [N, D]
+Resize = Callable[[NDArray[np.uint8]], NDArray[Any]]  # [H, W, 3] to the network's size, [S, S, 3] in [0, 255]
+Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # [B, 3, S, S] to features [B, D], probabilities [B, K]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a network sees in N images: features float32 [N, D]; of one that classifies, probabilities float32 [N, K].
+
+    Probabilities are there where an Inception Score is made of them, else None.
+    """
+
+    features: Features
+    probabilities: Features | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Features of images uint8 [N, *shape]; of grey and colour images of any size where `shape` is None.
+
+    Grey images are then repeated to three channels.
+    """
+
+    name: str  # in keys of metrics and after --features
+    title: str
+    resizer: str  # from the images' size to the network's, for the report
+    sha256: str  # of the network's weights
+    extract: Callable[[NDArray[np.uint8]], Extracted]
+    shape: tuple[int, ...] | None = None
+
+    def check_shape(self, shape: tuple[int, ...], what: str) -> None:
+        """Raises `BadInput` if these are no features of images of `shape`; `what` holds them."""
+        if self.shape is not None and shape != self.shape:
+            raise BadInput(f"{what}: wanted images of {list(self.shape)} for {self.title}; they are {list(shape)}")
+        if not is_drawable(shape):
+            raise BadInput(f"{what}: wanted images of 1 or 3 channels for {self.title}; they are {list(shape)}")
+
+
+def load_space(name: str, device: torch.device) -> FeatureSpace:
+    """The space called `name` in `FEATURES`, or the one that the factory "module:factory" returns for `device`.
+
+    Raises:
+        BadInput: there is none, or the factory does not return one.
+        Unavailable: what its network needs is not here and could not be had.
+    """
+    if name in FEATURES:
+        return FEATURES[name](device)
+    if ":" in name:
+        return _from_factory(name, device)
+    raise BadInput(f"no features {name!r}: wanted one of {', '.join(FEATURES)}, or module:factory")
+
+
+def digits(device: torch.device) -> FeatureSpace:
+    """The 64 hidden units of the embedded digit classifier."""
+    classifier = digit_classifier.load().to(device)
+
+    def extract(images: NDArray[np.uint8]) -> Extracted:
+        batches = [images[start : start + DIGITS_BATCH_SIZE] for start in range(0, len(images), DIGITS_BATCH_SIZE)]
+        with torch.no_grad():
+            features = [classifier.features(torch.from_numpy(to_float(batch)).to(device)) for batch in batches]
+        return Extracted(torch.cat(features).cpu().numpy())
+
+    return FeatureSpace(
+        name="digits",
+        title=f"the embedded digit classifier, {digit_classifier.NUM_FEATURES} features",
+        resizer="none",
+        sha256=file_sha256(digit_classifier.WEIGHTS),
+        extract=extract,
+        shape=(1, 8, 8),
+    )
+
+
+def inception(device: torch.device) -> FeatureSpace:
+    """The space of clean-fid's FID and KID."""
+    network, sha256 = _torchscript(device, resize_inside=False)
+    return FeatureSpace(
+        name="inception",
+        title="Inception-v3 of 2015, 2048 features",
+        resizer="PIL, bicubic, antialiased, not quantised, to 299x299 (clean-fid, mode clean)",
+        sha256=sha256,
+        extract=extractor(resizer("clean"), lambda x: (network(x), None), device),
+    )
+
+
+def inception_tf(device: torch.device) -> FeatureSpace:
+    """The space of the original FID as StyleGAN, EDM and ADM measure it, and of the Inception Score.
+
+    The softmax is without the bias of the last layer, as in the Inception Score's own code and StyleGAN's.
+    """
+    network, sha256 = _torchscript(device, resize_inside=True)
+
+    def extract(x: Tensor) -> tuple[Tensor, Tensor]:
+        return network(x), network.base(x, return_features=False, no_output_bias=True)
+
+    return FeatureSpace(
+        name="inception-tf",
+        title="Inception-v3 of 2015, 2048 features",
+        resizer="TensorFlow's bilinear, not antialiased, to 299x299 (clean-fid, mode legacy_tensorflow; StyleGAN, EDM)",
+        sha256=sha256,
+        extract=extractor(resizer("legacy_tensorflow"), extract, device),
+    )
+
+
+def inception_torch(device: torch.device) -> FeatureSpace:
+    """The space of pytorch-fid: Inception's weights in torchvision's modules."""
+    path = weights.require("inception-torch")
+    network = _pytorch_inception(torch.load(path, map_location="cpu", weights_only=True)).to(device)
+    return FeatureSpace(
+        name="inception-torch",
+        title="Inception-v3 of 2015 in torchvision's modules, 2048 features",
+        resizer="PyTorch's bilinear, not antialiased, to 299x299 (clean-fid, mode legacy_pytorch; pytorch-fid)",
+        sha256=file_sha256(path),
+        extract=extractor(resizer("legacy_pytorch"), lambda x: (network(x / 255)[0].flatten(1), None), device),
+    )
+
+
+def dinov2(device: torch.device) -> FeatureSpace:
+    """The class token of DINOv2 ViT-L/14, as Stein et al. 2023 (arXiv 2306.04675) and EDM2 (arXiv 2312.02696) take it.
+
+    Images are resized to bytes by PIL, as in the former's code and in EDM2's slow mode.
+    """
+    path = weights.require("dinov2")
+    network = _vision_transformer(path).to(device)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def extract(x: Tensor) -> tuple[Tensor, None]:
+        return network(pixel_values=(x / 255 - mean) / std).pooler_output, None
+
+    return FeatureSpace(
+        name="dinov2",
+        title=f"DINOv2 ViT-L/14, {network.config.hidden_size} features",
+        resizer=f"PIL, bicubic, antialiased, to bytes of {DINOV2_PIXELS}x{DINOV2_PIXELS}",
+        sha256=file_sha256(path),
+        extract=extractor(_to_dinov2, extract, device),
+    )
+
+
+FEATURES: dict[str, Callable[[torch.device], FeatureSpace]] = {
+    "digits": digits,
+    "inception": inception,
+    "inception-tf": inception_tf,
+    "inception-torch": inception_torch,
+    "dinov2": dinov2,
+}
+
+
+def extractor(resize: Resize, network: Network, device: torch.device) -> Callable[[NDArray[np.uint8]], Extracted]:
+    """Features of images of any size, grey or in colour, by `network` after `resize`."""
+
+    def extract(images: NDArray[np.uint8]) -> Extracted:
+        features, probabilities = [], []
+        for batch in _resized(images, resize):
+            with torch.no_grad():
+                found, classified = network(batch.to(device))
+            features.append(found.float().cpu())
+            if classified is not None:
+                probabilities.append(classified.float().cpu())
+        return Extracted(torch.cat(features).numpy(), torch.cat(probabilities).numpy() if probabilities else None)
+
+    return extract
+
+
+def _resized(images: NDArray[np.uint8], resize: Resize) -> Iterator[Tensor]:
+    """Batches float32 [B, 3, S, S] of `images` in [0, 255]; one is resized while the network works on another."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
+        ahead = pool.map(resize, _in_colour(next(batches)))
+        for batch in batches:
+            current, ahead = ahead, pool.map(resize, _in_colour(batch))
+            yield _stack(current)
+        yield _stack(ahead)
+
+
+def _in_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[B, 1 or 3, H, W] -> [B, H, W, 3]."""
+    colour = np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+    return np.ascontiguousarray(colour.transpose(0, 2, 3, 1))
+
+
+def _stack(resized: Iterator[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(list(resized))).permute(0, 3, 1, 2).float().contiguous()
+
+
+def resizer(mode: str) -> Resize:
+    """clean-fid's resizer of `mode`: clean, legacy_tensorflow or legacy_pytorch."""
+    with warnings.catch_warnings():  # clean-fid silences every warning there is
+        from cleanfid.resize import build_resizer
+
+        resize: Resize = build_resizer(mode)
+    return resize
+
+
+def _to_dinov2(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    size = (DINOV2_PIXELS, DINOV2_PIXELS)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:
+    """clean-fid's wrapper of the checked TorchScript file, and the file's sha256."""
+    path = weights.require("inception")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's notice that TorchScript is going
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        network = InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
+    return network.to(device).eval().requires_grad_(False), file_sha256(path)
+
+
+def _pytorch_inception(state: dict[str, Tensor]) -> nn.Module:
+    from cleanfid import inception_pytorch
+
+    with warnings.catch_warnings(), _replaced(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+        warnings.simplefilter("ignore")  # torchvision's deprecations
+        network: nn.Module = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
+    return network.eval()
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    """`value` under `name` in `module` for a while: clean-fid would download, and unpickle what came."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _vision_transformer(path: Any) -> Any:
+    """transformers' Dinov2Model with the weights at `path`."""
+    try:
+        transformers = import_module("transformers")
+    except ImportError as error:
+        raise Unavailable("features dinov2: wanted the package transformers; pip install transformers") from error
+    try:
+        config = transformers.Dinov2Config.from_json_file(weights.require("dinov2-config"))
+        network = transformers.Dinov2Model.from_pretrained(
+            path.parent, config=config, use_safetensors=True, local_files_only=True
+        )
+    except (BadInput, WorkFailed):
+        raise
+    except Exception as error:  # those of transformers, safetensors and json have no common ancestor
+        raise BadInput(f"{path}: wanted the weights of {weights.DINOV2}; {one_line(error)}") from error
+    network.embeddings.position_embeddings = nn.Parameter(_positions(network.embeddings))
+    return network.eval().requires_grad_(False)
+
+
+def _positions(embeddings: Any) -> Tensor:
+    """The position embeddings [1, 1 + P, D] at 224x224, interpolated as DINOv2's own code does.
+
+    Its grid is off by a tenth of a patch, where transformers' is not, and published figures have it so.
+    """
+    given: Tensor = embeddings.position_embeddings.detach()
+    old, new = round((given.shape[1] - 1) ** 0.5), DINOV2_PIXELS // embeddings.patch_size
+    if old == new:
+        return given
+    grid = given[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=(new + 0.1) / old, mode="bicubic")
+    return torch.cat([given[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _from_factory(source: str, device: torch.device) -> FeatureSpace:
+    make = plugins.find(source, "features")
+    try:
+        space = make(device)
+    except (BadInput, WorkFailed):
+        raise
+    except Exception as error:  # it is the user's own code
+        raise BadInput(
+            f"features {source}: the factory failed with {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not isinstance(space, FeatureSpace):
+        raise BadInput(f"features {source}: wanted an eval.features.spaces.FeatureSpace, got {type(space).__name__}")
+    if space.name in FEATURES:
+        raise BadInput(f"features {source}: wanted a name of its own; {space.name!r} is taken")
+    return replace(space, extract=_blamed(source, space.extract))
+
+
+def _blamed(source: str, extract: Callable[[NDArray[np.uint8]], Extracted]) -> Callable[[NDArray[np.uint8]], Extracted]:
+    """`extract` of the user's own, whose errors name it."""
+
+    def checked(images: NDArray[np.uint8]) -> Extracted:
+        try:
+            found = extract(images)
+            shape = found.features.shape
+        except (BadInput, WorkFailed):
+            raise
+        except Exception as error:
+            raise WorkFailed(f"features {source}: {type(error).__name__}: {one_line(error)}") from error
+        if len(shape) != 2 or shape[0] != len(images):
+            raise WorkFailed(f"features {source}: wanted features [{len(images)}, D]; they are {list(shape)}")
+        return found
+
+    return checked

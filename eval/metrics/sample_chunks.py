@@ -1,0 +1,158 @@
+"""Samples of one sampler over a range of noise, kept as features in chunks: a kill loses at most one of them.
+
+Images are never all in memory: each batch becomes features as soon as it is drawn. When a range is scored, its chunks
+go, and the figures stay.
+"""
+
+import io
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.features.spaces import Extracted, FeatureSpace
+from eval.sampling.samplers import Sampler, draw_samples
+from pipeline.common.errors import WorkFailed, one_line
+from pipeline.common.image_grid import to_bytes
+from pipeline.common.progress import Advance
+from pipeline.storage.store import write_file
+from trainer.distributed import Ranks
+
+CHUNK_SAMPLES = 1024  # at least; whole batches
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What is the same for all rows: the shape of samples, their noise, and what is taken from them."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    data_range: tuple[float, float]
+    seed: int
+    batch_size: int
+    spaces: Mapping[str, FeatureSpace]
+
+    @property
+    def chunk_size(self) -> int:
+        return -(-CHUNK_SAMPLES // self.batch_size) * self.batch_size
+
+    def share(self, num_samples: int, ranks: Ranks) -> int:
+        """How many of `num_samples` this rank draws."""
+        starts = range(ranks.rank * self.chunk_size, num_samples, ranks.world * self.chunk_size)
+        return sum(min(self.chunk_size, num_samples - start) for start in starts)
+
+
+@dataclass(frozen=True)
+class SampleRange:
+    """The samples `indices` of one sampler, as they lie in `folder`."""
+
+    folder: Path
+    indices: range
+    chunk_size: int
+
+    @property
+    def chunks(self) -> list[tuple[Path, range]]:
+        """The file of each chunk, and the samples in it."""
+        starts = range(self.indices.start, self.indices.stop, self.chunk_size)
+        return [
+            (self.folder / f"{start:09d}.npz", range(start, min(start + self.chunk_size, self.indices.stop)))
+            for start in starts
+        ]
+
+    def draw(self, sampler: Sampler, setting: SamplingSettings, ranks: Ranks, advance: Advance) -> None:
+        """Draw this rank's share of the chunks that are not there yet.
+
+        Raises:
+            WorkFailed: samples that are not finite, or no room for the features.
+        """
+        for number, (path, indices) in enumerate(self.chunks):
+            if number % ranks.world != ranks.rank:
+                continue
+            if not path.is_file():
+                chunk = _draw_chunk(sampler, setting, indices, ranks.device)
+                if number > 0:
+                    del chunk["samples"]  # the first are looked at, of the others only their features
+                _write(path, chunk)
+            advance(len(indices), sampler.title)
+
+    def extracted(self, space: str) -> Extracted:
+        """The features of all samples in `space`, in the order of their indices."""
+        features, probabilities = list(self._read(f"{space}.features")), list(self._read(f"{space}.probabilities"))
+        return Extracted(np.concatenate(features), np.concatenate(probabilities) if probabilities else None)
+
+    @property
+    def first_samples(self) -> NDArray[np.float32]:
+        """The samples of the first chunk, float32 [n, C, H, W]."""
+        (samples,) = self._read("samples")
+        return samples
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations of the network for a sample."""
+        return float(sum(self._read("evaluations"))) / len(self.indices)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of one process, without the features."""
+        return len(self.indices) / float(sum(self._read("seconds")))
+
+    def discard(self) -> None:
+        """Remove the chunks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, name: str) -> Iterator[NDArray[Any]]:
+        """The arrays called `name` of the chunks that have one."""
+        for path, _ in self.chunks:
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    if name in arrays:
+                        yield arrays[name]
+            except (OSError, ValueError, EOFError, BadZipFile) as error:
+                raise WorkFailed(f"{path}: cannot be read ({one_line(error)}); delete it and run again") from error
+
+
+def _draw_chunk(
+    sampler: Sampler, setting: SamplingSettings, indices: range, device: torch.device
+) -> dict[str, NDArray[Any]]:
+    samples, evaluations, seconds = [], 0, 0.0
+    features: dict[str, list[NDArray[np.float32]]] = {}
+    for batch in draw_samples(
+        sampler, setting.shape, setting.num_classes, setting.seed, indices, setting.batch_size, device
+    ):
+        if not torch.isfinite(batch.samples).all():
+            raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
+        samples.append(batch.samples.numpy())
+        evaluations += batch.nfe * len(batch.samples)
+        seconds += batch.wall_seconds
+        for name, array in _extract(samples[-1], setting).items():
+            features.setdefault(name, []).append(array)
+    chunk = {name: np.concatenate(arrays) for name, arrays in features.items()}
+    return {
+        **chunk,
+        "samples": np.concatenate(samples),
+        "evaluations": np.array(evaluations),
+        "seconds": np.array(seconds),
+    }
+
+
+def _extract(samples: NDArray[np.float32], setting: SamplingSettings) -> dict[str, NDArray[np.float32]]:
+    """What each feature space sees in a batch of samples."""
+    images, found = to_bytes(samples, setting.data_range), {}
+    for name, space in setting.spaces.items():
+        extracted = space.extract(images)
+        found[f"{name}.features"] = extracted.features
+        if extracted.probabilities is not None:
+            found[f"{name}.probabilities"] = extracted.probabilities
+    return found
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_file(path, buffer.getvalue())

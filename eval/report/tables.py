@@ -1,0 +1,329 @@
+"""The figures of an evaluation as tables for a terminal and in Markdown, and what must be said beside them."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from eval.results import FULL, Figure, Metric, Report, Row, Space, gains
+
+GROUPS = {
+    "solver": "Teacher, own solver",
+    "few-step": "Teacher, few steps",
+    "student": "Student",
+}
+# The paper's Tables 4 to 7, from left to right, with what they lack beside its like.
+ORDER = ("fid", "is", "kid", "precision", "recall", "density", "coverage")
+NONE, BEST = "—", "★"
+INDENT = "    "  # of code in Markdown: no text inside can end such a block
+MAX_DECIMALS = 5
+NEGLIGIBLE = 10.0**-MAX_DECIMALS
+
+
+class Cell(NamedTuple):
+    """A text of a table, and for a figure over several ranges of noise its spread and the best that was met."""
+
+    text: str
+    spread: str = ""
+    minimum: str = ""
+
+    def __str__(self) -> str:
+        return self.text + (f" ± {self.spread}" if self.spread else "") + (f", min {self.minimum}" * bool(self.minimum))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and the cell of each row. The key tells columns of one heading apart, over runs too."""
+
+    key: str
+    heading: str
+    cell: Callable[[Row], Cell]
+
+
+def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> list[Column]:
+    """A column for each metric of `spaces`, by default of all; a heading that stands twice tells its space."""
+    names = {space.name for space in (report.spaces if spaces is None else spaces)}
+    metrics = sorted((m for m in report.metrics if m.space in names), key=_rank)
+    headings = [metric.heading for metric in metrics]
+    return [
+        Column(
+            metric.key,
+            _heading(metric) if headings.count(metric.heading) == 1 else f"{_heading(metric)} ({metric.space})",
+            _metric_cell(report, metric),
+        )
+        for metric in metrics
+    ]
+
+
+def distance_columns(report: Report) -> list[Column]:
+    """How far rows are from the teacher's own solution, as far as that was measured."""
+    columns = []
+    if any(row.rmse is not None for row in report.rows):
+        columns.append(Column("rmse", "RMSE", lambda row: Cell(NONE if row.rmse is None else f"{row.rmse:.4f}")))
+    if any(row.lpips is not None for row in report.rows):
+        columns.append(Column("lpips", "LPIPS", lambda row: Cell(NONE if row.lpips is None else f"{row.lpips:.4f}")))
+    return columns
+
+
+def cost_columns(report: Report) -> list[Column]:
+    """The size of each row's network, and what it computes in one evaluation."""
+
+    def column(heading: str, field: str) -> Column:
+        return Column(
+            field,
+            heading,
+            lambda row: Cell(count_text(getattr(report.cost[row.model], field)) if row.model in report.cost else NONE),
+        )
+
+    return [column("Params", "parameters"), column("FLOPs", "flops"), column("MACs", "macs")]
+
+
+NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
+SPEED = Column("speed", "images/s", lambda row: Cell(_speed(row.images_per_second)))
+
+
+def columns(report: Report) -> list[Column]:
+    """Of the page's table."""
+    return [NFE, *metric_columns(report), *distance_columns(report), SPEED]
+
+
+def grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows under the titles of their groups, in the order of `GROUPS`; no group is empty."""
+    found = [(title, [row for row in rows if row.group == group]) for group, title in GROUPS.items()]
+    return [(title, members) for title, members in found if members]
+
+
+def count_text(count: float) -> str:
+    """ "194 k", "9.42 M", "5.2 G": three digits."""
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}".rstrip()
+        count /= 1000
+    return f"{count:.3g} P"
+
+
+def is_inception(report: Report, space: Space) -> bool:
+    """Whether distances over `space` are an FID and a KID: they are named so for Inception's features alone."""
+    return any(_kind(metric) in ("fid", "kid") for metric in report.metrics if metric.space == space.name)
+
+
+def cautions(report: Report) -> list[str]:
+    """What a reader has to know before comparing a figure, a sentence or two for each."""
+    others = [space.title for space in report.spaces if not is_inception(report, space)]
+    texts = [
+        f"Features of {title}, not Inception's: a Fréchet distance over them is no FID and compares with none."
+        for title in others
+    ]
+    if report.is_short:
+        texts.append(_few_samples(report))
+    missing = [f"Not computed ({', '.join(gap.metrics)}): {gap.reason}" for gap in report.not_computed]
+    return [*texts, *missing, *report.warnings]
+
+
+def _few_samples(report: Report) -> str:
+    what = "FIDs" if any(is_inception(report, space) for space in report.spaces) else "figures"
+    return (
+        f"{report.num_samples:,} samples: not comparable with {what} over {FULL:,}. "
+        "With fewer samples a Fréchet distance is biased upwards."
+    )
+
+
+def facts(report: Report) -> dict[str, str]:
+    """Where the figures come from, by name."""
+    training = report.training
+    return {
+        "samples": _samples(report),
+        "reference": _reference(report),
+        **{f"features, {space.name}": _features(space) for space in report.spaces},
+        "quantiser": report.quantiser,
+        "checkpoint": f"{report.checkpoint}, after {training['step']:,} steps",
+        "weights": _weights(report),
+        **({"teacher": f"{training['teacher']}, sha256 {training['teacher_sha256']}"} if training["teacher"] else {}),
+        **({"training data": f"sha256 {training['data_sha256']}"} if training.get("data_sha256") else {}),
+        "machine": report.machine,
+        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        "date": report.date,
+    }
+
+
+def _samples(report: Report) -> str:
+    text = f"{report.num_samples:,} of each row, noise of seed {report.seed}"
+    if report.num_ranges == 1:
+        return text
+    return (
+        f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges, "
+        "and what has none is of the first range alone"
+    )
+
+
+def measured_against(report: Report) -> str:
+    """The reference in a few words."""
+    title, count = report.reference.title, report.reference.num_images
+    return title if count is None else f"{title} ({count:,} images)"
+
+
+def _reference(report: Report) -> str:
+    reference = report.reference
+    shape = "" if reference.shape is None else f" of {'x'.join(map(str, reference.shape))}"
+    return f"{measured_against(report)}{shape}, given as {reference.source}, sha256 {reference.sha256}"
+
+
+def weights_file(report: Report) -> str:
+    """The name of the file of weights that was evaluated, in its checkpoint."""
+    return f"{report.training['weights']}.safetensors"
+
+
+def _weights(report: Report) -> str:
+    file = weights_file(report)
+    digest = report.training["files"].get(file)
+    return f"{file}, sha256 {digest}" if digest else file
+
+
+def _features(space: Space) -> str:
+    return f"{space.title}; resizing: {space.resizer}; weights sha256 {space.sha256}"
+
+
+def terminal(report: Report) -> Table:
+    """The table for a terminal of 100 columns: the metrics of the first space."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=Text(f"{report.num_samples:,} samples a row against {measured_against(report)}"),
+        caption=Text("\n".join([*cautions(report), *legend(report), _cost_line(report)])),
+        title_justify="left",
+        caption_justify="left",
+        padding=0,
+    )
+    columns = [NFE, *metric_columns(report, report.spaces[:1]), *distance_columns(report)[:1], SPEED]
+    table.add_column("sampler", overflow="fold")
+    for column in columns:
+        width = max(len(_short(column, row, columns)) for row in report.rows)
+        table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
+    for title, rows in grouped(report.rows):
+        table.add_row(Text(title, style="dim"))
+        for row in rows:
+            texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
+            table.add_row(*map(Text, texts), style="bold" if row.best or row.group == "student" else "")
+        table.add_section()
+    return table
+
+
+def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
+    """A figure's mean, and of the first metric its spread."""
+    cell = column.cell(row)
+    return str(cell._replace(minimum="")) if column is columns[1] else cell.text
+
+
+def legend(report: Report) -> list[str]:
+    """What a star and a distance of the table mean."""
+    texts = []
+    if any(row.best for row in report.rows):
+        texts.append(f"{BEST}: the teacher's best at as many evaluations.")
+    if distance_columns(report):
+        texts.append("RMSE: to the teacher's own solution from the same noise, of values in [-1, 1].")
+    return texts
+
+
+def _cost_line(report: Report) -> str:
+    networks = [
+        f"{name} {cost.parameters:,} parameters, {cost.flops:,} FLOPs, {cost.macs:,} MACs"
+        for name, cost in report.cost.items()
+    ]
+    return "One evaluation: " + "; ".join(networks) if networks else ""
+
+
+def markdown(report: Report) -> str:
+    """The report as text: what was gained, the table in the layout of the paper's Tables 4 to 7, and its footnotes."""
+    parts = [
+        f"# {escape(report.title)}",
+        bullets(gains(report)),
+        table(report),
+        bullets(remarks(report)),
+        "## How to reproduce",
+        f"{INDENT}{' '.join(report.command.split())}",
+        bullets([f"{name}: {text}" for name, text in facts(report).items()]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def remarks(report: Report) -> list[str]:
+    """What stands below `table`."""
+    return [*cautions(report), *legend(report), "FLOPs and MACs are of one evaluation for one sample."]
+
+
+def table(report: Report) -> str:
+    """The table of `markdown` alone."""
+    columns = [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report), SPEED]
+    headline = 1
+    lines = [["Method", *(column.heading for column in columns)], ["---", *["--:"] * len(columns)]]
+    for title, rows in grouped(report.rows):
+        lines.append([f"*{title}*", *[""] * len(columns)])
+        for row in rows:
+            cells = [escape(row.sampler), *(escape(str(column.cell(row))) for column in columns)]
+            if row.best:
+                cells[0], cells[1 + headline] = f"**{cells[0]}** {BEST}", f"**{cells[1 + headline]}**"
+            lines.append(cells)
+    head, rule, *rest = lines
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(map(escape, head)), rule, *rest])
+
+
+def bullets(texts: Sequence[str]) -> str:
+    """A list of `texts`, shown as they are."""
+    return "\n".join(f"- {escape(text)}" for text in texts)
+
+
+def escape(text: str) -> str:
+    """`text` as Markdown that shows it: one line, without markup and HTML."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
+
+
+def _heading(metric: Metric) -> str:
+    return metric.heading[:1].upper() + metric.heading[1:]
+
+
+def _kind(metric: Metric) -> str:
+    return metric.key.split("-")[0]
+
+
+def _rank(metric: Metric) -> int:
+    """The place of a metric's kind in `ORDER`; a Fréchet distance is one kind over whatever features."""
+    kind = {"fd": "fid", "kd": "kid"}.get(_kind(metric), _kind(metric))
+    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+
+def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
+    figures = [row.scores[metric.key] for row in report.rows if metric.key in row.scores]
+    decimals = _decimals(metric, figures)
+
+    def cell(row: Row) -> Cell:
+        figure = row.scores.get(metric.key)
+        if figure is None:
+            return Cell(NONE)
+        if figure.spread is None:
+            return Cell(number_text(figure.mean, decimals))
+        minimum = number_text(figure.minimum, decimals) if metric.lower_is_better else ""
+        return Cell(number_text(figure.mean, decimals), number_text(figure.spread, decimals), minimum)
+
+    return cell
+
+
+def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
+    """As many as show two digits of every distance, and one of every spread."""
+    sizes = [figure.spread for figure in figures if figure.spread is not None]
+    sizes += [abs(figure.mean) / 10 for figure in figures] if metric.lower_is_better else []
+    wanted = [-math.floor(math.log10(size)) for size in sizes if NEGLIGIBLE < size < math.inf]
+    usual = 2 if metric.lower_is_better or _kind(metric) == "is" else 3
+    return min(MAX_DECIMALS, max([usual, *wanted]))
+
+
+def _speed(images_per_second: float) -> str:
+    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
+
+
+def number_text(value: float, decimals: int) -> str:
+    """`value` with so many decimals; what rounds to zero has no sign."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"

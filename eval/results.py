@@ -1,0 +1,229 @@
+"""What an evaluation found, whole: the content of metrics.json, from which every table and page is made."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+
+from pipeline.common.errors import BadInput
+from pipeline.storage.store import open_store
+
+METRICS = "metrics.json"
+FULL = 50_000  # samples of a row as published figures have them; with fewer, FID is biased upwards
+
+
+class _Record(BaseModel):
+    # Not "forbid": what is computed is written too, and left out when read.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Figure(_Record):
+    """A figure over ranges of noise: one value for each of them."""
+
+    values: tuple[float, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the ranges, unbiased; None of one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def minimum(self) -> float:
+        """What EDM and its followers print."""
+        return min(self.values)
+
+
+class Metric(_Record):
+    """A column: its key in `Row.scores`, its heading, and the feature space it is measured in."""
+
+    key: str  # "fid", "kid-tf", "precision-digits", ...
+    heading: str
+    space: str  # the name of a Space
+    lower_is_better: bool
+
+
+class Space(_Record):
+    """Features that sets of images are compared in."""
+
+    name: str
+    title: str
+    resizer: str  # from the sample's size to the network's
+    sha256: str  # of the network's weights
+
+
+class Reference(_Record):
+    """What samples are measured against."""
+
+    source: str  # as it was given
+    title: str
+    num_images: int | None  # None: statistics that do not tell
+    shape: tuple[int, ...] | None
+    sha256: str  # of the images' bytes, or of the statistics' file
+
+
+class NotComputed(_Record):
+    """Metrics that were asked for and are not there, and what to do."""
+
+    metrics: tuple[str, ...]
+    reason: str
+
+
+class Row(_Record):
+    """One sampler's figures."""
+
+    model: Literal["teacher", "student"]
+    sampler: str
+    group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
+    nfe: float  # evaluations of the network, counted; a mean, where a solver chooses them
+    scores: dict[str, Figure]  # by Metric.key
+    rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
+    lpips: float | None = None  # likewise
+    images_per_second: float
+    best: bool = False  # the best few-step sampler of the teacher at this number of evaluations
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.sampler}"
+
+
+class Cost(_Record):
+    """What one evaluation of a network costs; FLOPs and multiply-adds for one sample."""
+
+    parameters: int
+    flops: int
+    macs: int
+    latency_ms: float  # of one evaluation at batch 1, median
+    peak_memory_bytes: int | None  # of one evaluation at the evaluation's batch size; None where nothing counts it
+
+
+class Grid(_Record):
+    """Values over pairs of times t > s: `values[i][j]` at t = times[i], s = times[j], None where t <= s."""
+
+    times: tuple[float, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+class Line(_Record):
+    """Values over time, or over steps."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class Trajectories(_Record):
+    """How a student fits stored trajectories of its teacher. All RMS values are in units of [-1, 1]."""
+
+    data: str
+    data_sha256: str
+    seen_in_training: bool
+    num_records: int
+    endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
+    state_rmse: Grid  # G(x_t, t, s) to the stored x_s
+    consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
+    velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None where there are none
+    student_straightness: float  # see pipeline.flow.path.straightness, of the student's own many-step path
+    teacher_straightness: float | None
+
+
+class Report(_Record):
+    """Everything a table or a page shows."""
+
+    format: Literal[2] = 2
+    rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]  # the columns, the headline first
+    spaces: tuple[Space, ...]
+    reference: Reference
+    not_computed: tuple[NotComputed, ...] = ()
+    warnings: tuple[str, ...] = ()
+    num_samples: int  # of each row and range
+    num_ranges: int  # of noise; range r holds the indices from r * num_samples
+    seed: int
+    quantiser: str  # how samples become bytes
+    cost: dict[str, Cost]  # "teacher", "student"
+    trajectories: Trajectories | None = None
+    curves: tuple[Line, ...] = ()  # of the training, over its steps
+    checkpoint: str
+    training: dict[str, Any]  # the checkpoint's description
+    command: str  # runs this evaluation again
+    versions: dict[str, str]
+    machine: str
+    date: str
+
+    @property
+    def title(self) -> str:
+        """What was evaluated, in a line."""
+        recipe = self.training["recipe"]
+        if self.training["trains"] == "teacher":
+            return f"A teacher, recipe “{recipe}”"
+        return f"A student of “{self.training['teacher']}”, recipe “{recipe}”"
+
+    @property
+    def headline(self) -> Metric:
+        """The metric of charts and comparisons."""
+        return self.metrics[0]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its figures are over fewer samples than published ones."""
+        return self.num_samples < FULL
+
+    def rows_of(self, group: str) -> list[Row]:
+        """The rows of a group, as they stand."""
+        return [row for row in self.rows if row.group == group]
+
+    def value(self, row: Row) -> float | None:
+        """The headline's mean in `row`."""
+        figure = row.scores.get(self.headline.key)
+        return None if figure is None else figure.mean
+
+
+def read_report(place: Path | str) -> Report:
+    """The report at `place`, the folder or URL of an evaluation, or its metrics.json.
+
+    Raises:
+        BadInput: there is none that this version reads.
+    """
+    try:
+        return Report.model_validate_json(open_store(str(place).removesuffix(f"/{METRICS}")).read(METRICS))
+    except (OSError, ValidationError) as error:
+        raise BadInput(f"{place}: wanted the {METRICS} of an evaluation; run traflow-pipeline evaluate") from error
+
+
+def gains(report: Report) -> Sequence[str]:
+    """What the distillation bought, a sentence for each of the student's rows; none without metrics."""
+    if not report.metrics:
+        return []
+    few = [(row, value) for row in report.rows_of("few-step") if (value := report.value(row)) is not None]
+    sentences = []
+    for row in report.rows_of("student"):
+        value = report.value(row)
+        if value is None or not few:
+            continue
+        sentences.append(_gain(report, row, value, few))
+    return sentences
+
+
+def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
+    """Quality at equal evaluations, and evaluations at equal quality, against the teacher's best."""
+    name, count = report.headline.heading, f"{row.nfe:g} evaluation{'' if row.nfe == 1 else 's'}"
+    text = f"At {count} the student has {name} {value:.2f}"
+    within = [(r, v) for r, v in few if r.nfe <= row.nfe]
+    if within:
+        best, best_value = min(within, key=lambda pair: pair[1])
+        text += f"; the teacher's best within as many is {best_value:.2f} ({best.sampler})"
+    reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
+    if reaching:
+        nfe, sampler = reaching[0]
+        return f"{text}, and it needs {nfe:g} to do as well ({sampler})."
+    most = max(r.nfe for r, _ in few)
+    return f"{text}, and with {most:g} it does not yet do as well."

@@ -1,0 +1,139 @@
+"""Ways to turn noise into samples: a student's steps, or a teacher's solver. Noise is deterministic by index."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline import networks
+from pipeline.common import image_grid
+from pipeline.common.device import pick_device
+from pipeline.common.errors import BadInput
+from pipeline.common.image_grid import to_bytes
+from pipeline.flow.noise import Stream, draw_labels, draw_noise
+from pipeline.flow.path import uniform_times
+from pipeline.flow.solver import Solver, integrate
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import Teacher
+from trainer.checkpoints import checkpoint
+from trainer.distillation.student import Student, sample
+
+BATCH_SIZE = 256
+
+# (noise [B, ...], label [B] or None) -> (samples [B, ...], evaluations per sample)
+Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to turn noise into samples: a row of the report. `name` tells it from all others of its model."""
+
+    group: Literal["solver", "few-step", "student"]
+    name: str
+    draw: Draw
+
+    @property
+    def model(self) -> Literal["teacher", "student"]:
+        return "student" if self.group == "student" else "teacher"
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.name}"
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Samples float32 [B, C, H, W] on the CPU, what they cost, and how long they took."""
+
+    samples: Tensor
+    nfe: int
+    wall_seconds: float
+
+
+def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:
+    """Algorithm 1 on so many even steps, or down the times given: an evaluation a step.
+
+    Raises:
+        BadInput: times that do not fall from `t_start` to `t_end`.
+    """
+    if isinstance(steps, int):
+        times, name = uniform_times(steps, t_start, t_end), f"{steps} step{'s' if steps > 1 else ''}"
+    else:
+        times, name = torch.tensor(steps, dtype=torch.float64), f"times {', '.join(f'{t:g}' for t in steps)}"
+        if len(times) < 2 or (steps[0], steps[-1]) != (t_start, t_end) or bool((times.diff() >= 0).any()):
+            raise BadInput(f"steps {list(steps)}: wanted times that fall from {t_start:g} to {t_end:g}, both included")
+
+    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        return sample(student, noise, times, label), len(times) - 1
+
+    return Sampler("student", name, draw)
+
+
+def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
+    """The teacher's own ODE by `solver`."""
+    times = uniform_times(1, teacher.t_start, teacher.t_end)
+
+    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
+        return solution.states[-1], solution.nfe
+
+    return Sampler("solver", str(solver), draw)
+
+
+def draw_start(
+    seed: int, indices: Sequence[int], shape: tuple[int, ...], num_classes: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The evaluation's noise [B, *shape] and labels [B] (None without classes) of `indices`."""
+    noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
+    if not num_classes:
+        return noise, None
+    return noise, torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)
+
+
+def draw_samples(
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    indices: range,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[SampleBatch]:
+    """Samples `indices` of `seed`: sample i is the same whatever else is drawn.
+
+    (Of an adaptive solver only up to its tolerance: it picks its steps for a whole batch.)
+    """
+    for first in range(indices.start, indices.stop, batch_size):
+        batch = range(first, min(first + batch_size, indices.stop))
+        noise, label = draw_start(seed, batch, shape, num_classes, device)
+        started = time.monotonic()
+        samples, nfe = sampler.draw(noise, label)
+        samples = samples.float().cpu()
+        yield SampleBatch(samples, nfe, time.monotonic() - started)
+
+
+def save_grid(path: Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
+    """Write a PNG of the samples `indices` of `seed`: a student's by Algorithm 1, a trained teacher's by Euler steps.
+
+    Raises:
+        BadInput: no checkpoint at `path`, or `out` cannot be written.
+    """
+    device = pick_device(device_name)
+    folder = checkpoint.find(path)
+    info = checkpoint.read_info(folder)
+    if info.trains == "student":
+        network = networks.load(folder / checkpoint.EMA).to(device)
+        sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
+    else:
+        teacher = load_teacher(str(folder), device)
+        sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
+        assert teacher.network is not None
+        network = teacher.network
+    shape, num_classes = network.config.shape, network.config.num_classes
+    drawn = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
+    samples = torch.cat([batch.samples for batch in drawn])
+    image_grid.save_square(out, to_bytes(samples.numpy(), info.data_range))

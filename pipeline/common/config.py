@@ -1,0 +1,207 @@
+"""Configurations: one YAML file with a section per command, flags and --set on top, one validated model each."""
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.common.errors import BadInput
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMMANDS = ("generate", "train", "evaluate")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_section(source: str | None, command: str) -> dict[str, Any]:
+    """The section of `command` in the config `source`, see `load_sections`; nothing without a source.
+
+    Raises:
+        BadInput: there is no such section.
+    """
+    if source is None:
+        return {}
+    sections = load_sections(source)
+    if command not in sections:
+        raise BadInput(f"{find_config(source)}: it has no section {command!r}, only {', '.join(sections)}")
+    return sections[command]
+
+
+def load_sections(source: str) -> dict[str, dict[str, Any]]:
+    """The sections of the config `source`: a name in configs/ or the path of a YAML file.
+
+    Raises:
+        BadInput: no such config, not YAML, or sections that no command reads.
+    """
+    path = find_config(source)
+    try:
+        return parse_sections(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def find_config(source: str) -> Path:
+    """The file of the config `source`, see `load_sections`."""
+    path = next((p for p in (CONFIGS / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")
+    return path
+
+
+def parse_sections(text: bytes, place: str) -> dict[str, dict[str, Any]]:
+    """The sections in the YAML `text`, which stands at `place`.
+
+    Raises:
+        BadInput: see `load_sections`.
+    """
+    try:
+        sections = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{place}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
+        found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
+        raise BadInput(f"{place}: wanted sections named {', '.join(COMMANDS)}; found {found}")
+    for command, section in sections.items():
+        if not isinstance(section, dict | None):
+            raise BadInput(f"{place}: section {command!r} is not a mapping of keys to values")
+    return {command: section or {} for command, section in sections.items()}
+
+
+def parse_assignment(assignment: str) -> dict[str, Any]:
+    """`a.b=value`, the value in YAML, as {"a": {"b": value}}."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise BadInput(f"--set {assignment}: wanted key=value, for example --set seed=1")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"--set {assignment}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones, mapping by mapping."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            if isinstance(value, Mapping) and isinstance(below, Mapping | None):
+                merged[key] = merge(below or {}, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given: those that are not None, mapping by mapping."""
+    values = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Model:
+    """`values` as a `model`.
+
+    Raises:
+        BadInput: one line with every fault; an unknown key comes with the valid ones.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(model, fault, command) for fault in error.errors())
+        raise BadInput(f"{command}: {faults}") from error
+
+
+def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
+    place, models = _place(model, [str(part) for part in fault["loc"]])
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        valid = dict.fromkeys(name for candidate in models for name in candidate.model_fields)
+        return f"unknown key {key!r}; valid keys: {', '.join(valid)}"
+    if fault["type"] == "missing":
+        by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
+        return f"{key!r} is missing{by_flag}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {fault['input']!r}" if key else message
+
+
+def _place(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys that a user wrote on the way to a fault, and the models that its last key could be a field of.
+
+    Pydantic puts the tags of unions between them, which nobody wrote.
+    """
+    models: list[type[BaseModel]] = [model]
+    keys: list[str] = []
+    for i, part in enumerate(loc):
+        tagged = [candidate for candidate in models if _tag(candidate) == part]
+        if tagged and i < len(loc) - 1:
+            models = tagged
+            continue
+        keys.append(part)
+        fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
+        if i < len(loc) - 1 and fields:
+            models = [found for field in fields for found in _models(field.annotation)] or models
+    return keys, models
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation, whatever they are wrapped in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models(part)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    """What tells a model from the others of its union: the only value that its first such field may have."""
+    for field in model.model_fields.values():
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            return str(get_args(field.annotation)[0])
+    return None
+
+
+def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    """The fields in which two configurations differ, "key: found there, asked here", or nothing."""
+    fields = []
+    for key in [*asked, *(key for key in found if key not in asked)]:
+        there, here = found.get(key), asked.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            fields.append(differences(there, here, f"{prefix}{key}."))
+        elif there != here:
+            fields.append(f"{prefix}{key}: {there} there, {here} asked")
+    return "; ".join(filter(None, fields))
+
+
+def resolved(config: BaseModel, command: str) -> str:
+    """What a command runs with, as the YAML of a config that runs it again."""
+    text: str = yaml.safe_dump({command: config.model_dump(mode="json")}, sort_keys=False)
+    return text
+
+
+def write_resolved(path: Path, config: BaseModel, command: str) -> None:
+    """Write `resolved` to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(resolved(config, command))
+
+
+def parse_count(value: object) -> object:
+    """ "4096", "16k" or "1M" (thousands and millions) as an integer; anything else unchanged, to be refused.
+
+    Raises:
+        ValueError: a text that is not a count.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip().replace("_", "").replace(",", "")
+    factor = {"k": 10**3, "m": 10**6}.get(text[-1:].lower(), 1)
+    try:
+        count = Decimal(text[:-1] if factor > 1 else text) * factor
+        if 1 <= count < 2**63 and count == int(count):
+            return int(count)
+    except InvalidOperation:
+        pass
+    raise ValueError("wanted a count such as 4096, 16k or 1M")

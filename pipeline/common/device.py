@@ -1,0 +1,19 @@
+"""Which processor a command works on."""
+
+import torch
+
+from pipeline.common.errors import BadInput
+
+
+def pick_device(name: str) -> torch.device:
+    """`name` as a device; "auto" is the GPU if there is one.
+
+    Raises:
+        BadInput: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r} is not here; use auto, cpu or cuda") from error

@@ -1,0 +1,84 @@
+"""Images to PNG: rows of samples with a title beside each, or a plain grid."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.common.errors import BadInput
+
+MIN_CELL = 40  # pixels: 8x8 digits are enlarged until a person can read them
+GAP = 2
+FONT_SIZE = 14
+MARGIN = 8
+
+Images = NDArray[np.uint8]  # [N, C, H, W]
+
+
+def to_bytes(samples: NDArray[np.float32], data_range: tuple[float, float] = (-1.0, 1.0)) -> NDArray[np.uint8]:
+    """Samples to bytes: from `data_range` to [-1, 1], then (127.5 x + 128) clipped, as EDM does (its generate.py)."""
+    low, high = data_range
+    if data_range != (-1.0, 1.0):
+        samples = (samples - low) * (2 / (high - low)) - 1
+    scaled: NDArray[np.float32] = np.clip(samples * 127.5 + 128, 0, 255)
+    return scaled.astype(np.uint8)
+
+
+def is_drawable(shape: tuple[int, ...]) -> bool:
+    """Whether samples of `shape` are images [C, H, W], grey or in colour."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
+    """Write a PNG with one titled row for each of `rows`; columns line up.
+
+    Raises:
+        BadInput: `path` cannot be written, or does not end as a picture's does.
+    """
+    _save(path, draw_rows(rows))
+
+
+def save_square(path: Path, images: Images) -> None:
+    """Write a PNG of `images` in an about square grid without titles.
+
+    Raises:
+        BadInput: see `save_rows`.
+    """
+    side = max(1, math.ceil(math.sqrt(len(images))))
+    _save(path, _draw([images[start : start + side] for start in range(0, len(images), side)], []))
+
+
+def draw_rows(rows: Mapping[str, Images]) -> Image.Image:
+    """The picture of `save_rows`."""
+    return _draw(list(rows.values()), list(rows))
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: wanted the path of a picture such as samples.png ({error})") from error
+
+
+def _draw(rows: list[Images], titles: list[str]) -> Image.Image:
+    zoom = max(1, -(-MIN_CELL // rows[0].shape[2]))
+    height, width = rows[0].shape[2] * zoom + GAP, rows[0].shape[3] * zoom + GAP
+    font = ImageFont.load_default(FONT_SIZE)
+    left = 2 * MARGIN + max(math.ceil(font.getlength(title)) for title in titles) if titles else 0
+    picture = Image.new("RGB", (left + width * max(map(len, rows)) - GAP, height * len(rows) - GAP), "white")
+    draw = ImageDraw.Draw(picture)
+    for y, title in enumerate(titles):
+        draw.text((MARGIN, y * height + height // 2), title, fill="black", font=font, anchor="lm")
+    for y, images in enumerate(rows):
+        for x, image in enumerate(images):
+            picture.paste(_enlarge(image, zoom), (left + x * width, y * height))
+    return picture
+
+
+def _enlarge(image: NDArray[np.uint8], zoom: int) -> Image.Image:
+    pixels = image.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).convert("RGB")

@@ -1,0 +1,250 @@
+"""What a data set holds: its plan, and a parquet table of where each committed block lies.
+
+The markers beside the shards are the truth; the table is derived from them and can be made again at any time.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.shards import Block, Marker, Shards
+from pipeline.flow.numerics import Numerics
+from pipeline.storage.store import Store
+
+PLAN = "plan.json"
+MANIFEST = "manifest.parquet"
+ROWS_AT_ONCE = 2**16  # whose names and digests are spelt out in memory while they are written
+SCHEMA = pa.schema(
+    {
+        "shard": pa.string(),
+        "shard_sha256": pa.string(),
+        "offset": pa.int64(),
+        "num_bytes": pa.int64(),
+        "first_index": pa.int64(),
+        "num_records": pa.int64(),
+        "crc32": pa.uint32(),
+        "nfe": pa.int32(),
+    }
+)
+# The same in every row of a shard: in memory once each.
+OF_SHARD = ("shard", "shard_sha256")
+IN_MEMORY = pa.schema({f.name: pa.dictionary(pa.int32(), f.type) if f.name in OF_SHARD else f.type for f in SCHEMA})
+
+
+class DataSet(BaseModel):
+    """The content of plan.json: the first `num_records` records of `plan`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    num_records: int
+    teacher_source: str  # what loads the teacher: its name, an absolute path or module:factory
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The committed blocks of a data set, in the order of their records."""
+
+    store: Store
+    dataset: DataSet
+    blocks: pa.Table  # columns as in IN_MEMORY
+    sha256: str  # digest over the shards' sha256 in order: the identity of the data
+
+    @property
+    def plan(self) -> Plan:
+        return self.dataset.plan
+
+    @property
+    def num_records(self) -> int:
+        """Of the committed blocks."""
+        return int(self.counts.sum())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Records of each block."""
+        counts: NDArray[np.int64] = self.blocks["num_records"].to_numpy()
+        return counts
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.blocks["num_bytes"].to_numpy().sum())
+
+    @property
+    def mean_nfe(self) -> float:
+        """Solver evaluations of a sample, averaged over the samples."""
+        return float(np.average(self.blocks["nfe"].to_numpy(), weights=self.counts))
+
+
+def read_dataset(store: Store) -> DataSet | None:
+    """The plan of the data set in `store`, or None if it has none yet.
+
+    Raises:
+        BadInput: plan.json is not a plan.
+        StoreFailed: the store cannot be read.
+    """
+    try:
+        return DataSet.model_validate_json(store.read(PLAN))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise BadInput(f"{store.location}: wanted a folder; it, or one that it lies in, is a file") from error
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: {PLAN} cannot be read ({reason(error)})") from error
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise BadInput(f"{store.location}: {PLAN} is not a plan this version reads ({message})") from error
+
+
+def write_dataset(store: Store, dataset: DataSet) -> None:
+    """Write plan.json; done before the first shard, so that no folder holds shards of unknown origin."""
+    store.write(PLAN, dataset.model_dump_json(indent=1).encode())
+
+
+class Ledger:
+    """What is committed of the first `num_records` records of `plan`, in about fifty bytes a block.
+
+    Its columns have a row for every block of the plan, whoever commits it and when, so that markers need not be kept.
+    """
+
+    def __init__(self, plan: Plan, num_records: int) -> None:
+        self.plan, self.num_records = plan, num_records
+        num_shards, num_blocks = -(-num_records // plan.shard_size), -(-num_records // plan.block_size)
+        names = (*Block._fields, "nfe")
+        self._columns = {n: np.zeros(num_blocks, SCHEMA.field(n).type.to_pandas_dtype()) for n in names}
+        self._sha256 = [""] * num_shards
+        self._numerics: list[Numerics | None] = [None] * num_shards
+        self._kinds: dict[Numerics, Numerics] = {}  # equal ones are kept once
+
+    def add(self, marker: Marker) -> None:
+        """Write down a marker of the plan (`Marker.is_of`); of one shard the last one stays."""
+        number, first = marker.shard.number, marker.shard.first_index // self.plan.block_size
+        rows = slice(first, first + len(marker.blocks))
+        for name, values in zip(Block._fields, zip(*marker.blocks, strict=True), strict=True):
+            self._columns[name][rows] = values
+        blocks_per_batch = self.plan.batch_size // self.plan.block_size
+        self._columns["nfe"][rows] = np.repeat(marker.nfe, blocks_per_batch)[: len(marker.blocks)]
+        self._sha256[number] = marker.sha256
+        self._numerics[number] = self._kinds.setdefault(marker.numerics, marker.numerics)
+
+    @property
+    def end(self) -> int:
+        """One more than the index of the last record that is committed; 0 if none is."""
+        return int((self._columns["first_index"] + self._columns["num_records"]).max(initial=0))
+
+    @property
+    def numerics(self) -> set[Numerics]:
+        """The kinds of machine that the shards were made on."""
+        return {numerics for numerics in self._numerics if numerics is not None}
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Records of each shard that are committed."""
+        first_blocks = range(0, len(self._columns["num_records"]), self.plan.shard_size // self.plan.block_size)
+        sizes: NDArray[np.int64] = np.add.reduceat(self._columns["num_records"], first_blocks)
+        return sizes
+
+    def manifest(self, store: Store, dataset: DataSet) -> Manifest:
+        """The manifest of what is written down; it shares the memory of this ledger, which is not to be added to."""
+        is_there = self._columns["num_records"] > 0
+        blocks_per_shard = self.plan.shard_size // self.plan.block_size
+        numbers = pa.array(np.arange(len(is_there), dtype=np.int32) // blocks_per_shard)
+        names = [shard.name for shard in Shards(self.plan, self.num_records)]
+        of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
+        columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
+        sha256 = _digest(self._sha256)
+        about = {"dataset": dataset.model_dump_json(), "sha256": sha256}
+        table = pa.table(columns, schema=IN_MEMORY.with_metadata(about))
+        return Manifest(store, dataset, table if is_there.all() else table.filter(pa.array(is_there)), sha256)
+
+
+def derive(store: Store, dataset: DataSet, markers: Iterable[Marker]) -> Manifest:
+    """The manifest that the markers of the committed shards add up to."""
+    ledger = Ledger(dataset.plan, dataset.num_records)
+    for marker in markers:
+        ledger.add(marker)
+    return ledger.manifest(store, dataset)
+
+
+def digest(markers: Iterable[Marker]) -> str:
+    """The identity of the data: sha256 over the shards' sha256 in order."""
+    return _digest(marker.sha256 for marker in sorted(markers, key=lambda marker: marker.shard.number))
+
+
+def _digest(in_order: Iterable[str]) -> str:
+    return hashlib.sha256("".join(in_order).encode()).hexdigest()
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write manifest.parquet.
+
+    Raises:
+        StoreFailed: it cannot be written; the one before it is untouched.
+    """
+    buffer, schema = io.BytesIO(), SCHEMA.with_metadata(manifest.blocks.schema.metadata)
+    with pq.ParquetWriter(buffer, schema) as writer:
+        for start in range(0, manifest.blocks.num_rows, ROWS_AT_ONCE):
+            for batch in manifest.blocks.slice(start, ROWS_AT_ONCE).cast(schema).to_batches():
+                writer.write_batch(batch)
+    try:
+        manifest.store.write(MANIFEST, buffer.getvalue())
+    except OSError as error:
+        place = f"{manifest.store.location}: {MANIFEST}"
+        raise StoreFailed(f"{place} cannot be written ({reason(error)}); run generate again") from error
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of the data set in `store`, which holds all of its records.
+
+    Raises:
+        BadInput: there is none, it cannot be understood, or records of the set are missing.
+        StoreFailed: the store cannot be read.
+    """
+    try:
+        manifest = parse_manifest(store, store.read(MANIFEST))
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{store.location}: wanted a data set; there is no {MANIFEST}; "
+            f"run traflow-pipeline generate --out {store.location}"
+        ) from error
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: {MANIFEST} cannot be read ({reason(error)})") from error
+    if not manifest.blocks.num_rows:
+        raise BadInput(
+            f"{store.location}: the data set is empty; run traflow-pipeline generate --out {store.location} again"
+        )
+    if manifest.num_records != manifest.dataset.num_records:
+        raise BadInput(
+            f"{store.location} holds {manifest.num_records} of its {manifest.dataset.num_records} records; "
+            f"run traflow-pipeline generate again, or ask it for --n {manifest.num_records}"
+        )
+    return manifest
+
+
+def parse_manifest(store: Store, payload: bytes) -> Manifest:
+    """The manifest in the bytes of a manifest.parquet, whole or partial.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        # In this thread alone: a process that ends soon after arrow's pool was made may abort (pyarrow 26, seen often).
+        file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
+        table = file.read(use_threads=False)
+        about = table.schema.metadata
+        dataset = DataSet.model_validate_json(about[b"dataset"])
+        if not table.schema.equals(IN_MEMORY):
+            raise KeyError("columns")
+        return Manifest(store, dataset, table, about[b"sha256"].decode())
+    except (pa.ArrowException, ValidationError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{store.location}: {MANIFEST} is not one this version reads; run traflow-pipeline generate again"
+        ) from error

@@ -1,0 +1,124 @@
+"""The plan: everything that decides the bytes of a data set. Two data sets of one plan are the same data set."""
+
+import hashlib
+import json
+import math
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from pipeline.common.config import differences
+from pipeline.common.errors import BadInput
+from pipeline.flow.noise import Stream, generator
+from pipeline.flow.solver import Solver
+
+JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
+
+
+class Shard(BaseModel):
+    """Records [first_index, first_index + num_records) of a data set: the unit of work and of commitment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    first_index: int
+    num_records: int
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.number:06d}.tar"
+
+    def __str__(self) -> str:
+        last = self.first_index + self.num_records - 1
+        return f"shard {self.number:06d} (records {self.first_index} to {last})"
+
+
+class Plan(BaseModel):
+    """The identity of a data set; only its number of records may grow.
+
+    An adaptive solver picks one step for a whole batch, so a sample depends on its batch mates: the integration
+    batch is part of the plan, and shards are fixed ranges of indices cut into fixed batches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[2] = 2  # of the shards and their markers; raised when their layout changes
+    teacher: str
+    teacher_sha256: str
+    shape: tuple[int, ...] = Field(description="(C, H, W) of one record")
+    num_classes: int = Field(ge=0, description="0 for an unconditional teacher")
+    t_start: float = 1.0
+    t_end: float = 0.0
+    # Left out of a plan's text where they are the usual ones: plans made before they were fields stay the same plans.
+    guidance_scale: float = Field(default=1.0, exclude_if=lambda scale: scale == 1)
+    data_range: tuple[float, float] = Field(default=(-1.0, 1.0), exclude_if=lambda values: values == (-1, 1))
+    seed: int = Field(ge=0, lt=2**63)
+    solver: Solver
+    num_states: int = Field(ge=0, description="states stored between the noise and the sample")
+    velocities: bool
+    dtype: Literal["float16", "float32"]
+    shard_size: int = Field(ge=1, description="records of a shard")
+    batch_size: int = Field(ge=1, description="records integrated together")
+    block_size: int = Field(ge=1, description="records of one WebDataset sample")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.shard_size % self.batch_size or self.batch_size % self.block_size:
+            raise ValueError(
+                "shard_size must be a multiple of batch_size, and batch_size of block_size; "
+                f"they are {self.shard_size}, {self.batch_size} and {self.block_size}"
+            )
+        if not 1 >= self.t_start > self.t_end >= 0:
+            raise ValueError(f"a flow runs from t_start down to t_end in [0, 1]; they are {self.t_start}, {self.t_end}")
+        if not self.data_range[0] < self.data_range[1]:
+            raise ValueError(f"a data range goes from its least to its largest value; it is {self.data_range}")
+        if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
+            raise ValueError(
+                f"{self.solver.name} steps on every stored state: {self.num_states} states "
+                f"need num_steps of at least {self.num_states + 1}, got {self.solver.num_steps}"
+            )
+        return self
+
+    @property
+    def num_times(self) -> int:
+        """Times of a trajectory: the start, `num_states` between, the end."""
+        return self.num_states + 2
+
+    @property
+    def record_bytes(self) -> int:
+        """Of one record in a shard, but for the headers of its block."""
+        arrays = 2 + self.num_states + (self.num_times if self.velocities else 0)
+        return arrays * math.prod(self.shape) * np.dtype(self.dtype).itemsize + 4 * self.num_times + 16
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the canonical JSON of the plan."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    def shards(self, num_records: int) -> list[Shard]:
+        """The shards of the first `num_records` records; the last one may be short."""
+        starts = range(0, num_records, self.shard_size)
+        return [
+            Shard(number=i, first_index=start, num_records=min(self.shard_size, num_records - start))
+            for i, start in enumerate(starts)
+        ]
+
+    def times(self, first_index: int) -> Tensor:
+        """Times float32 [num_times] of the integration batch that starts at `first_index`, strictly decreasing.
+
+        The interior ones are jittered inside `num_states` equal strata, so that all batches together cover
+        every time of the flow although each record keeps only a few states.
+        """
+        rng = generator(self.seed, Stream.TIMES, first_index)
+        jitter = rng.integers(1, JITTER_LEVELS, self.num_states) / JITTER_LEVELS
+        inner = (np.arange(self.num_states) + jitter) / max(self.num_states, 1)
+        fractions = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
+        return (self.t_start + (self.t_end - self.t_start) * fractions).float()
+
+    def check_same(self, found: "Plan", place: str) -> None:
+        """Raises `BadInput` with the fields in which the plan `found` in `place` differs from this one."""
+        if fields := differences(found.model_dump(mode="json"), self.model_dump(mode="json")):
+            raise BadInput(f"{place} holds another plan ({fields}); choose another folder or ask for that plan")

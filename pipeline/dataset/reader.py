@@ -1,0 +1,91 @@
+"""Blocks of a data set, one contiguous range each: mapped from a local shard, asked ahead of need from a remote one."""
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from zlib import crc32
+
+import numpy as np
+
+from pipeline.common.errors import StoreFailed, WorkFailed, reason
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import Layout, Trajectories, read_block, read_layout
+
+CACHED_BLOCKS = 4  # a batch that ends inside a block leaves the rest of it to the next step
+REQUESTS = 8  # at a time
+
+
+class BlockReader:
+    """Reads the blocks of `manifest` by their row in it, and checks the checksum of each the first time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        shards = manifest.blocks["shard"].combine_chunks().dictionary_encode()
+        self._shards, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy()
+        self._offset, self._num_bytes, self._crc32, self._num_records = (
+            manifest.blocks[name].to_numpy() for name in ("offset", "num_bytes", "crc32", "num_records")
+        )
+        self._checked = np.zeros(len(self._offset), bool)
+        self._layouts: dict[int, Layout] = {}  # by number of records
+        self._blocks: dict[int, Future[Trajectories]] = {}  # oldest first
+        self._capacity = CACHED_BLOCKS
+        self._pool = None if manifest.store.is_local else ThreadPoolExecutor(REQUESTS, "reader")
+
+    def read(self, block: int) -> Trajectories:
+        """The records of `block`, as read-only views.
+
+        Raises:
+            WorkFailed: the block is missing or is not what the manifest says.
+        """
+        future = self._keep(block)
+        try:
+            return future.result()
+        except BaseException:
+            self._blocks.pop(block, None)
+            raise
+
+    def expect(self, blocks: Iterable[int]) -> None:
+        """Start to fetch `blocks`, in the order in which they will be needed, from a remote store."""
+        if self._pool is not None:
+            expected = list(dict.fromkeys(blocks))
+            self._capacity = max(self._capacity, len(expected) + CACHED_BLOCKS)
+            for block in expected:
+                self._keep(block)
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, block: int) -> "Future[Trajectories]":
+        """`block` as the newest of those kept, fetched if it is not among them."""
+        future = self._blocks.pop(block) if block in self._blocks else self._start(block)
+        self._blocks[block] = future
+        while len(self._blocks) > self._capacity:
+            self._blocks.pop(next(iter(self._blocks))).cancel()
+        return future
+
+    def _start(self, block: int) -> "Future[Trajectories]":
+        if self._pool is not None:
+            return self._pool.submit(self._fetch, block)
+        future: Future[Trajectories] = Future()
+        future.set_result(self._fetch(block))
+        return future
+
+    def _fetch(self, block: int) -> Trajectories:
+        store, name = self._manifest.store, self._shards[self._shard[block]]
+        start = int(self._offset[block])
+        end = start + int(self._num_bytes[block])
+        place = f"{store.location}/{name}"
+        advice = f"see traflow-pipeline verify {store.location}"
+        try:
+            payload = store.read_range(name, start, end)
+        except OSError as error:
+            raise StoreFailed(f"{place}: cannot be read ({reason(error)}); {advice}") from error
+        if len(payload) != end - start or not self._checked[block]:
+            if crc32(payload) != self._crc32[block]:
+                raise WorkFailed(f"{place}: bytes {start} to {end} are not those that were committed; {advice}")
+            self._checked[block] = True
+        num_records = int(self._num_records[block])
+        if num_records not in self._layouts:
+            self._layouts[num_records] = read_layout(payload)
+        return read_block(payload, self._layouts[num_records])

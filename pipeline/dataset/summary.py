@@ -1,0 +1,134 @@
+"""What a data set holds, in figures and a picture."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.common.image_grid import Images, is_drawable, to_bytes
+from pipeline.common.progress import format_bytes, format_seconds
+from pipeline.dataset.manifest import PLAN, Manifest, derive, read_dataset
+from pipeline.dataset.reader import BlockReader
+from pipeline.dataset.shards import Trajectories, committed
+from pipeline.flow.numerics import Numerics
+from pipeline.flow.path import straightness
+from pipeline.storage.store import Store
+
+MAX_BINS = 12
+LOOKED_AT = 16  # blocks, evenly spread
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A data set, whole or in the making."""
+
+    manifest: Manifest  # of what is committed
+    num_shards: int  # committed
+    wall_seconds: float  # spent on them, by all workers together
+    numerics: tuple[Numerics, ...]  # the kinds of machine they were made on
+    records: Trajectories  # of a few blocks
+
+    @property
+    def nfe(self) -> list[tuple[str, int]]:
+        """Histogram of the solver's evaluations per sample: (evaluations, records)."""
+        blocks = self.manifest.blocks
+        counts: Counter[int] = Counter()
+        for nfe, records in zip(blocks["nfe"].to_pylist(), blocks["num_records"].to_pylist(), strict=True):
+            counts[nfe] += records
+        low, high = min(counts), max(counts)
+        width = -(-(high - low + 1) // MAX_BINS)
+        bins = [range(start, min(start + width, high + 1)) for start in range(low, high + 1, width)]
+        titles = [f"{b[0]}" if len(b) == 1 else f"{b[0]}-{b[-1]}" for b in bins]
+        return [(title, sum(counts[nfe] for nfe in b)) for title, b in zip(titles, bins, strict=True)]
+
+    @property
+    def straightness(self) -> float | None:
+        """See `flow.straightness`; None without velocities."""
+        rows = self.records
+        if rows.velocities is None:
+            return None
+        states, velocities, times = (torch.from_numpy(x) for x in (_states(self, rows), rows.velocities, rows.times))
+        return straightness(states, velocities, times)
+
+    @property
+    def detour(self) -> float:
+        """Length of the path through the stored states over the distance of its ends, averaged; 1 if straight."""
+        states = _states(self, self.records)
+        steps = np.linalg.norm(np.diff(states, axis=1).reshape(*states.shape[:1], states.shape[1] - 1, -1), axis=-1)
+        ends = np.linalg.norm((states[:, -1] - states[:, 0]).reshape(len(states), -1), axis=-1)
+        return float((steps.sum(axis=1) / ends).mean())
+
+    def table(self) -> Table:
+        """What `inspect` shows."""
+        manifest, plan = self.manifest, self.manifest.plan
+        rows = {name: str(value) for name, value in plan.model_dump(exclude={"format"}).items()}
+        rows["solver"] = str(plan.solver)
+        rows["records"] = f"{manifest.num_records} of {manifest.dataset.num_records}"
+        rows["shards"] = f"{self.num_shards} of {len(plan.shards(manifest.dataset.num_records))}"
+        rows["size"] = format_bytes(manifest.num_bytes)
+        rows["digest"] = manifest.sha256
+        rows["work"] = f"{format_seconds(self.wall_seconds)} of one worker"
+        rows["made on"] = "\n".join(f"{n.device}, torch {n.torch}, threads: {n.threads}" for n in self.numerics)
+        if self.straightness is not None:
+            rows["straightness"] = (
+                f"{self.straightness:.4f} (mean |mean velocity - velocity|^2; 0: straight, at even speed)"
+            )
+        rows["detour"] = f"{self.detour:.4f} (path over the distance of its ends; 1: straight)"
+        most = max(records for _, records in self.nfe)
+        bars = [f"{title:>9} {'█' * round(30 * records / most)} {records}" for title, records in self.nfe]
+        rows["evaluations"] = "\n".join(bars)
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, text in rows.items():
+            table.add_row(name, Text(text))
+        return table
+
+    def pictures(self, num_rows: int) -> dict[str, Images] | None:
+        """Rows of a picture: a few trajectories from noise to sample; None if they are no images."""
+        if not is_drawable(self.manifest.plan.shape):
+            return None
+        places = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
+        states = _states(self, self.records)
+        return {
+            f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32), self.manifest.plan.data_range)
+            for i in places
+        }
+
+
+def summarise(store: Store) -> Summary:
+    """The summary of the data set in `store`.
+
+    Raises:
+        BadInput: there is none, or nothing is committed yet.
+        WorkFailed: it cannot be read.
+    """
+    dataset = read_dataset(store)
+    if dataset is None:
+        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    try:
+        markers = list(committed(store, dataset.plan, dataset.plan.shards(dataset.num_records)).values())
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
+    if not markers:
+        raise BadInput(f"{store.location}: no shard of it is committed yet; run traflow-pipeline generate again")
+    manifest = derive(store, dataset, markers)
+    reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
+    looked_at = np.linspace(0, num_blocks - 1, min(LOOKED_AT, num_blocks)).round().astype(int).tolist()
+    reader.expect(looked_at)
+    return Summary(
+        manifest=manifest,
+        num_shards=len(markers),
+        wall_seconds=sum(marker.wall_seconds for marker in markers),
+        numerics=tuple(dict.fromkeys(marker.numerics for marker in markers)),
+        records=Trajectories.concatenate([reader.read(block) for block in looked_at]),
+    )
+
+
+def _states(summary: Summary, rows: Trajectories) -> np.ndarray:
+    start = summary.manifest.plan.t_start * rows.noise[:, None].astype(np.float64)
+    return np.concatenate([start, rows.states, rows.sample[:, None]], axis=1)

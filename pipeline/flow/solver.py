@@ -1,0 +1,163 @@
+"""Integrate a teacher's ODE from noise to data, counting every evaluation. The solvers are torchdiffeq's."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor
+from torchdiffeq import odeint
+
+from pipeline.common.errors import WorkFailed
+
+ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "dopri8")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+DEFAULT_TOLERANCE = 1e-5  # the tolerance of Rectified Flow's RK45 sampler
+# torchdiffeq's own limit is 2^31 steps, which on a broken teacher is for ever.
+MAX_NUM_STEPS = 10_000
+
+
+class Velocity(Protocol):
+    """dx/dt of a flow: x [B, ...], t [B] in [0, 1], label int64 [B] or None -> [B, ...]."""
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor: ...
+
+
+class SolverFailed(WorkFailed):
+    """The integration did not reach the end: a non-finite velocity, or no step small enough."""
+
+
+class Solver(BaseModel):
+    """A solver and its accuracy: tolerances for an adaptive one, a number of steps for a fixed-step one.
+
+    "dopri5" is the RK45 of Dormand and Prince; "rk4" is torchdiffeq's 3/8 rule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal[ADAPTIVE + FIXED] = "dopri5"  # type: ignore[valid-type]
+    rtol: float | None = None
+    atol: float | None = None
+    num_steps: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: object) -> object:
+        if isinstance(values, str):
+            values = {"name": values}
+        if isinstance(values, dict) and values.get("name", "dopri5") in ADAPTIVE:
+            given = {key: value for key, value in values.items() if value is not None}
+            return {"rtol": DEFAULT_TOLERANCE, "atol": DEFAULT_TOLERANCE, **given}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Solver":
+        if self.is_adaptive and self.num_steps is not None:
+            raise ValueError(f"{self.name} chooses its own steps: give it rtol and atol, not num_steps")
+        if not self.is_adaptive and (self.rtol, self.atol) != (None, None):
+            raise ValueError(f"{self.name} takes fixed steps: give it num_steps, not rtol or atol")
+        if not self.is_adaptive and (self.num_steps is None or self.num_steps < 1):
+            raise ValueError(f"{self.name} takes fixed steps: give it num_steps, at least 1")
+        if any(tolerance is not None and tolerance <= 0 for tolerance in (self.rtol, self.atol)):
+            raise ValueError(f"{self.name}: rtol and atol are positive numbers, for example 1e-5")
+        return self
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.name in ADAPTIVE
+
+    @property
+    def flags(self) -> str:
+        """As `generate` takes it."""
+        if not self.is_adaptive:
+            return f"--solver {self.name} --num-steps {self.num_steps}"
+        return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}"
+
+    def __str__(self) -> str:
+        if not self.is_adaptive:
+            return f"{self.name} {self.num_steps}"
+        if self.rtol == self.atol:
+            return f"{self.name} {_short(self.rtol)}"
+        return f"{self.name} rtol {_short(self.rtol)} atol {_short(self.atol)}"
+
+
+def _short(tolerance: float | None) -> str:
+    return f"{tolerance:g}".replace("e-0", "e-")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """States [T, B, ...] at the T times asked for, and the velocity evaluations they cost per sample."""
+
+    states: Tensor
+    nfe: int
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root mean square, summed in float64: a float32 sum depends on the number of threads, and the steps on it."""
+    return x.double().square().mean().sqrt().to(x.dtype)
+
+
+def refine(times: Tensor, num_steps: int) -> tuple[Tensor, list[int]]:
+    """A grid of `num_steps` steps through all `times` [T], float64, and the places of `times` in it.
+
+    Each further step halves, thirds, ... the interval whose steps are longest, so steps are as even as they can be.
+
+    Raises:
+        ValueError: fewer steps than intervals.
+    """
+    widths = (times[1:] - times[:-1]).abs()
+    if num_steps < len(widths):
+        raise ValueError(f"{num_steps} steps cannot pass through {len(widths)} intervals")
+    counts = torch.ones_like(widths)
+    for _ in range(num_steps - len(widths)):
+        counts[(widths / counts).argmax()] += 1
+    pieces = [times[:1]]
+    for start, end, count in zip(times[:-1], times[1:], counts.int().tolist(), strict=True):
+        pieces.append(torch.linspace(float(start), float(end), count + 1, dtype=times.dtype)[1:])
+    places = [0, *counts.int().cumsum(0).tolist()]
+    return torch.cat(pieces), places
+
+
+@torch.no_grad()
+def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, solver: Solver) -> Solution:
+    """Solve dx/dt = velocity(x, t) from `x` [B, ...] at times[0] to times[-1], which may lie below it.
+
+    Args:
+        velocity: the flow.
+        x: float32 start [B, ...]; the state stays float32, because half-precision states cost an adaptive
+            solver several times the evaluations.
+        times: strictly monotonic [T], the times whose states are wanted.
+        label: classes int64 [B], or None.
+        solver: which solver and how accurate. An adaptive one reads its states from its dense output, so
+            more times cost no evaluations; a fixed-step one steps exactly on them.
+
+    Raises:
+        SolverFailed: a state is not finite, or the solver ran out of steps.
+    """
+    nfe = 0
+
+    def func(t: Tensor, x: Tensor) -> Tensor:
+        nonlocal nfe
+        nfe += 1
+        # A teacher may compute in half precision; the solver's own sums must not.
+        return velocity(x, t.to(x.dtype).expand(len(x)), label).to(x.dtype)
+
+    # A float32 grid would put the end of an interval a rounding error past the time asked for.
+    times = times.to(device=x.device, dtype=torch.float64)
+    if solver.is_adaptive:
+        grid, places = times, list(range(len(times)))
+        # step_t: without it the last step passes the end and asks the teacher for times outside the flow.
+        options = {"norm": rms_norm, "max_num_steps": MAX_NUM_STEPS, "step_t": times[-1:]}
+        tolerances = {"rtol": solver.rtol, "atol": solver.atol}
+    else:
+        assert solver.num_steps is not None
+        grid, places = refine(times.cpu(), solver.num_steps)
+        grid, options, tolerances = grid.to(x.device), {}, {}
+    try:
+        states = odeint(func, x, grid, method=solver.name, options=options, **tolerances)[places]
+    except AssertionError as error:  # torchdiffeq's word for both "too many steps" and "step too small"
+        raise SolverFailed(f"{solver} gave up after {nfe} evaluations ({error})") from error
+    if not torch.isfinite(states).all():
+        raise SolverFailed(f"{solver}: the state is not finite after {nfe} evaluations")
+    return Solution(states, nfe)

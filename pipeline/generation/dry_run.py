@@ -1,0 +1,97 @@
+"""What a generation would take: one batch integrated here, the rest by arithmetic."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.common.progress import format_bytes, format_seconds
+from pipeline.common.ray_cluster import count_workers
+from pipeline.dataset.manifest import read_dataset
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.shards import write_shard
+from pipeline.flow.numerics import fixed_numerics
+from pipeline.generation.generate import GenerateConfig, existing, make_plan, missing_shards
+from pipeline.generation.shard import draw_batch, solve_batch
+from pipeline.storage.store import open_store
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import errors_named_after
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The cost of the records of a plan that are not committed yet."""
+
+    plan: Plan
+    num_records: int
+    num_committed: int
+    nfe: int  # evaluations per sample of the probe batch
+    batch_seconds: float
+    num_workers: int
+    num_bytes: int  # of the shards that are missing
+    free_bytes: int | None  # where it is known
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of one worker."""
+        return self.plan.batch_size / self.batch_seconds
+
+    @property
+    def seconds(self) -> float:
+        """On all workers, if they do not slow each other down."""
+        return (self.num_records - self.num_committed) / self.samples_per_second / self.num_workers
+
+    def lines(self) -> Iterator[str]:
+        """What `generate --dry-run` says."""
+        committed = f", {self.num_committed} of them committed" if self.num_committed else ""
+        yield f"{self.num_records} trajectories{committed}; nothing was written"
+        yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
+        yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+        hours = f"{self.seconds / 3600:.3g} hours"
+        if self.seconds < 3600:
+            hours += f" ({format_seconds(self.seconds)})"
+        yield f"{hours} on {workers}, if none slows another down"
+        room = f"; {format_bytes(self.free_bytes)} are free there" if self.free_bytes is not None else ""
+        yield f"{format_bytes(self.num_bytes)} to be stored{room}"
+
+
+def dry_run(config: GenerateConfig) -> DryRun:
+    """Integrate one batch in this process; nothing is written.
+
+    Raises:
+        BadInput: see `generate`.
+        WorkFailed: the batch could not be integrated, or the store not be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
+    teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
+    plan, found = make_plan(config, teacher), read_dataset(store)
+    markers = existing(config, store, plan, found)
+    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, markers))
+    with fixed_numerics():
+        batch = draw_batch(plan, 0)
+        label = batch.label.to(device) if plan.num_classes else None
+        with torch.no_grad(), errors_named_after(teacher):  # the first evaluation also sets things up
+            teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
+        started = time.perf_counter()
+        rows, nfe = solve_batch(plan, batch, teacher, device)
+        seconds = time.perf_counter() - started
+    starts = range(0, plan.batch_size, plan.block_size)
+    _, blocks = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
+    return DryRun(
+        plan=plan,
+        num_records=config.n,
+        num_committed=num_committed,
+        nfe=nfe,
+        batch_seconds=seconds,
+        num_workers=_count_workers(config),
+        num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
+        free_bytes=store.free_bytes(),
+    )
+
+
+def _count_workers(config: GenerateConfig) -> int:
+    if config.executor == "inline":
+        return 1
+    return count_workers(config.workers, config.gpus_per_worker, config.address)

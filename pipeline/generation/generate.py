@@ -1,0 +1,236 @@
+"""Stage 1 as a whole: from a config to a store that holds every record of its plan."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.common.config import parse_count, resolved
+from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
+from pipeline.common.interrupt import stoppable
+from pipeline.common.progress import bar, say
+from pipeline.dataset.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
+from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.shards import Marker, Shards, read_markers
+from pipeline.flow.solver import Solver
+from pipeline.generation import workers
+from pipeline.generation.workers import Backlog, Failure, Job
+from pipeline.storage.lease import LEASE, Lease, hold_lease
+from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
+from pipeline.teachers.loading import absolute_source, load_teacher, weights_sha256
+from pipeline.teachers.teacher import Teacher
+
+CONFIG = "config.yaml"
+SHOWN_FAILURES = 20
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # what a plan takes over
+
+
+class GenerateConfig(BaseModel):
+    """What `traflow-pipeline generate` takes.
+
+    Where and by whom (`out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address`) is free to change; all else
+    makes the plan.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+    out: Location
+    guidance_scale: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    states: int = Field(default=8, ge=0)
+    velocities: bool = True
+    solver: Solver = Solver()
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    block_size: int = Field(default=64, ge=1)
+    workers: int | None = Field(default=None, ge=1)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    executor: Literal["ray", "inline"] = "ray"
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.executor == "inline" and (self.workers or self.address or self.gpus_per_worker is not None):
+            raise ValueError(
+                "executor inline works in this process: it takes no workers, no gpus_per_worker, no address"
+            )
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker: Ray gives a part of one GPU or whole ones, got {gpus:g}")
+        return self
+
+
+def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
+    """The plan that `config` asks for with `teacher`.
+
+    Raises:
+        BadInput: sizes that do not fit together.
+    """
+    names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
+    return _plan(config, names | {name: getattr(teacher, name) for name in OF_TEACHER})
+
+
+def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
+    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher"}
+    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states}
+    try:
+        return Plan(**asked, **of_teacher)
+    except ValidationError as error:
+        raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+
+def generate(config: GenerateConfig) -> Manifest:
+    """Make every shard of the plan that is not committed yet, and the manifest of all.
+
+    Raises:
+        BadInput: the place holds another plan, more records than asked for, or is another driver's.
+        WorkFailed: shards failed; the others are committed.
+        KeyboardInterrupt: it was asked to stop; the shards in flight were committed.
+    """
+    store = open_store(config.out)
+    found = read_dataset(store)
+    _check_place(config, store, found)
+    # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
+    known = _known_plan(config, found)
+    plan = known or make_plan(config, load_teacher(config.teacher, guidance_scale=config.guidance_scale))
+    with hold_lease(store) as lease:
+        dataset, ledger = _claim(config, store, plan)
+        missing = missing_shards(plan, config.n, ledger)
+        if missing and known:
+            teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
+            make_plan(config, teacher).check_same(known, config.out)
+        with stoppable("stopping when the shards in flight are committed") as stop:
+            lease.on_loss = stop.set
+            failures = _fill(config, dataset, ledger, missing, lease, stop)
+    for failure in failures[:SHOWN_FAILURES]:
+        say(f"failed: {failure}")
+    if len(failures) > SHOWN_FAILURES:
+        say(f"failed: {len(failures) - SHOWN_FAILURES} more")
+    if stop.is_set():
+        raise KeyboardInterrupt
+    if failures:
+        num_shards = len(Shards(plan, config.n))
+        raise WorkFailed(f"{len(failures)} of {num_shards} shards failed: {failures[0]}; the others are committed")
+    if len(ledger.numerics) > 1:
+        say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
+    if not missing:
+        say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
+    return ledger.manifest(store, dataset)
+
+
+def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
+    """The plan that `config` asks for, by what `found` says of its teacher, if that can be trusted unloaded."""
+    if found is None or found.teacher_source != absolute_source(config.teacher):
+        return None
+    if weights_sha256(config.teacher) not in (None, found.plan.teacher_sha256):
+        return None
+    return _plan(config, {name: getattr(found.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
+
+
+def _check_place(config: GenerateConfig, store: Store, found: DataSet | None) -> None:
+    """Raises `BadInput` if there are files but no data set: before the first file of ours is among them."""
+    try:
+        if found is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
+            raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
+    except OSError as error:
+        raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
+
+
+def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | None) -> Ledger:
+    """What is committed of `plan` where `found` is the data set.
+
+    Raises:
+        BadInput: it is another plan's, or goes beyond the records asked for.
+        StoreFailed: it cannot be read.
+    """
+    if found is None:
+        return Ledger(plan, config.n)
+    plan.check_same(found.plan, config.out)
+    num_records = max(found.num_records, config.n)
+    ledger = Ledger(plan, num_records)
+    try:
+        for marker in read_markers(store, plan, Shards(plan, num_records)):
+            ledger.add(marker)
+    except OSError as error:
+        raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
+    if ledger.end > config.n:
+        raise BadInput(f"{config.out} holds records up to {ledger.end}, {config.n} were asked; a set only grows")
+    return ledger
+
+
+def missing_shards(plan: Plan, num_records: int, ledger: Ledger) -> Shards:
+    """The shards of the first `num_records` records that are not there, or there with fewer records."""
+    starts = np.arange(0, num_records, plan.shard_size)
+    wanted = np.minimum(plan.shard_size, num_records - starts)
+    return Shards(plan, num_records, np.flatnonzero(ledger.sizes[: len(starts)] < wanted).tolist())
+
+
+def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, Ledger]:
+    """Write down what is to come, and tell what is committed already; refuses what `existing` refuses."""
+    found = read_dataset(store)
+    ledger = existing(config, store, plan, found)
+    try:
+        store.sweep()
+        dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
+        if dataset != found:
+            write_dataset(store, dataset)
+        store.write(CONFIG, resolved(config, "generate").encode())
+    except OSError as error:
+        raise BadInput(f"{config.out}: cannot be written ({reason(error)})") from error
+    return dataset, ledger
+
+
+def _fill(
+    config: GenerateConfig,
+    dataset: DataSet,
+    ledger: Ledger,
+    missing: Sequence[Shard],
+    lease: Lease,
+    stop: threading.Event,
+) -> list[str]:
+    """Make `missing`, write their markers into `ledger`, and the manifest of whatever there is then; what failed."""
+    failures: list[str] = []
+    try:
+        for result in _make(config, dataset.plan, missing, stop):
+            lease.check()
+            if isinstance(result, Failure):
+                failures.append(result.error)
+            else:
+                ledger.add(result)
+    finally:
+        try:
+            lease.confirm()  # a successor's manifest is not ours to write over
+            write_manifest(ledger.manifest(lease.store, dataset))
+        except (OSError, StoreFailed) as error:
+            if not failures:
+                raise StoreFailed(f"{config.out}: the manifest cannot be written ({error})") from error
+            say(f"failed: {error}")
+    return failures
+
+
+def _make(
+    config: GenerateConfig, plan: Plan, shards: Sequence[Shard], stop: threading.Event
+) -> Iterator[Marker | Failure]:
+    if not shards:
+        return
+    job = Job(plan, absolute_source(config.teacher), absolute(config.out))
+    backlog = Backlog(shards, stop)
+    if config.executor == "inline":
+        results = workers.run_inline(job, backlog)
+    else:
+        results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
+    started, made = time.monotonic(), 0
+    with bar(f"generate {plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
+        for result in results:
+            if isinstance(result, Marker):
+                made += result.shard.num_records
+                rate = made / (time.monotonic() - started)
+                nfe = sum(result.nfe) / len(result.nfe)
+                advance(result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each")
+            yield result

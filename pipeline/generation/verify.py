@@ -1,0 +1,346 @@
+"""Whether a data set is what its plan says: every byte hashed again, a few records integrated again."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.common.progress import bar, format_bytes
+from pipeline.dataset.manifest import (
+    MANIFEST,
+    PLAN,
+    DataSet,
+    derive,
+    digest,
+    parse_manifest,
+    read_dataset,
+    write_manifest,
+)
+from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.shards import (
+    MEMBERS,
+    Block,
+    Layout,
+    Marker,
+    Trajectories,
+    marker_name,
+    parse_marker,
+    read_block,
+    read_layout,
+    sha256,
+)
+from pipeline.flow.numerics import fixed_numerics, numerics_of
+from pipeline.generation.generate import CONFIG
+from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
+from pipeline.storage.lease import LEASE
+from pipeline.storage.store import Store, is_aside
+from pipeline.teachers.teacher import Teacher
+
+# How far a batch integrated on another kind of machine may lie from what is stored, as a root mean square over data of
+# about unit scale. Rounding alone moves it by less; another teacher, seed or solver by far more.
+OTHER_MACHINE_RMS = 0.02
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a file, and the shard that is bad for it."""
+
+    name: str
+    problem: str
+    shard: Shard | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """An integration batch that was integrated again."""
+
+    first_index: int
+    same_machine: bool  # the kind of machine, by `Numerics`
+    rms: float  # of the differences; 0 if every bit is the same
+
+    def __str__(self) -> str:
+        kind = "this kind of machine" if self.same_machine else "another kind of machine than this"
+        match = f"RMS {self.rms:.1e} apart" if self.rms else "every bit the same"
+        return f"records from {self.first_index} on, made on {kind}, integrated again: {match}"
+
+
+@dataclass
+class VerifyResult:
+    """What `verify` found; nothing is wrong if there are no `faults`."""
+
+    dataset: DataSet
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    markers: dict[int, Marker] = field(default_factory=dict)  # of the shards whose bytes are as committed
+    again: list[Recheck] = field(default_factory=list)
+    num_bytes: int = 0  # that were hashed
+
+    @property
+    def bad_shards(self) -> list[Shard]:
+        """The shards that `repair` removes."""
+        return list({fault.shard.number: fault.shard for fault in self.faults if fault.shard}.values())
+
+    @property
+    def good_markers(self) -> list[Marker]:
+        """Those of the shards that `repair` keeps."""
+        bad = {shard.number for shard in self.bad_shards}
+        return [marker for number, marker in self.markers.items() if number not in bad]
+
+    @property
+    def digest(self) -> str:
+        """Of the good shards: that of the data set if nothing is wrong."""
+        return digest(self.good_markers)
+
+    @property
+    def advice(self) -> str:
+        """What to do about the faults."""
+        if self.bad_shards:
+            return "--repair removes the bad shards, then generate makes them again"
+        if len(self.markers) < len(self.dataset.plan.shards(self.dataset.num_records)):
+            return "run traflow-pipeline generate again"
+        return "the shards themselves are whole"
+
+    def __str__(self) -> str:
+        plan, num_records = self.dataset.plan, self.dataset.num_records
+        whole = f"{len(self.good_markers)} of {len(plan.shards(num_records))} shards are whole"
+        faults = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}; " if self.faults else ""
+        return f"{faults}{whole}, {format_bytes(self.num_bytes)} read"
+
+
+def verify(store: Store) -> VerifyResult:
+    """Hash every shard of the data set in `store` again, and check its markers, blocks, manifest and names.
+
+    Raises:
+        BadInput: there is no data set.
+        StoreFailed: the store cannot be read.
+    """
+    dataset = read_dataset(store)
+    if dataset is None:
+        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    shards = dataset.plan.shards(dataset.num_records)
+    findings = VerifyResult(dataset)
+    try:
+        sizes = store.sizes()
+        markers = store.read_all([marker_name(shard) for shard in shards if marker_name(shard) in sizes])
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
+    findings.faults += _aliens(dataset, shards, sizes)
+    findings.notes += [f"{n}: left aside by a writer that was killed" for n in sizes if is_aside(n)]
+    findings.notes += [f"{n}: the start of a batch that could not be integrated" for n in sizes if _is_failed_batch(n)]
+
+    def check(shard: Shard) -> Marker | list[Fault]:
+        return _check_shard(store, dataset.plan, shard, sizes.get(shard.name), markers.get(marker_name(shard)))
+
+    # hashlib lets other threads run while it hashes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar("verify", len(shards)) as advance:
+        for shard, found in zip(shards, pool.map(check, shards), strict=True):
+            if isinstance(found, Marker):
+                findings.markers[shard.number] = found
+                findings.num_bytes += found.num_bytes
+            else:
+                findings.faults += found
+            advance(1)
+    findings.faults += _not_made(shards, sizes)
+    findings.faults += _check_manifest(store, findings)
+    return findings
+
+
+def integrate_again(
+    store: Store, findings: VerifyResult, teacher: Teacher, device: torch.device, num_batches: int
+) -> None:
+    """Integrate `num_batches` batches of the good shards again, evenly spread, and add what differs to `findings`.
+
+    On the kind of machine that made them every bit must be the same; on another, the start must be, and the rest be
+    near.
+
+    Raises:
+        BadInput: `teacher` is not the plan's.
+        StoreFailed: a shard cannot be read.
+    """
+    plan = findings.dataset.plan
+    if teacher.sha256 != plan.teacher_sha256:
+        raise BadInput(f"{store.location} was made by another teacher than {teacher.name}")
+    starts = [
+        (number, start)
+        for number, marker in sorted(findings.markers.items())
+        for start in range(marker.shard.first_index, _end(marker.shard), plan.batch_size)
+    ]
+    chosen = np.linspace(0, len(starts) - 1, min(num_batches, len(starts))).round().astype(int)
+    for number, first_index in [starts[i] for i in chosen]:
+        marker = findings.markers[number]
+        stored = _read_batch(store, plan, marker, first_index)
+        with fixed_numerics():
+            made, _ = solve_batch(plan, draw_batch(plan, first_index), teacher, device)
+            same_machine = numerics_of(device) == marker.numerics
+        again, problem = _compare(stored, made.rows(slice(0, len(stored))), same_machine)
+        findings.again.append(again)
+        if problem:
+            about = f"records {first_index} to {first_index + len(stored) - 1}: {problem}"
+            findings.faults.append(Fault(marker.shard.name, about, marker.shard))
+
+
+def repair(store: Store, findings: VerifyResult) -> None:
+    """Remove the bad shards of `findings`, and write the manifest of the good ones; aliens stay.
+
+    The lease of `store` is held since before they were found: a driver could have made the shards again since.
+
+    Raises:
+        StoreFailed: the store cannot be written.
+    """
+    try:
+        for shard in findings.bad_shards:
+            store.remove(marker_name(shard))  # first: without it the shard is not there
+            store.remove(shard.name)
+        store.sweep()
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
+    write_manifest(derive(store, findings.dataset, findings.good_markers))
+
+
+def _end(shard: Shard) -> int:
+    return shard.first_index + shard.num_records
+
+
+def _is_failed_batch(name: str) -> bool:
+    stem = name.removeprefix("failed-batch-").removesuffix(".safetensors")
+    return stem.isdigit() and name == failed_batch_name(int(stem))
+
+
+def _aliens(dataset: DataSet, shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+    ours = {PLAN, CONFIG, MANIFEST, LEASE, *(name for s in shards for name in (s.name, marker_name(s)))}
+    for name in sorted(sizes.keys() - ours):
+        if not is_aside(name) and not _is_failed_batch(name):
+            yield Fault(name, "does not belong to this data set; move it away")
+
+
+def _not_made(shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+    """A fault for each run of shards that are not there at all: of a set in the making there may be many."""
+    runs: list[list[Shard]] = []
+    for shard in shards:
+        if shard.name not in sizes and marker_name(shard) not in sizes:
+            if runs and runs[-1][-1].number == shard.number - 1:
+                runs[-1].append(shard)
+            else:
+                runs.append([shard])
+    for run in runs:
+        names = run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}"
+        yield Fault(names, f"missing: records {run[0].first_index} to {_end(run[-1]) - 1} were not made yet")
+
+
+def _check_shard(
+    store: Store, plan: Plan, shard: Shard, num_bytes: int | None, text: bytes | None
+) -> Marker | list[Fault]:
+    """Its marker, or what is wrong with it."""
+    if num_bytes is None and text is None:
+        return []  # see `_not_made`
+    if num_bytes is None or text is None:
+        missing = shard.name if num_bytes is None else marker_name(shard)
+        return [Fault(missing, f"missing: {shard} was not committed", shard)]
+    marker = parse_marker(text)
+    if marker is None:
+        return [Fault(marker_name(shard), "not a marker this version reads", shard)]
+    if not marker.is_of(plan):
+        return [Fault(marker_name(shard), "not the marker of a shard of this plan", shard)]
+    if marker.shard != shard:
+        return [Fault(marker_name(shard), f"wanted {shard}, it speaks of {marker.shard}", shard)]
+    if marker.num_bytes != num_bytes:
+        return [Fault(shard.name, f"{num_bytes} bytes, the marker says {marker.num_bytes}", shard)]
+    try:
+        # Not mapped: a bad sector, or a file cut in this moment, must be an error and not a signal.
+        payload = memoryview(store.read(shard.name))
+    except OSError as error:
+        return [Fault(shard.name, f"cannot be read ({reason(error)})", shard)]
+    if sha256(payload) != marker.sha256:
+        return [Fault(shard.name, "its bytes are not those that were committed (sha256 differs)", shard)]
+    problems = list(_check_blocks(plan, marker, payload))
+    return [Fault(shard.name, problem, shard) for problem in problems] or marker
+
+
+def _check_blocks(plan: Plan, marker: Marker, payload: memoryview) -> Iterator[str]:
+    """What the blocks of a shard, as the marker lists them, have that the plan does not."""
+    layouts: dict[int, Layout] = {}
+    first_index, offset = marker.shard.first_index, 0
+    for block in marker.blocks:
+        if (block.first_index, block.offset) != (first_index, offset):
+            yield f"the marker's block at record {block.first_index} does not follow the one before"
+            return
+        first_index, offset = first_index + block.num_records, offset + block.num_bytes
+        try:
+            part = payload[block.offset : offset]
+            if crc32(part) != block.crc32:
+                yield f"records from {block.first_index}: the marker has another checksum"
+                return
+            layout = layouts[block.num_records] = layouts.get(block.num_records) or read_layout(part)
+            yield from _check_records(plan, block, read_block(part, layout))
+        except ValueError as error:
+            yield f"records from {block.first_index}: not a block ({error})"
+    if first_index != _end(marker.shard):
+        yield f"its blocks end before record {first_index}, wanted {_end(marker.shard)}"
+
+
+def _check_records(plan: Plan, block: Block, rows: Trajectories) -> Iterator[str]:
+    batch = block.first_index - block.first_index % plan.batch_size
+    expected = {
+        "index": rows.index.tolist() == list(range(block.first_index, block.first_index + block.num_records)),
+        "times": bool((rows.times == plan.times(batch).numpy()).all()),
+        "label": bool(((rows.label >= 0) & (rows.label < plan.num_classes)).all() if plan.num_classes else True),
+        "noise": rows.noise.shape[1:] == plan.shape,
+        "states": rows.states.shape[1:] == (plan.num_states, *plan.shape),
+        "velocities": (rows.velocities is not None) == plan.velocities,
+    }
+    for name, is_so in expected.items():
+        if not is_so:
+            yield f"records {block.first_index} to {rows.index[-1]}: {name} not as planned"
+
+
+def _check_manifest(store: Store, findings: VerifyResult) -> Iterator[Fault]:
+    try:
+        manifest = parse_manifest(store, store.read(MANIFEST))
+    except FileNotFoundError:
+        yield Fault(MANIFEST, "missing; run generate again")
+        return
+    except (BadInput, OSError):
+        yield Fault(MANIFEST, "not a manifest this version reads; run generate again")
+        return
+    names = {marker.shard.name for marker in findings.markers.values()}
+    listed = [row for row in manifest.blocks.to_pylist() if row["shard"] in names]
+    derived = derive(store, findings.dataset, findings.markers.values())
+    if manifest.dataset != findings.dataset or listed != derived.blocks.to_pylist():
+        yield Fault(MANIFEST, "does not list what is committed; run generate again")
+    elif not findings.faults and manifest.sha256 != derived.sha256:
+        yield Fault(MANIFEST, "its digest is not that of the shards; run generate again")
+
+
+def _read_batch(store: Store, plan: Plan, marker: Marker, first_index: int) -> Trajectories:
+    blocks = [b for b in marker.blocks if first_index <= b.first_index < first_index + plan.batch_size]
+    try:
+        parts = [store.read_range(marker.shard.name, b.offset, b.offset + b.num_bytes) for b in blocks]
+    except OSError as error:
+        raise StoreFailed(f"{store.location}/{marker.shard.name}: cannot be read ({reason(error)})") from error
+    return Trajectories.concatenate([read_block(part) for part in parts])
+
+
+def _compare(stored: Trajectories, made: Trajectories, same_machine: bool) -> tuple[Recheck, str | None]:
+    differ = [n for n in MEMBERS if not np.array_equal(getattr(stored, n), getattr(made, n))]
+    squares = [_mean_square(getattr(stored, n), getattr(made, n)) for n in differ]
+    again = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5)
+    start = [name for name in differ if name in ("noise", "times", "label", "index")]
+    if start:
+        return again, f"integrated again: another {' and '.join(start)}"
+    if differ and same_machine:
+        return again, f"integrated again: other {' and '.join(differ)}, RMS {again.rms:.1e}"
+    if again.rms > OTHER_MACHINE_RMS:
+        return again, f"integrated again on another kind of machine: RMS {again.rms:.1e} apart"
+    return again, None
+
+
+def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())

@@ -1,0 +1,27 @@
+"""Folders of the user's own: in the cache, or where an environment variable says."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from pipeline.common.errors import BadInput
+
+
+def cache_folder(kind: str, variable: str = "") -> Path:
+    """The folder that the environment `variable` names, or traflow-pipeline/`kind` in the user's cache.
+
+    Raises:
+        BadInput: there is no such user.
+    """
+    given = os.environ.get(variable)
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    path = Path(given) if given else cache_home / "traflow-pipeline" / kind
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise BadInput(f"{path}: wanted a folder for {kind}; {error}") from error
+
+
+def local_copy_of(location: str) -> Path:
+    """The folder on this machine for what belongs at the URL `location`."""
+    return cache_folder("copies") / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:16]

@@ -1,0 +1,207 @@
+"""One driver at a time: a file in the store that says who is at work, renewed while that one lives."""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.common.errors import BadInput, WorkFailed, reason
+from pipeline.common.progress import say
+from pipeline.storage.store import Store
+
+LEASE = "driver.json"
+BEAT_SECONDS = 10.0
+SILENT_BEATS = 4  # after so many missed ones a driver on another machine counts as gone
+
+
+class Holder(BaseModel):
+    """The content of the lease: who is at work, and the number of times it said so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    machine: str  # this boot of it, and the container on it: where `process` means something
+    process: int
+    process_start: str  # process numbers are used again; this tells two processes of one number apart
+    since: str
+    token: str
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"host {self.host}, process {self.process}, since {self.since}"
+
+
+class Lease:
+    """Held while a driver works; `check` tells it that it has lost its place."""
+
+    def __init__(self, store: Store, holder: Holder) -> None:
+        self.store, self._holder = store, holder
+        self._successor: str | None = None
+        self.on_loss: Callable[[], None] | None = None  # called, in any thread, when the place is lost
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises `WorkFailed` if another driver took this one for dead, and its place."""
+        if self._successor is not None:
+            raise WorkFailed(
+                f"{self.store.location}: this driver was silent for so long that another took over "
+                f"({self._successor}); nothing is lost"
+            )
+
+    def confirm(self) -> None:
+        """As `check`, by asking the store now.
+
+        Raises:
+            WorkFailed: as `check`.
+            OSError: the store does not answer.
+        """
+        self._is_lost()
+        self.check()
+
+    def _is_lost(self) -> bool:
+        if _holds(self.store, self._holder):
+            return False
+        found = _read(self.store)
+        self._successor = str(found or "which has ended")
+        if self.on_loss is not None:
+            self.on_loss()
+        return True
+
+    def release(self) -> None:
+        """Give the place up."""
+        self._done.set()
+        self._thread.join()
+        try:
+            if self._successor is None and _holds(self.store, self._holder):
+                self.store.remove(LEASE)
+        except (OSError, BadInput):
+            return  # the next driver will find this process gone
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
+            try:
+                if self._is_lost():
+                    return
+                renewed = self._holder.model_copy(update={"beat": self._holder.beat + 1})
+                self.store.write(LEASE, _payload(renewed))
+                self._holder = renewed
+            except (OSError, BadInput):
+                continue  # a store that is away for a moment; the work itself will say so if it stays away
+
+
+@contextmanager
+def hold_lease(store: Store) -> Iterator[Lease]:
+    """Hold the lease of `store`.
+
+    Raises:
+        BadInput: another driver holds it, or the store cannot be written.
+    """
+    try:
+        lease = Lease(store, _acquire(store))
+    except OSError as error:
+        raise BadInput(f"{store.location}: cannot be written ({reason(error)})") from error
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _acquire(store: Store) -> Holder:
+    process = os.getpid()
+    ours = Holder(
+        host=socket.gethostname(),
+        machine=_machine(),
+        process=process,
+        process_start=_process_start(process) or "",
+        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        token=uuid.uuid4().hex,
+    )
+    taken_over = False
+    while not store.create(LEASE, _payload(ours)) or (taken_over and not _is_still(store, ours)):
+        holder = _read(store)
+        if holder is None:
+            continue  # released in this moment
+        if not _is_gone(store, holder):
+            raise BadInput(f"{store.location}: another driver is at work there ({holder}); wait for it or stop it")
+        store.remove(LEASE)
+        taken_over = True
+    return ours
+
+
+def _is_still(store: Store, ours: Holder) -> bool:
+    """Whether the lease is ours after a moment, in which another who found the same dead driver could remove it."""
+    time.sleep(BEAT_SECONDS / 20)
+    return _holds(store, ours)
+
+
+def _is_gone(store: Store, holder: Holder) -> bool:
+    if (holder.host, holder.machine) == (socket.gethostname(), _machine()):
+        return _process_start(holder.process) != holder.process_start
+    # Whether it lives cannot be asked from here, and clocks differ: only a lease that changes shows it.
+    seconds = SILENT_BEATS * BEAT_SECONDS
+    say(f"{store.location}: waiting up to {seconds:.0f} s for a sign of life of its last driver ({holder})")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_SECONDS / 4)
+        if (found := _read(store)) != holder:
+            return found is None
+    return True
+
+
+def _read(store: Store) -> Holder | None:
+    """Who holds the lease; None if nobody does.
+
+    Raises:
+        BadInput: the file is no lease, so it is not ours to remove.
+    """
+    try:
+        return Holder.model_validate_json(store.read(LEASE))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise BadInput(f"{store.location}: its {LEASE} is not a driver's lease; move it away") from error
+
+
+def _holds(store: Store, holder: Holder) -> bool:
+    found = _read(store)
+    return found is not None and found.token == holder.token
+
+
+def _payload(holder: Holder) -> bytes:
+    return holder.model_dump_json(indent=1).encode()
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - it names no path
+    except OSError:
+        return ""
+
+
+def _process_start(process: int) -> str | None:
+    """When `process` of this machine started, in a form that only compares; None if there is none."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    else:
+        state, *rest = status.rpartition(")")[2].split()  # the name before it may hold anything
+        return None if state in "ZX" else rest[18]
+    try:  # without /proc: alive or not is all that can be told
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

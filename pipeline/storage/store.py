@@ -1,0 +1,348 @@
+"""Where files lie: a local folder, or a prefix of an object store. Every write is whole or absent, after any crash.
+
+Object stores are fsspec's: `s3://bucket/prefix` needs s3fs, `gs://` gcsfs. Credentials come the way those take them
+(environment, configuration files, the machine's role); none is read, kept or printed here.
+"""
+
+import errno
+import mmap
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import fsspec
+from fsspec.exceptions import FSTimeoutError
+from pydantic import BeforeValidator, Field
+
+from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
+
+FILES_AT_ONCE = 1000  # small ones, of a remote store
+ONE_PUT_BYTES = 5 * 2**30  # what S3 takes in one PUT
+MAPPED_FILES = 64  # a process may hold about a thousand files
+# A request gets so long, and its bytes so long on top. The backends' own timeouts do not do: a PUT that waits for the
+# server's "100 Continue" waits for ever (aiobotocore 3.10).
+REQUEST_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 1e6
+
+# In configurations: a path or a URL, for `open_store`.
+Location = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, Path) else x), Field(min_length=1)]
+
+
+def is_url(location: object) -> bool:
+    """Whether `location` is a URL, and no path."""
+    return isinstance(location, str) and "://" in location
+
+
+class Store(Protocol):
+    """A flat set of named files. Every method raises OSError, with a `strerror` of one line, if it cannot do its work.
+
+    `location` opens the same store on any machine that reaches it.
+    """
+
+    location: str
+    is_local: bool
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file by name; a folder among them ends in "/" and has none."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The files of `names` that exist; a remote store is asked for many at a time."""
+
+    def read_range(self, name: str, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of a file, fewer where it ends before; a memory map of a local one."""
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Make or replace a file; nobody ever sees a part of it."""
+
+    def create(self, name: str, payload: bytes) -> bool:
+        """Make a file unless there is one; whether it was made. A store that cannot promise it checks first."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; it may be gone already."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left aside; nobody may be writing."""
+
+    def free_bytes(self) -> int | None:
+        """What can still be written, where that is known."""
+
+
+def open_store(location: str) -> Store:
+    """The store at `location`: a path, or a URL whose scheme fsspec knows. Nothing is touched yet.
+
+    Raises:
+        BadInput: no such scheme, its package is missing, or the URL holds credentials.
+    """
+    scheme, separator, rest = location.partition("://")
+    if not separator:
+        return Folder(Path(location).expanduser())
+    scheme = scheme.lower()
+    if scheme in ("file", "local"):
+        if not rest.startswith("/"):
+            raise BadInput(f"{location}: wanted {scheme}:///and/an/absolute/path, or a path alone")
+        return Folder(Path(rest))
+    if ":" in rest.rpartition("@")[0]:  # a secret may hold any character
+        raise BadInput(f"{scheme}://...:...@...: credentials belong in the environment, not in the location")
+    try:
+        # Others write to the same prefix, so that a cached listing would be a wrong one.
+        filesystem, prefix = fsspec.url_to_fs(location, use_listings_cache=False)
+    except (ImportError, OSError, ValueError) as error:
+        raise BadInput(f"{location}: {one_line(error)}") from error
+    return Bucket(location.rstrip("/"), filesystem, prefix.rstrip("/"))
+
+
+class Folder:
+    """A local folder, or one of a shared file system."""
+
+    is_local = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+        self._mapped = lru_cache(maxsize=MAPPED_FILES)(self._map)
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            entries = os.scandir(self.path)
+        except FileNotFoundError:
+            return {}
+        found = {}
+        with entries:
+            for entry in entries:
+                try:
+                    found[f"{entry.name}/" if entry.is_dir() else entry.name] = 0 if entry.is_dir() else _size(entry)
+                except FileNotFoundError:  # another writer has just renamed or removed it
+                    continue
+        return found
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        found = {}
+        for name in names:
+            try:
+                found[name] = self.read(name)
+            except FileNotFoundError:
+                continue
+        return found
+
+    def read_range(self, name: str, start: int, end: int) -> memoryview:
+        path = self.path / name
+        status = path.stat()  # a file that was replaced since is another one
+        return self._mapped(path, (status.st_ino, status.st_mtime_ns, status.st_size))[start:end]
+
+    @staticmethod
+    def _map(path: Path, version: tuple[int, ...]) -> memoryview:
+        with path.open("rb") as file:
+            try:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except ValueError:  # an empty file cannot be mapped
+                return memoryview(b"")
+
+    def write(self, name: str, payload: bytes) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / name, payload)
+
+    def create(self, name: str, payload: bytes) -> bool:
+        path = self.path / name
+        self.path.mkdir(parents=True, exist_ok=True)
+        aside = _write_aside(path, payload)
+        try:
+            os.link(aside, path)  # unlike a rename, it fails where there is one
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync(self.path)
+        return True
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        sweep(self.path)
+
+    def free_bytes(self) -> int | None:
+        place = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        return shutil.disk_usage(place).free
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    is_dangling = entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 - an entry is no Path
+    return entry.stat(follow_symlinks=not is_dangling).st_size
+
+
+class Bucket:
+    """A prefix of an object store: a file is one PUT, which is atomic, and nothing is renamed."""
+
+    is_local = False
+
+    def __init__(self, location: str, filesystem: Any, prefix: str) -> None:
+        self.location, self._filesystem, self._prefix = location, filesystem, prefix
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            found = self._ask("ls", self._prefix, detail=True)
+        except FileNotFoundError:
+            return {}
+        names = {entry["name"].removeprefix(self._prefix).strip("/"): entry for entry in found}
+        names.pop("", None)  # the prefix itself, which some tools mark with an empty object
+        return {f"{n}/" if e["type"] == "directory" else n: e["size"] or 0 for n, e in names.items()}
+
+    def read(self, name: str) -> bytes:
+        payload: bytes = self._ask("cat_file", self._path(name))
+        return payload
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        payloads: dict[str, bytes] = {}
+        for start in range(0, len(names), FILES_AT_ONCE):
+            paths = [self._path(name) for name in names[start : start + FILES_AT_ONCE]]
+            # Not `cat`, which takes brackets and stars in a path for a pattern.
+            found = self._ask("cat_ranges", paths, None, None, on_error="return")
+            for path, payload in zip(paths, found, strict=True):
+                if isinstance(payload, bytes):
+                    payloads[path.removeprefix(self._prefix).lstrip("/")] = payload
+                elif not isinstance(payload, FileNotFoundError):
+                    raise _as_os_error(payload)
+        return payloads
+
+    def read_range(self, name: str, start: int, end: int) -> memoryview:
+        return memoryview(self._ask("cat_file", self._path(name), num_bytes=end - start, start=start, end=end))
+
+    def write(self, name: str, payload: bytes) -> None:
+        self._put(name, payload)
+
+    def create(self, name: str, payload: bytes) -> bool:
+        try:
+            self._put(name, payload, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if not isinstance(error.__cause__, TypeError | NotImplementedError | ValueError):
+                raise
+            # A file system that knows no such mode.
+            if self._ask("exists", self._path(name)):
+                return False
+            self._put(name, payload)
+        return True
+
+    def remove(self, name: str) -> None:
+        try:
+            self._ask("rm_file", self._path(name))
+        except FileNotFoundError:
+            return
+
+    def sweep(self) -> None:
+        return  # a PUT that was cut short leaves nothing
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def _put(self, name: str, payload: bytes, **mode: str) -> None:
+        # Above its chunk size s3fs and gcsfs would send parts, which a kill leaves behind, invisible and paid for.
+        chunks = {"chunksize": ONE_PUT_BYTES} if self._filesystem.protocol[0] in ("s3", "gs", "gcs") else {}
+        self._ask("pipe_file", self._path(name), payload, num_bytes=len(payload), **chunks, **mode)
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}"
+
+    def _ask(self, request: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+        """What the store answers; every backend has its own exceptions, and callers know only OSError."""
+        seconds = REQUEST_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
+        if self._filesystem.async_impl:
+            options["timeout"] = seconds
+        try:
+            return getattr(self._filesystem, request)(*arguments, **options)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except FSTimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:.0f} s") from error
+        except Exception as error:
+            raise _as_os_error(error) from error
+
+
+def _as_os_error(error: Exception) -> OSError:
+    return OSError(getattr(error, "errno", None) or errno.EIO, one_line(error))
+
+
+def write_atomic(path: Path, payload: bytes) -> None:
+    """Write aside, sync, rename, sync the folder: after a crash `path` is the old file or the whole new one."""
+    aside = _write_aside(path, payload)
+    try:
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _write_aside(path: Path, payload: bytes) -> Path:
+    aside = aside_of(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def sync(path: Path) -> None:
+    """Make what was written or renamed at `path` survive the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def aside_of(path: Path) -> Path:
+    """A new name beside `path` for what is not whole yet; no other writer on any machine has it."""
+    return path.with_name(f".{path.name}.aside-{uuid.uuid4().hex}")
+
+
+def is_aside(name: str) -> bool:
+    """Whether `name` is one of `aside_of`."""
+    return name.startswith(".") and ".aside-" in name
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left aside in `folder`; nobody may be writing to it."""
+    for aside in folder.glob(".*.aside-*"):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def absolute(location: str) -> str:
+    """`location` as a process in another working folder finds it."""
+    store = open_store(location)
+    return str(store.path.resolve()) if isinstance(store, Folder) else location
+
+
+def write_file(path: Path, payload: bytes) -> None:
+    """`write_atomic`, in a folder that may not be there yet.
+
+    Raises:
+        WorkFailed: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, payload)
+    except OSError as error:
+        raise WorkFailed(f"{path}: cannot be written ({reason(error)}); make room and run again") from error

@@ -1,0 +1,40 @@
+"""Our own networks as teachers: a .safetensors file, or the folder of a training run."""
+
+from pathlib import Path
+
+from pipeline import networks
+from pipeline.common.errors import BadInput
+from pipeline.networks import Network
+
+WEIGHTS = "ema.safetensors"
+
+
+def find_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of the training run in `run`, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+
+def find_weights(path: Path) -> Path:
+    """`path` itself if it is a file, else the EMA weights of the checkpoint, or of a run's newest one, at `path`.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *reversed(find_checkpoints(path))):
+        if (folder / WEIGHTS).is_file():
+            return folder / WEIGHTS
+    raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
+
+
+def load(weights: Path) -> Network:
+    """The network in the file `weights`.
+
+    Raises:
+        BadInput: it is none, or a student's.
+    """
+    network = networks.load(weights)
+    if network.config.second_time:
+        raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
+    return network

@@ -1,0 +1,180 @@
+"""The pages as a browser shows them: Chromium without a window, where it and its driver are installed."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.report import page
+from eval.results import Report
+from pipeline.common.image_grid import draw_rows
+from tests.eval.report.test_page import HOSTILE, hostile
+from tests.support.reports import bare_report, digits_report, inception_report, pictures, row
+
+WIDTHS = (360, 768, 1280)
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver are installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+def opened(browser: Any, tmp_path: Path, html: str, width: int = 1280, scheme: str = "light") -> str:
+    """Show `html` in a window of `width` pixels and a colour scheme, and return its address."""
+    path = tmp_path / "page.html"
+    path.write_text(html)
+    resize(browser, width)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # what earlier pages left
+    browser.get(path.as_uri())
+    return path.as_uri()
+
+
+def resize(browser: Any, width: int) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def requests(browser: Any, address: str) -> set[str]:
+    """What the page at `address` asked for since `opened`, but for what is in the page itself."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls = {params["request"]["url"] for params in sent if params["documentURL"] == address}
+    return {url for url in urls if not url.startswith("data:")}
+
+
+def comparison(report: Report) -> str:
+    buffer = io.BytesIO()
+    draw_rows(pictures(report)).save(buffer, format="png")
+    return page.render_comparison([("a", report, buffer.getvalue()), ("b", digits_report(seed=1), None)])
+
+
+def many_rows() -> Report:
+    rows = [row("few-step", f"a sampler with a long name {n}", n, [99.0 / n, 100.0 / n]) for n in range(1, 41)]
+    return digits_report(rows=tuple(rows))
+
+
+def long_words() -> Report:
+    """Names without a place to break them."""
+    return hostile("0123456789abcdef" * 8)
+
+
+PAGES = {
+    "digits": lambda: page.render(digits_report(), pictures(digits_report()), pictures(bare_report())),
+    "inception": lambda: page.render(inception_report(), pictures(inception_report())),
+    "bare": lambda: page.render(bare_report(), {}),
+    "40 rows": lambda: page.render(many_rows(), pictures(many_rows())),
+    "long words": lambda: page.render(long_words(), pictures(long_words())),
+    "comparison": lambda: comparison(digits_report()),
+    "comparison of long words": lambda: comparison(long_words()),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_and_loads_its_images_and_nothing_else(browser: Any, tmp_path: Path, name: str) -> None:
+    address = opened(browser, tmp_path, PAGES[name]())
+    unloaded = "return [...document.images].filter(image => !image.complete || !image.naturalWidth).length"
+    assert browser.execute_script(unloaded) == 0
+    assert requests(browser, address) == {address}
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    for width in WIDTHS:
+        resize(browser, width)
+        beyond = "const page = document.documentElement; return [innerWidth, page.scrollWidth - page.clientWidth]"
+        assert browser.execute_script(beyond) == [width, 0]
+
+
+def test_a_wide_table_scrolls_in_its_own_box(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, PAGES["inception"](), 360)
+    wider = "const box = document.querySelector('.scroll'); return box.scrollWidth > box.clientWidth"
+    assert browser.execute_script(wider)
+
+
+@pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>'])
+def test_what_the_page_is_given_is_shown_and_not_run(browser: Any, tmp_path: Path, text: str) -> None:
+    for html in (page.render(hostile(text), {}), comparison(hostile(text))):
+        address = opened(browser, tmp_path, html)
+        assert text in browser.execute_script("return document.body.innerText")
+        assert browser.execute_script("return document.scripts.length") == 0
+        assert browser.execute_script("return document.querySelectorAll('[onerror]').length") == 0
+        assert requests(browser, address) == {address}
+
+
+CONTRAST = """
+const rgb = colour => colour.match(/[\\d.]+/g).map(Number);
+const over = element => {
+  if (!element) return [255, 255, 255];
+  const [r, g, b, a = 1] = rgb(getComputedStyle(element).backgroundColor);
+  const below = a < 1 ? over(element.parentElement) : [0, 0, 0];
+  return [r, g, b].map((value, i) => a * value + (1 - a) * below[i]);
+};
+return [...document.querySelectorAll('h1, p, li, th, td, dt, dd, summary, pre, figcaption, small, .spread')]
+  .filter(element => element.innerText && element.innerText.trim() && element.offsetParent !== null)
+  .map(element => [element.innerText.slice(0, 40), rgb(getComputedStyle(element).color).slice(0, 3), over(element)]);
+"""
+
+
+def luminance(colour: list[float]) -> float:
+    """Relative luminance of sRGB (WCAG 2.1)."""
+    share = np.array(colour) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_in_light_and_in_dark(browser: Any, tmp_path: Path, scheme: str) -> None:
+    for name in ("digits", "comparison"):
+        opened(browser, tmp_path, PAGES[name](), scheme=scheme)
+        found = browser.execute_script(CONTRAST)
+        assert len(found) > 50
+        for text, ink, paper in found:
+            bright, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, f"{text}: {ink} on {paper}"
+        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (luminance([float(part) for part in re.findall(r"[\d.]+", paper)]) > 0.5) == (scheme == "light")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_texts_of_a_chart_do_not_touch_and_are_large_enough(browser: Any, tmp_path: Path, width: int) -> None:
+    opened(browser, tmp_path, PAGES["digits"](), width)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('svg.chart')].filter(svg => svg.getClientRects().length).map(svg => "
+        "[...svg.querySelectorAll('text')].map(text => { const b = text.getBoundingClientRect();"
+        " return [b.left, b.right, b.top + b.height / 4, b.bottom - b.height / 4, b.height]; }))"
+    )
+    assert len(boxes) == 6  # one of each pair, and the small ones
+    for texts in boxes:
+        for number, (left, right, top, bottom, height) in enumerate(texts):
+            assert height >= 11
+            for other_left, other_right, other_top, other_bottom, _ in texts[:number]:
+                assert right < other_left or left > other_right or bottom < other_top or top > other_bottom
+
+
+def test_the_opponents_are_there_on_demand(browser: Any, tmp_path: Path) -> None:
+    opened(browser, tmp_path, PAGES["digits"]())
+    assert "euler 4" not in browser.execute_script("return document.body.innerText")
+    browser.find_element("css selector", "summary").click()
+    assert "euler 4" in browser.execute_script("return document.body.innerText")

@@ -1,0 +1,167 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.report import chart
+from eval.report.chart import Chart, Curve, Drawing, Point, Scale
+from eval.results import Figure, Line, Report
+from tests.support.reports import bare_report, digits_report, row
+
+VALUES = st.floats(-1e12, 1e12, allow_nan=False)
+SIZES = ((820, 380), (344, 300), (340, 200))
+
+
+def drawn(report: Report, size: tuple[int, int] = SIZES[0]) -> Drawing:
+    found = chart.headline_chart(report)
+    assert found is not None
+    return found.draw(*size)
+
+
+def assert_inside(drawing: Drawing) -> None:
+    for curve in drawing.curves:
+        for mark in curve.marks:
+            assert drawing.left <= mark.x <= drawing.right
+            assert 0 <= mark.top <= mark.y <= mark.bottom <= drawing.bottom
+    for place, _ in drawing.x_ticks:
+        assert drawing.left <= place <= drawing.right
+    for place, _ in drawing.y_ticks:
+        assert 0 <= place <= drawing.bottom
+
+
+def assert_spaced(drawing: Drawing) -> None:
+    """No two texts of an axis touch."""
+    for (a, left), (b, right) in zip(drawing.x_ticks, drawing.x_ticks[1:], strict=False):
+        assert b - a >= chart.TEXT_WIDTH * (len(left) + len(right)) / 2
+    for (a, _), (b, _) in zip(drawing.y_ticks, drawing.y_ticks[1:], strict=False):
+        assert a - b >= 12
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_chart_has_the_solver_the_best_euler_and_the_student(size: tuple[int, int]) -> None:
+    drawing = drawn(digits_report(), size)
+    assert [(curve.style, len(curve.marks)) for curve in drawing.curves] == [
+        *(("solver", 1), ("euler", 4), ("best", 4), ("student", 4)),
+    ]
+    assert drawing.curves[0].level == drawing.curves[0].marks[0].y
+    assert [text for _, text in drawing.x_ticks] == ["1", "2", "4", "8", "120.9"]
+    assert_inside(drawing)
+    assert_spaced(drawing)
+
+
+def test_both_axes_are_logarithmic_and_less_is_lower() -> None:
+    *_, euler, _best, student = drawn(digits_report()).curves
+    one, two, four, eight = (mark.x for mark in student.marks)
+    assert two - one == pytest.approx(four - two) == pytest.approx(eight - four)
+    assert student.marks[-1].y > student.marks[0].y > euler.marks[0].y
+
+
+def test_the_best_sampler_is_no_curve_of_its_own_where_it_is_euler() -> None:
+    rows = tuple(row("few-step", f"euler {n}", n, [9.0 / n], best=True) for n in (1, 2))
+    assert [curve.style for curve in drawn(digits_report(rows=rows)).curves] == ["euler"]
+
+
+def test_error_bars_span_the_spread_and_are_absent_without_one() -> None:
+    rows = (row("student", "1 step", 1, [9.0, 10.0, 11.0]), row("student", "2 steps", 2, [5.0]))
+    first, second = drawn(digits_report(rows=rows)).curves[0].marks
+    assert first.top < first.y < first.bottom
+    assert second.top == second.y == second.bottom
+    assert "10 ± 1 at 1" in first.text
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-12, 1e-300])
+def test_a_distance_of_nothing_stands_on_the_floor_below_the_others(value: float) -> None:
+    rows = (*digits_report().rows, row("student", "16 steps", 16, [value]))
+    drawing = drawn(digits_report(rows=rows))
+    *others, last = drawing.curves[-1].marks
+    assert last.is_below
+    assert last.y == drawing.bottom
+    assert all(last.y - other.y > 20 and not other.is_below for other in others)
+    assert_inside(drawing)
+
+
+@pytest.mark.parametrize("values", [[0.0], [-1.0], [3.0], [0.0, 0.0, 0.0]])
+def test_a_single_point_has_a_chart(values: list[float]) -> None:
+    drawing = drawn(bare_report(rows=(row("student", "1 step", 1, values),)))
+    assert_inside(drawing)
+    assert len(drawing.x_ticks) == 1
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    rows = (row("student", "1 step", 1, [math.nan]), row("student", "2 steps", 2, [math.inf]))
+    assert chart.headline_chart(bare_report(rows=rows)) is None
+    line = Line(name="loss", x=(0, 1, 2), y=(1.0, math.nan, 0.5))
+    (loss,) = chart.training_charts(bare_report(curves=(line,)))
+    assert [point.x for point in loss.curves[0].points] == [0, 2]
+
+
+def test_without_a_metric_there_is_no_chart() -> None:
+    report = bare_report(metrics=())
+    assert chart.headline_chart(report) is None
+    assert chart.comparison_chart([("run", report)]) is None
+
+
+def test_a_training_has_a_chart_for_each_curve_over_its_steps() -> None:
+    charts = chart.training_charts(digits_report())
+    assert [chart.title for chart in charts] == ["output", "velocity", "soft-consistency", "grad_norm"]
+    drawing = charts[0].draw(*SIZES[2])
+    assert [text for _, text in drawing.x_ticks] == ["200", "400", "600", "800"]
+    assert drawing.curves[0].marks == []  # a line alone
+
+
+def test_the_error_of_the_velocity_starts_from_zero() -> None:
+    found = chart.velocity_chart(digits_report())
+    assert found is not None
+    assert found.draw(*SIZES[2]).y_ticks[0] == (SIZES[2][1] - chart.BOTTOM, "0")
+    assert chart.velocity_chart(bare_report()) is None
+
+
+def test_runs_are_compared_by_the_first_ones_headline() -> None:
+    other = digits_report(rows=(row("student", "1 step", 1, [], scores={"fd-digits": Figure(values=(7.0,))}),))
+    found = chart.comparison_chart([("a", digits_report()), ("b", other)])
+    assert found is not None
+    assert [(curve.name, curve.style, len(curve.points)) for curve in found.curves] == [
+        ("a", "run-0", 4),
+        ("b", "run-1", 1),
+    ]
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 1e4), VALUES, st.floats(0, 1e6)), min_size=1, max_size=30), st.booleans())
+def test_whatever_the_values_all_is_inside_and_no_two_texts_touch(
+    points: list[tuple[float, float, float]], logarithmic: bool
+) -> None:
+    curve = Curve("a", "student", tuple(Point(*point) for point in sorted(points)))
+    found = Chart("title", "x", (curve,), True, logarithmic, tuple(x for x, *_ in points))
+    for size in SIZES:
+        assert_inside(found.draw(*size))
+        assert_spaced(found.draw(*size))
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.5, 1e6), st.integers(5, 12))
+def test_a_logarithmic_axis_has_a_few_round_ticks(low: float, factor: float, most: int) -> None:
+    ticks = Scale.of([low, low * factor], logarithmic=True).ticks(most)
+    assert 2 <= len(ticks) <= most + 1
+    assert ticks == sorted(ticks)
+
+
+@given(VALUES, st.floats(1e-6, 1e9), st.integers(2, 12))
+def test_a_linear_axis_has_a_few_round_ticks(low: float, span: float, most: int) -> None:
+    scale = Scale.of([low, low + span], logarithmic=False)
+    ticks = scale.ticks(most)
+    assert len(ticks) <= most + 1
+    slack = 1e-6 * (scale.high - scale.low)
+    assert all(scale.low - slack <= tick <= scale.high + slack for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.05, "0.05"), (120.9, "120.9"), (9000, "9000"), (80_000, "80k"), (2_000_000, "2M"), (1e-4, "10⁻⁴")],
+)
+def test_a_tick_is_written_briefly(value: float, text: str) -> None:
+    assert chart.tick_text(value) == text
+
+
+def test_a_tick_out_of_range_is_a_power() -> None:
+    assert chart.tick_text(3e-5) == "3·10⁻⁵"
+    assert chart.tick_text(-2e12) == "-2·10¹²"

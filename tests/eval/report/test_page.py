@@ -1,0 +1,273 @@
+import base64
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.report import page
+from eval.results import Figure, Report, Row
+from tests.support.reports import (
+    DIGITS,
+    INCEPTION_METRICS,
+    TRAINING,
+    bare_report,
+    digits_report,
+    inception_report,
+    pictures,
+    row,
+)
+
+
+class Document(HTMLParser):
+    """What a page holds: its texts by the innermost tag, what it would load, and its table rows."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[tuple[str, list[str]]] = []
+        self.text = ""
+        self.in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "tr":
+            self.rows.append((dict(attrs).get("class") or "", []))
+        if tag in ("td", "th"):
+            self.rows[-1][1].append("")
+
+        self.in_cell = self.in_cell or tag in ("td", "th")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.in_cell:
+            self.rows[-1][1][-1] += data
+
+    def pngs(self) -> list[Image.Image]:
+        found = [link for link in self.links if link.startswith("data:image/png;base64,")]
+        return [Image.open(BytesIO(base64.b64decode(link.partition(",")[2]))) for link in found]
+
+
+def shown(report: Report, **more: Any) -> Document:
+    return Document(page.render(report, **{"pictures": pictures(report), **more}))
+
+
+def test_the_page_shows_the_solver_the_best_and_the_student_and_the_rest_on_demand() -> None:
+    html = page.render(digits_report(), pictures(digits_report()))
+    before, _, after = html.partition("<details>")
+    chosen, others = Document(before), Document(after.partition("</details>")[0])
+    names = [cells[0] for kind, cells in chosen.rows if kind and kind != "group"]
+    assert names == [
+        *("dopri5 1e-5", "euler 1 ★", "midpoint 2 ★", "DPM-Solver++ 4 ★", "heun 8, EDM grid ★"),
+        *("1 step", "2 steps", "4 steps", "8 steps"),
+    ]
+    assert "euler 8" in [cells[0] for _, cells in others.rows]
+
+
+def test_without_a_best_one_all_of_the_teachers_samplers_are_shown() -> None:
+    rows = tuple(r.model_copy(update={"best": False}) for r in digits_report().rows)
+    document = shown(digits_report(rows=rows))
+    assert len([cells for kind, cells in document.rows if kind.split()[:1] == ["few-step"]]) == 7
+    assert document.tags.count("details") == 1  # the configuration
+
+
+def test_figures_over_ranges_have_their_spread_and_minimum() -> None:
+    document = shown(inception_report())
+    (student,) = [cells for kind, cells in document.rows if kind == "student" and cells[0] == "1 step"]
+    assert student[2:5] == ["3.42 ± 0.03min 3.39", "0.00122 ± 0.00003min 0.00119", "0.652± 0.003"]
+
+
+def test_the_page_needs_nothing_but_itself() -> None:
+    document = shown(digits_report(), strips=pictures(digits_report()))
+    assert document.links
+    assert all(link.startswith("data:") for link in document.links)
+    assert not {"script", "iframe", "object", "embed", "form"} & set(document.tags)
+    assert "@import" not in document.text
+    assert "url(" not in document.text
+
+
+def test_the_grid_is_of_the_rows_shown_and_the_other_of_all() -> None:
+    report = digits_report()
+    grid, everything, strips = shown(report, strips={"teacher": np.zeros((9, 1, 8, 8), np.uint8)}).pngs()
+    assert grid.height < everything.height
+    assert strips.height < grid.height
+    assert shown(bare_report()).pngs()[0].height == strips.height
+
+
+def test_without_pictures_there_are_none() -> None:
+    document = shown(digits_report(), pictures={})
+    assert "img" not in document.tags
+    assert "same noise down" not in document.text
+
+
+def test_everything_that_is_there_has_its_place() -> None:
+    text = " ".join(shown(digits_report()).text.split())
+    for part in (
+        *("At 1 evaluation the student has Fréchet distance 1.16", "Not computed (FID, KID)", "194,081", "2.44 ms"),
+        *("Over 2,048 stored trajectories, which the training has seen", "0.0213", "0.0871", "soft-consistency"),
+        *("traflow-pipeline evaluate --config", "num_steps: 800", "ab" * 32, "1,797 images", DIGITS.resizer),
+    ):
+        assert part in text, part
+
+
+def test_nothing_is_said_of_what_is_not_there() -> None:
+    text = shown(bare_report()).text
+    for part in ("trajectories", "Cost of", "Training\n", "Not computed", "At 1 evaluation"):
+        assert part not in text, part
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"), [(True, "which the training has seen"), (False, "which no training has seen")]
+)
+def test_trajectories_of_the_training_are_called_so(seen: bool, words: str) -> None:
+    stored = digits_report().trajectories
+    assert stored is not None
+    report = digits_report(trajectories=stored.model_copy(update={"seen_in_training": seen}))
+    assert words in " ".join(shown(report).text.split())
+
+
+def test_a_heat_map_is_darkest_at_the_largest_value_and_empty_where_there_is_none() -> None:
+    html = page.render(digits_report(), {})
+    shares = {text: float(share) for share, text in re.findall(r'--share: ([\d.]+)">([\d.]+)</td>', html)}
+    assert shares["0.150"] == page.DEEPEST == max(shares.values())
+    assert shares["0.075"] == pytest.approx(page.DEEPEST / 2)
+    assert '<td style="--share: 0.0"></td>' in html
+
+
+def test_a_heat_map_of_zeros_has_no_colour() -> None:
+    stored = digits_report().trajectories
+    assert stored is not None
+    flat = stored.consistency_gap.model_copy(update={"values": ((None, 0.0), (None, None)), "times": (1.0, 0.0)})
+    heat = page.HeatMap.of("gap", flat)
+    assert (heat.times, heat.rows) == (["0"], [("1", [("0.000", 0.0)])])
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def hostile(text: str) -> Report:
+    """A report with `text` wherever anyone could put some."""
+    rows: tuple[Row, ...] = tuple(
+        r.model_copy(update={"sampler": f"{text} {number}"}) for number, r in enumerate(digits_report().rows)
+    )
+    return digits_report(
+        rows=rows,
+        spaces=(DIGITS.model_copy(update={"title": text, "resizer": text}),),
+        reference=digits_report().reference.model_copy(update={"title": text, "source": text}),
+        not_computed=({"metrics": (text,), "reason": text},),
+        warnings=(text,),
+        quantiser=text,
+        checkpoint=text,
+        curves=(digits_report().curves[0].model_copy(update={"name": text}),),
+        training={**TRAINING, "teacher": text, "recipe": text, "config": {text: text}},
+        command=text,
+        versions={text: text},
+        machine=text,
+        date=text,
+    )
+
+
+@pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "</style><b>"])
+def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
+    report = hostile(text)
+    clean, dirty = (
+        Document(page.render(digits_report(curves=digits_report().curves[:1]), {})),
+        Document(page.render(report, {})),
+    )
+    assert set(dirty.tags) == set(clean.tags)
+    assert dirty.text.count(text) > 25
+    compared = Document(page.render_comparison([(text, report, None), ("b", digits_report(), None)]))
+    assert "script" not in compared.tags
+    assert "img" not in compared.tags
+    assert text in compared.text
+
+
+def test_a_value_over_other_features_is_never_called_fid() -> None:
+    text = shown(digits_report(not_computed=())).text
+    assert text.count("FID") == text.count("is no FID and compares with none") == 1
+    assert "no FID" not in shown(inception_report()).text
+
+
+@pytest.mark.parametrize("changes", [{"metrics": ()}, {"metrics": (), "spaces": ()}, {"num_ranges": 1}])
+def test_whatever_is_missing_there_is_a_page(changes: dict[str, Any]) -> None:
+    assert shown(bare_report(**changes)).rows
+    assert page.render_comparison([("a", bare_report(**changes), None)])
+
+
+# Several runs
+
+
+def compared(*runs: tuple[str, Report]) -> Document:
+    return Document(page.render_comparison([(name, report, None) for name, report in runs]))
+
+
+def test_runs_stand_in_one_table_a_row_for_each_number_of_evaluations() -> None:
+    document = compared(("first", digits_report()), ("second", digits_report()))
+    rows = [cells for _, cells in document.rows if cells[1].endswith(("step", "steps"))]
+    assert [cells[:3] for cells in rows] == [
+        *(["first", "1 step", "1"], ["", "2 steps", "2"], ["", "4 steps", "4"], ["", "8 steps", "8"]),
+        *(["second", "1 step", "1"], ["", "2 steps", "2"], ["", "4 steps", "4"], ["", "8 steps", "8"]),
+    ]
+    assert "do not compare" not in document.text
+    assert "What differs" not in document.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_samples": 1000}, "Not the same numbers of samples. a: 4,096. b: 1,000."),
+        ({"seed": 7}, "Not the same seeds of the noise. a: 0. b: 7."),
+        ({"quantiser": "rounded"}, "b: rounded."),
+        ({"spaces": (DIGITS.model_copy(update={"sha256": "00" * 32}),)}, "Not the same feature networks."),
+        ({"reference": {**digits_report().reference.model_dump(), "sha256": "00" * 32}}, "Not the same references."),
+        ({"training": {**TRAINING, "teacher_sha256": "00" * 32}}, "Not the same teachers"),
+        ({"machine": "abacus"}, "Not the same machines"),
+    ],
+)
+def test_what_makes_runs_incomparable_is_said(changes: dict[str, Any], words: str) -> None:
+    document = compared(("a", digits_report()), ("b", digits_report(**changes)))
+    assert "do not compare in everything" in document.text
+    assert words in document.text
+
+
+def test_runs_over_other_features_share_no_column() -> None:
+    values = {metric.key: Figure(values=(3.0,)) for metric in INCEPTION_METRICS}
+    other = inception_report(rows=(row("student", "1 step", 1, [], scores=values),))
+    document = compared(("a", digits_report()), ("b", other))
+    assert "Not the same headline metrics. a: Fréchet distance. b: FID." in document.text
+    head = document.rows[0][1]
+    assert {"Fréchet distance", "FID", "Precision (precision-digits)", "Precision (precision-inception)"} < set(head)
+    first = document.rows[1][1]
+    assert first[head.index("FID")] == "—"
+
+
+def test_only_what_differs_between_the_trainings_is_listed() -> None:
+    config = {**TRAINING["config"], "trainer": {**TRAINING["config"]["trainer"], "lr": 0.01, "warmup_steps": 5}}
+    document = compared(("a", digits_report()), ("b", digits_report(training={**TRAINING, "config": config})))
+    (start,) = [number for number, (_, cells) in enumerate(document.rows) if cells[0] == "setting"]
+    assert [cells for _, cells in document.rows[start:]] == [
+        *(["setting", "a", "b"], ["trainer.lr", "0.002", "0.01"], ["trainer.warmup_steps", "—", "5"]),
+    ]
+
+
+def test_a_nested_difference_has_the_place_in_its_list() -> None:
+    recipe = {"name": "anchored", "phases": [{"terms": [{"loss": "output", "weight": 2.0}], "share": 1.0}]}
+    config = {**TRAINING["config"], "recipe": recipe}
+    document = compared(("a", digits_report()), ("b", digits_report(training={**TRAINING, "config": config})))
+    assert document.rows[-1][1] == ["recipe.phases.0.terms.0.weight", "1.0", "2.0"]
+
+
+def test_the_grids_of_runs_stand_below_each_other() -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format="png")
+    runs = [("a", digits_report(), buffer.getvalue()), ("b", digits_report(), None)]
+    assert len(Document(page.render_comparison(runs)).pngs()) == 1

@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.common.config import CONFIGS, given, load_section, merge, parse_assignment, parse_count, validate
+from pipeline.common.errors import BadInput
+from pipeline.generation.generate import GenerateConfig
+from trainer.config import TrainConfig
+
+
+@pytest.mark.parametrize(("text", "count"), [("4096", 4096), ("16k", 16_000), ("1M", 10**6), ("2.5k", 2500), (7, 7)])
+def test_counts_are_read_with_their_suffix(text: object, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "k", "many", "0", "-3", "1.5", "nan", "infM", "1e400"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="wanted a count such as 4096, 16k or 1M"):
+        parse_count(text)
+
+
+def test_later_layers_win_key_by_key_and_a_flag_not_given_says_nothing() -> None:
+    layers: list[dict[str, Any]] = [
+        {"a": {"x": 1, "y": 2}, "b": 1},
+        given({"a": {"x": None, "y": 3}, "b": None}),
+        parse_assignment("c.d=[1, 2]"),
+    ]
+    assert merge(*layers) == {"a": {"x": 1, "y": 3}, "b": 1, "c": {"d": [1, 2]}}
+
+
+def test_an_unknown_key_comes_with_the_valid_ones_of_its_level() -> None:
+    with pytest.raises(
+        BadInput, match=r"unknown key 'trainer\.learning_rate'; valid keys: num_steps, batch_size, accumulate, lr, "
+    ):
+        validate(TrainConfig, {"out": "x", "trainer": {"num_steps": 1, "learning_rate": 1}}, "train")
+    values = {"teacher": "digits", "n": 1, "out": "x", "solver": {"tolerance": 1}}
+    with pytest.raises(BadInput, match=r"unknown key 'solver\.tolerance'; valid keys: name, rtol"):
+        validate(GenerateConfig, values, "generate")
+
+
+def test_all_faults_stand_in_one_line() -> None:
+    with pytest.raises(BadInput) as caught:
+        validate(GenerateConfig, {"n": "some", "out": "x", "seed": -1}, "generate")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("'teacher' is missing", "wanted a count", "got 'some'", "seed: "):
+        assert part in message
+
+
+def test_an_unknown_config_or_section_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no config 'quick': wanted one of .*quickstart"):
+        load_section("quick", "train")
+    with pytest.raises(BadInput, match="it has no section 'generate', only train"):
+        load_section("digits-teacher", "generate")
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {}")
+    with pytest.raises(BadInput, match="wanted sections named generate, train, evaluate; found training"):
+        load_section(str(path), "train")
+    path.write_text("a: [")
+    with pytest.raises(BadInput, match="not YAML"):
+        load_section(str(path), "train")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(path: Path) -> None:
+    from eval.config import EvaluateConfig
+
+    models: dict[str, type[BaseModel]] = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+    found = 0
+    for command, model in models.items():
+        if f"\n{command}:" in path.read_text():
+            validate(model, load_section(path.stem, command), command)
+            found += 1
+    assert found
+    assert path.read_text().startswith("# ")

@@ -1,0 +1,367 @@
+"""Real Ray, real processes: whoever does the work, the bytes are the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from torch import Tensor
+
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.ray_cluster import count_workers, places
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.plan import Shard
+from pipeline.generation import workers
+from pipeline.generation.generate import GenerateConfig, generate, make_plan
+from pipeline.generation.workers import Backlog, Failure, Job
+from pipeline.storage.lease import LEASE, Holder
+from pipeline.storage.store import Folder, aside_of
+from pipeline.teachers.teacher import Teacher
+from tests.support.problems import SHAPE, GaussianFlow, folder_of, save_tiny_teacher, shard_bytes
+
+FLOW = GaussianFlow()
+
+
+def config(out: Path | str, **changes: object) -> GenerateConfig:
+    values: dict[str, object] = {
+        "teacher": "tests.support.problems:gaussian",
+        "n": 20,
+        "out": str(out),
+        "states": 2,
+        "executor": "inline",
+        "shard_size": 4,
+        "batch_size": 2,
+        "block_size": 2,
+    }
+    return GenerateConfig.model_validate({**values, **changes})
+
+
+def dies_once(device: torch.device) -> Teacher:
+    """Kills the process that asks it for the first velocity, as a preempted machine would."""
+    marker = Path(os.environ["TRAFLOW_TEST_MARKER"])
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def fails_for_one_shard(device: torch.device) -> Teacher:
+    """Not finite for the noise of records 8 to 11 of seed 0."""
+    from pipeline.flow.noise import draw_noise
+
+    bad = torch.from_numpy(draw_noise(0, [9], SHAPE)).half().float()
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return FLOW.velocity(x, t) + torch.where((x[-1:] == bad).all(), torch.nan, 0.0)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def waits_for_a_loss(device: torch.device) -> Teacher:
+    """Does not go on beyond two shards before a machine was lost."""
+    data, lost = Path(os.environ["TRAFLOW_TEST_DATA"]), Path(os.environ["TRAFLOW_TEST_MARKER"])
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        while len(list(data.glob("shard-*.json"))) >= 2 and not lost.exists():
+            time.sleep(0.01)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def always_dies_for_one_shard(device: torch.device) -> Teacher:
+    """Killed by the noise of records 8 to 11 of seed 0, as the kernel kills who takes too much memory."""
+    from pipeline.flow.noise import draw_noise
+
+    bad = torch.from_numpy(draw_noise(0, [9], SHAPE)).half().float()
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if (x[-1:] == bad).all():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return generate(config(tmp_path_factory.mktemp("undisturbed") / "data"))
+
+
+def test_ray_makes_the_bytes_that_this_process_makes(tmp_path: Path) -> None:
+    inline = generate(config(tmp_path / "inline"))
+    for num_workers in (1, 2, 4):
+        on_ray = generate(config(tmp_path / f"ray{num_workers}", executor="ray", workers=num_workers))
+        assert on_ray.sha256 == inline.sha256
+        assert shard_bytes(on_ray) == shard_bytes(inline)
+
+
+def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAFLOW_TEST_MARKER", str(tmp_path / "died"))
+    undisturbed = generate(config(tmp_path / "inline"))
+    source = "tests.pipeline.generation.test_generate:dies_once"
+    disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source))
+    assert (tmp_path / "died").exists()
+    assert shard_bytes(disturbed) == shard_bytes(undisturbed)
+
+
+@pytest.mark.cluster
+def test_a_machine_that_is_lost_in_the_middle_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Manifest
+) -> None:
+    data, lost = tmp_path / "data", tmp_path / "lost"
+    monkeypatch.setenv("TRAFLOW_TEST_DATA", str(data))
+    monkeypatch.setenv("TRAFLOW_TEST_MARKER", str(lost))
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        going = machines.add_node(num_cpus=1)
+        machines.add_node(num_cpus=1)
+        machines.wait_for_nodes()
+
+        def lose_one() -> None:
+            while len(list(data.glob("shard-*.json"))) < 2:
+                time.sleep(0.01)
+            machines.remove_node(going, allow_graceful=False)
+            lost.touch()
+
+        watcher = threading.Thread(target=lose_one, daemon=True)
+        watcher.start()
+        source = "tests.pipeline.generation.test_generate:waits_for_a_loss"
+        manifest = generate(config(data, executor="ray", teacher=source, address=machines.address))
+        watcher.join(60)
+    finally:
+        machines.shutdown()  # type: ignore[no-untyped-call]
+    assert manifest.sha256 == undisturbed.sha256
+    assert shard_bytes(manifest) == shard_bytes(undisturbed)
+
+
+def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path: Path) -> None:
+    source = "tests.pipeline.generation.test_generate:always_dies_for_one_shard"
+    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 .* its worker died: .*tried 3 times"):
+        generate(config(tmp_path / "data", executor="ray", workers=2, teacher=source))
+    assert len(list((tmp_path / "data").glob("shard-*.json"))) == 4
+
+
+def test_a_worker_of_another_version_says_so(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path / "data"), FLOW.teacher())
+    worker = workers.Worker(
+        Job(plan, "tests.support.problems:gaussian", str(tmp_path / "data"), "0.0.1"), wants_gpu=False
+    )
+    failure = worker.make(plan.shards(20)[0])
+    assert isinstance(failure, Failure)
+    assert f"has traflow-pipeline {workers.program()}, the driver 0.0.1: install the same version" in failure.error
+
+
+@pytest.mark.cluster
+def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_said(tmp_path: Path) -> None:
+    machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "include_dashboard": False})
+    try:
+        address = machine.address
+        with pytest.raises(WorkFailed, match=r"Ray gave a GPU on .*, but torch .* sees none there"):
+            generate(config(tmp_path / "gpu", executor="ray", gpus_per_worker=0.5, address=address))
+        on_cpus = generate(config(tmp_path / "cpu", executor="ray", gpus_per_worker=0, workers=1, address=address))
+        assert on_cpus.num_records == 20
+        assert count_workers(None, 0.25, address) == 4
+    finally:
+        machine.shutdown()  # type: ignore[no-untyped-call]
+
+
+def test_there_are_as_many_workers_as_places() -> None:
+    assert places({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
+    assert places({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
+    assert places({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
+    assert places({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
+    assert places({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
+    assert places({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
+    assert places({"CPU": 8}, 3, None) == (3, 0)
+    assert places({}, 3, None) == (3, 0)
+    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no place for a worker"):
+        places({}, None, None)
+
+
+def test_a_failure_that_may_pass_is_tried_three_times_and_its_first_error_told() -> None:
+    shard = Shard(number=0, first_index=0, num_records=4)
+    backlog = Backlog([shard], threading.Event())
+    told = []
+    for reason in ("first", "second", "third"):
+        assert backlog.take() == shard
+        told += list(backlog.settle(Failure(shard, reason, may_pass=True)))
+    assert told == [Failure(shard, "first (tried 3 times)")]
+    assert not backlog
+    assert list(backlog.settle(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
+
+
+def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path) -> None:
+    places = os.cpu_count() or 1
+    asked = config(tmp_path / "data", n=4 * 8 * places, executor="ray")
+    plan, stop = make_plan(asked, FLOW.teacher()), threading.Event()
+    job = Job(plan, asked.teacher, asked.out)
+    made = 0
+    for _ in workers.run_on_ray(job, Backlog(plan.shards(asked.n), stop), 4 * places, None, None):
+        made += 1
+        stop.set()
+    assert 1 <= made <= 1 + places
+
+
+def test_a_backlog_that_is_stopped_hands_out_nothing_more() -> None:
+    stop = threading.Event()
+    backlog = Backlog([Shard(number=0, first_index=0, num_records=4)], stop)
+    assert backlog
+    stop.set()
+    assert not backlog
+
+
+def test_this_process_needs_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.support.killing import config; from pipeline.generation.generate import generate;"
+        f"generate(config({str(tmp_path / 'data')!r}, 8)); assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_address_where_no_cluster_answers_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\)"):
+        generate(config(tmp_path / "data", executor="ray", address="127.0.0.1:1"))
+
+
+def test_the_same_command_again_touches_nothing_and_loads_no_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identities() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (tmp_path / "data").glob("shard-*")}
+
+    first = generate(config(tmp_path / "data"))
+    before = identities()
+    monkeypatch.delattr("tests.support.problems.gaussian")
+    second = generate(config(tmp_path / "data"))
+    assert identities() == before
+    assert second.sha256 == first.sha256
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_teacher_with_other_weights_at_the_same_path_is_noticed_even_then(tmp_path: Path) -> None:
+    teacher = save_tiny_teacher(tmp_path / "mine.safetensors")
+    generate(config(tmp_path / "data", teacher=str(teacher), n=4))
+    save_tiny_teacher(teacher, seed=1)
+    with pytest.raises(BadInput, match=r"holds another plan \(teacher_sha256"):
+        generate(config(tmp_path / "data", teacher=str(teacher), n=4))
+
+
+def test_a_set_grows_into_the_set_that_was_asked_at_once(tmp_path: Path) -> None:
+    generate(config(tmp_path / "grown", n=10))
+    grown = generate(config(tmp_path / "grown", n=20))
+    assert shard_bytes(grown) == shard_bytes(generate(config(tmp_path / "whole", n=20)))
+    with pytest.raises(BadInput, match="holds records up to 20, 10 were asked"):
+        generate(config(tmp_path / "grown", n=10))
+
+
+def test_a_set_with_gaps_does_not_shrink_either(tmp_path: Path) -> None:
+    generate(config(tmp_path / "data"))
+    for number in (1, 2, 3):
+        (tmp_path / "data" / f"shard-00000{number}.json").unlink()
+    with pytest.raises(BadInput, match="holds records up to 20, 8 were asked"):
+        generate(config(tmp_path / "data", n=8))
+
+
+def test_a_driver_that_lost_its_place_leaves_the_manifest_to_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+
+    def taken_over(self: Folder, name: str, payload: bytes) -> None:
+        write(self, name, payload)
+        if name == "shard-000001.tar":
+            write(
+                self,
+                LEASE,
+                Holder.model_validate_json(self.read(LEASE))
+                .model_copy(update={"token": "t"})
+                .model_dump_json()
+                .encode(),
+            )
+            write(self, "manifest.parquet", b"the successor's")
+
+    monkeypatch.setattr(Folder, "write", taken_over)
+    with pytest.raises(WorkFailed, match="another took over"):
+        generate(config(tmp_path / "data"))
+    assert (tmp_path / "data" / "manifest.parquet").read_bytes() == b"the successor's"
+
+
+def test_a_files_owner_keeps_a_file_of_the_leases_name(tmp_path: Path) -> None:
+    (tmp_path / "driver.json").write_text("mine")
+    for other in ((), ("letter.txt",)):
+        for name in other:
+            (tmp_path / name).touch()
+        with pytest.raises(BadInput, match=r"not a driver's lease|not empty and holds no plan"):
+            generate(config(tmp_path))
+        assert (tmp_path / "driver.json").read_text() == "mine"
+
+
+def test_growing_in_vain_loses_nothing(tmp_path: Path) -> None:
+    before = generate(config(tmp_path / "data", n=10))
+    with pytest.raises(BadInput, match="no Ray cluster at 127"):
+        generate(config(tmp_path / "data", n=20, executor="ray", address="127.0.0.1:1"))
+    with pytest.raises(BadInput, match="holds 10 of its 20 records; run traflow-pipeline generate again"):
+        read_manifest(Folder(tmp_path / "data"))
+    after = generate(config(tmp_path / "data", n=10))
+    assert after.sha256 == before.sha256
+    assert read_manifest(Folder(tmp_path / "data")).num_records == 10
+
+
+def test_more_workers_than_the_machine_has_places_for_take_turns(tmp_path: Path) -> None:
+    many = config(tmp_path / "ray", executor="ray", workers=5)
+    assert generate(many).sha256 == generate(config(tmp_path / "inline")).sha256
+
+
+def test_what_killed_writers_left_aside_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    aside = aside_of(tmp_path / "data" / "plan.json")
+    aside.parent.mkdir()
+    aside.write_text("{")
+    generate(config(tmp_path / "data"))
+    assert not aside.exists()
+
+
+def test_a_damaged_marker_or_a_cut_shard_counts_as_missing(tmp_path: Path) -> None:
+    first = generate(config(tmp_path / "data"))
+    before = shard_bytes(first)
+    (folder_of(first) / "shard-000001.json").write_text("{")
+    cut = folder_of(first) / "shard-000003.tar"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    assert shard_bytes(generate(config(tmp_path / "data"))) == before
+
+
+def test_a_lost_shard_is_made_again_as_it_was(tmp_path: Path) -> None:
+    first = generate(config(tmp_path / "data"))
+    before = shard_bytes(first)
+    (folder_of(first) / "shard-000001.tar").unlink()
+    (folder_of(first) / "shard-000003.json").unlink()
+    assert shard_bytes(generate(config(tmp_path / "data"))) == before
+
+
+def test_another_plan_in_the_folder_is_refused(tmp_path: Path) -> None:
+    generate(config(tmp_path / "data"))
+    with pytest.raises(BadInput, match=r"holds another plan \(seed: 0 there, 1 asked\)"):
+        generate(config(tmp_path / "data", seed=1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(BadInput, match="not empty and holds no plan"):
+        generate(config(tmp_path / "full"))
+
+
+def test_a_shard_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    source = "tests.pipeline.generation.test_generate:fails_for_one_shard"
+    with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 \(records 8 to 11\)"):
+        generate(config(tmp_path / "data", teacher=source))
+    assert len(list((tmp_path / "data").glob("shard-*.tar"))) == 4
+    healed = generate(config(tmp_path / "data"))
+    assert shard_bytes(healed) == shard_bytes(generate(config(tmp_path / "whole")))

@@ -1,0 +1,48 @@
+import torch
+from torch import Tensor
+
+from pipeline.teachers.check import check_teacher
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import Teacher
+from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow
+
+CPU = torch.device("cpu")
+
+
+def teacher(velocity: object, **fields: object) -> Teacher:
+    return Teacher("mine", "0" * 64, velocity, SHAPE, **fields)  # type: ignore[arg-type]
+
+
+def test_a_flow_that_turns_noise_into_data_passes_with_the_statistics_of_its_data() -> None:
+    found = check_teacher(teacher(GaussianFlow().velocity, data_range=(-1.5, 2.0)), 256, 0, CPU)
+    assert found.is_data_like
+    assert abs(found.data.mean - MEAN) < 0.02
+    assert abs(found.data.std - STD) < 0.02
+    assert abs(found.noise.std - 1) < 0.05
+    assert found.samples.shape == (256, *SHAPE)
+    assert found.nfe > 10
+
+
+def test_a_flow_that_runs_the_other_way_is_told_so() -> None:
+    def reversed_velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return -GaussianFlow().velocity(x, 1 - t)
+
+    found = check_teacher(teacher(reversed_velocity), 16, 0, CPU)
+    assert not found.is_data_like
+    assert "does its time run from 1, noise, to 0, data" in found.complaint
+
+
+def test_straight_paths_have_straightness_zero() -> None:
+    def constant(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return torch.full_like(x, 0.5)
+
+    assert check_teacher(teacher(constant), 4, 0, CPU).straightness < 1e-10
+    assert check_teacher(teacher(GaussianFlow().velocity), 4, 0, CPU).straightness > 0.01
+
+
+def test_neighbours_of_an_image_are_alike_and_those_of_noise_are_not() -> None:
+    found = check_teacher(load_teacher("digits"), 16, 0, CPU)
+    assert found.is_data_like
+    assert found.noise.correlation is not None
+    assert found.data.correlation is not None
+    assert abs(found.noise.correlation) < 0.1 < 0.3 < found.data.correlation

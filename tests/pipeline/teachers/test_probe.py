@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from pipeline.common.errors import BadInput
+from pipeline.flow.solver import Solver
+from pipeline.teachers.probe import SOLVERS, Point, ProbeResult, probe
+from pipeline.teachers.teacher import Teacher
+from tests.support.problems import SHAPE, GaussianFlow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def found() -> ProbeResult:
+    return probe(GaussianFlow().teacher(), 32, 0, CPU)
+
+
+def by_name(found: ProbeResult) -> dict[str, Point]:
+    return {str(point.solver): point for point in found.points}
+
+
+def test_every_solver_is_measured(found: ProbeResult) -> None:
+    assert [point.solver for point in found.points] == list(SOLVERS)
+    assert found.refusals == []
+    assert {name: point.nfe for name, point in by_name(found).items() if point.solver.num_steps == 8} == {
+        "rk4 8": 32,
+        "heun2 8": 16,
+        "midpoint 8": 16,
+        "euler 8": 8,
+    }
+
+
+def test_errors_fall_with_the_order_of_the_solver(found: ProbeResult) -> None:
+    points = by_name(found)
+    assert points["euler 64"].median / points["euler 128"].median == pytest.approx(2, rel=0.1)
+    assert points["midpoint 16"].median / points["midpoint 32"].median > 3
+    assert points["rk4 4"].median / points["rk4 8"].median > 8
+    assert points["dopri5 1e-5"].worst < 1e-3 < points["dopri5 0.01"].worst
+    assert all(point.median <= point.p90 <= point.worst for point in found.points)
+
+
+def test_efficient_settings_are_beaten_by_none_in_both(found: ProbeResult) -> None:
+    for point in found.points:
+        beaten = any(other.nfe <= point.nfe and other.p90 < point.p90 for other in found.points)
+        assert beaten != (point in found.efficient)
+
+
+def test_the_cheapest_good_enough_is_recommended(found: ProbeResult) -> None:
+    best = found.recommend(1e-3)
+    assert best.p90 <= 1e-3
+    assert best.nfe == min(point.nfe for point in found.points if point.p90 <= 1e-3)
+    with pytest.raises(BadInput, match=r"no solver comes within 1\.0e-12 of the reference, the best within"):
+        found.recommend(1e-12)
+
+
+def test_labels_reach_a_conditional_teacher() -> None:
+    def velocity(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        assert label is not None
+        return label[:, None, None, None].expand_as(x).float()
+
+    points = probe(Teacher("labels", "0" * 64, velocity, SHAPE, num_classes=3), 4, 0, CPU).points
+    assert all(point.worst < 1e-4 for point in points)
+
+
+def test_a_setting_that_gives_up_is_noted_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    solvers = (Solver(name="dopri8", rtol=1e-30, atol=1e-30), Solver(name="euler", num_steps=8))
+    monkeypatch.setattr("pipeline.teachers.probe.SOLVERS", solvers)
+    found = probe(GaussianFlow().teacher(), 4, 0, CPU)
+    assert [str(point.solver) for point in found.points] == ["euler 8"]
+    assert "dopri8 1e-30 gave up" in found.refusals[0]

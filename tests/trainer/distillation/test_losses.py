@@ -1,0 +1,123 @@
+import torch
+from torch import Tensor
+
+from pipeline.flow.path import interpolate
+from tests.support.problems import ExactStudent, GaussianFlow, tiny_network
+from trainer.distillation import losses
+from trainer.distillation.distance import squared_error
+from trainer.distillation.student import Student, from_teacher
+
+FLOW = GaussianFlow()
+EXACT: Student = ExactStudent(FLOW)  # type: ignore[assignment]
+B = 32
+RNG = torch.Generator().manual_seed(0)
+NOISE = torch.randn(B, 1, 4, 4, generator=RNG)
+S, U, T = torch.rand(3, B, generator=RNG).sort(dim=0).values
+ONE, ZERO = torch.ones(B), torch.zeros(B)
+
+
+def state(t: Tensor) -> Tensor:
+    return FLOW.state(NOISE, ONE, t)
+
+
+def assert_zero(loss: Tensor) -> None:
+    assert loss.shape == (B,)
+    assert loss.abs().max() < 1e-10
+
+
+def every_loss(student: Student) -> dict[str, Tensor]:
+    x_t, x_u = state(T), state(U)
+    live, fixed = student, losses.stopped(student)
+    middle = (T + S) / 2
+    return {
+        "output": losses.output_loss(student, NOISE, ONE, state(ZERO), ZERO, None),
+        "trajectory": losses.output_loss(student, x_t, T, state(S), S, None),
+        "velocity": losses.velocity_loss(student, x_t, T, FLOW.velocity(x_t, T), None),
+        "consistency": losses.consistency_loss(student, x_t, T, live(x_t, T, middle, None), middle, S, None, live),
+        "teacher's midpoint": losses.consistency_loss(student, x_t, T, state(middle), middle, S, None, fixed),
+        "soft consistency": losses.consistency_loss(student, x_t, T, x_u, U, S, None, fixed),
+        "lagrangian": losses.lagrangian_loss(student, FLOW.velocity, x_t, T, S, None),
+    }
+
+
+def test_every_loss_is_zero_at_the_exact_map() -> None:
+    for name, values in every_loss(EXACT).items():
+        assert values.shape == (B,), name
+        assert values.abs().max() < (1e-8 if name == "lagrangian" else 1e-10), name
+
+
+def test_every_loss_is_positive_elsewhere() -> None:
+    for name, values in every_loss(from_teacher(tiny_network())[0]).items():
+        assert (values > 0).all(), name
+
+
+def test_table_1s_loss_is_zero_where_g_moves_from_noise_to_sample_at_even_speed() -> None:
+    class Straight(ExactStudent):
+        def forward(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+            return interpolate(state(ZERO), NOISE, s)
+
+    straight: Student = Straight(FLOW)  # type: ignore[assignment]
+    assert_zero(losses.derivative_loss(straight, NOISE, ONE, S, NOISE - state(ZERO), None))
+    assert (losses.derivative_loss(EXACT, NOISE, ONE, S, NOISE - state(ZERO), None) > 0).all()
+
+
+def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    with torch.no_grad():
+        student.network.gate_s.add_(0.3)
+    x_s, slope = losses.derivative(student, NOISE, T, S, None)
+    torch.testing.assert_close(x_s, student(NOISE, T, S, None))
+    with torch.no_grad():
+        step = 1e-3
+        ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
+    slope.square().mean().backward()  # type: ignore[no-untyped-call]
+    assert student.network.conv_in.weight.grad is not None
+    assert student.network.conv_in.weight.grad.abs().max() > 0
+
+
+def test_the_velocity_target_points_from_data_to_noise() -> None:
+    # On the line between a pair, the velocity of a flow that moves in straight lines is noise - data.
+    class Straight(ExactStudent):
+        def mean_velocity(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+            return NOISE - state(ZERO)
+
+    straight: Student = Straight(FLOW)  # type: ignore[assignment]
+    x_t = interpolate(state(ZERO), NOISE, T)
+    assert_zero(losses.velocity_loss(straight, x_t, T, NOISE - state(ZERO), None))
+    assert (losses.velocity_loss(straight, x_t, T, state(ZERO) - NOISE, None) > 0.1).all()
+
+
+def test_at_equal_times_f_is_the_derivative_in_s() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(False)
+    student.network.gate_s.add_(0.3)
+    step = 1e-3
+    moved = (student(NOISE, T, T + step, None) - student(NOISE, T, T - step, None)) / (2 * step)
+    torch.testing.assert_close(student.mean_velocity(NOISE, T, T, None), moved, atol=2e-3, rtol=0)
+
+
+def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    for target, is_trained in ((losses.stopped(student), False), (student, True)):
+        x_u = state(U).requires_grad_(True)
+        losses.consistency_loss(student, state(T), T, x_u, U, S, None, target).sum().backward()  # type: ignore[no-untyped-call]
+        assert (x_u.grad is not None) == is_trained
+        assert student.network.conv_in.weight.grad is not None
+
+
+def test_with_u_at_s_soft_consistency_is_anchored_at_the_teachers_state() -> None:
+    student, _ = from_teacher(tiny_network())
+    found = losses.consistency_loss(student, state(T), T, state(S), S, S, None, losses.stopped(student))
+    torch.testing.assert_close(found, squared_error(student(state(T), T, S, None), state(S)))
+
+
+def test_no_gradient_goes_through_the_teacher_of_the_lagrangian_loss() -> None:
+    student = from_teacher(tiny_network())[0].requires_grad_(True)
+    asked: list[bool] = []
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        asked.append(torch.is_grad_enabled() or x.requires_grad)
+        return FLOW.velocity(x, t)
+
+    losses.lagrangian_loss(student, velocity, state(T), T, S, None).sum().backward()  # type: ignore[no-untyped-call]
+    assert asked == [False]

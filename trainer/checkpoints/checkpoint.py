@@ -1,0 +1,172 @@
+"""Checkpoints: everything a training needs to go on bit for bit, in files that execute nothing.
+
+A checkpoint is a folder `step-NNNNNN` with `network.safetensors`, `ema.safetensors` (either can be loaded as a
+network by itself), `optimizer.safetensors` and `checkpoint.json`. Random draws are functions of (seed, step), so there
+is no generator state to keep.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline import networks
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.networks import Network
+from pipeline.storage.hashing import file_sha256
+from pipeline.storage.store import aside_of, sync
+from pipeline.teachers import run_folder as teacher_checkpoint
+from trainer.checkpoints.ema import Ema
+
+EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
+OPTIMIZER, INFO = "optimizer.safetensors", "checkpoint.json"
+SCALE = "scale"  # of the gradients, in half precision
+
+
+class CheckpointInfo(BaseModel):
+    """The content of checkpoint.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    step: int  # steps done
+    trains: Literal["student", "teacher"]
+    recipe: str
+    teacher: str | None = None  # what loads it, and its weights, for a student
+    teacher_sha256: str | None = None
+    data_sha256: str | None = None  # of the manifest, or of the images
+    t_start: float = 1.0
+    t_end: float = 0.0
+    guidance_scale: float = 1.0  # of the teacher
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    config: dict[str, Any]  # the resolved configuration
+    files: dict[str, str] = {}  # the sha256 of each
+
+
+class Damaged(BadInput):
+    """A checkpoint whose files are not what was written; the one before may be whole."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a training changes, and has to find again."""
+
+    network: Network
+    averages: Sequence[Ema]  # the first is what teachers and evaluations take
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def networks(self) -> dict[str, Network]:
+        """By the name of its file, the network and its averages."""
+        first, *others = self.averages
+        named = {f"ema-{average.config.name}.safetensors": average.network for average in others}
+        return {"network.safetensors": self.network, EMA: first.network, **named}
+
+
+def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
+    """Write the checkpoint of `info.step` aside, rename it into `run`, and drop all but the newest `keep`.
+
+    Raises:
+        WorkFailed: it cannot be written; the checkpoints before it are untouched.
+    """
+    folder = run / "checkpoints" / f"step-{info.step:06d}"
+    aside = aside_of(folder)
+    try:
+        aside.mkdir(parents=True)
+        for name, network in state.networks().items():
+            networks.save(aside / name, network)
+        save_file(_flatten(state), aside / OPTIMIZER)
+        files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+        (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise WorkFailed(f"{folder}: cannot be written ({error}); the checkpoint before it is untouched") from error
+    for old in find_all(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
+    """Put what lies in `folder` into `state`.
+
+    Raises:
+        Damaged: a file is not what was written, or of another network.
+    """
+    try:
+        for name, digest in info.files.items():
+            if file_sha256(folder / name) != digest:
+                raise Damaged(f"{folder / name}: its bytes are not those that were written")
+        for name, network in state.networks().items():
+            network.load_state_dict(load_file(folder / name))
+        tensors = load_file(folder / OPTIMIZER)
+        scale = tensors.pop(SCALE, None)
+        if scale is not None and state.scaler.is_enabled():
+            state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale.item()})
+        found = _unflatten(tensors, list(state.network.parameters()))
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": found, "param_groups": groups})
+    except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
+        raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
+
+
+find_all = teacher_checkpoint.find_checkpoints
+
+
+def find(path: Path) -> Path:
+    """`path` if it is a checkpoint, else the newest one of the training run there.
+
+    Raises:
+        BadInput: neither.
+    """
+    if (path / INFO).is_file():
+        return path
+    found = find_all(path)
+    if not found:
+        raise BadInput(f"{path}: wanted a checkpoint or the folder of a training run; run traflow-pipeline train first")
+    return found[-1]
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """The description of a checkpoint.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    try:
+        return CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Damaged(f"{folder}: not a checkpoint this version reads") from error
+
+
+def _flatten(state: State) -> dict[str, torch.Tensor]:
+    moments = state.optimizer.state_dict()["state"]
+    tensors = {f"{i}.{name}": tensor.contiguous() for i, values in moments.items() for name, tensor in values.items()}
+    if state.scaler.is_enabled():
+        tensors[SCALE] = torch.tensor(state.scaler.get_scale())
+    return tensors
+
+
+def _unflatten(
+    tensors: dict[str, torch.Tensor], parameters: list[torch.nn.Parameter]
+) -> dict[int, dict[str, torch.Tensor]]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        like = parameters[int(number)]
+        if tensor.shape == like.shape:
+            # Files are contiguous; a moment must lie in memory as its channels-last parameter does, because the
+            # fused optimiser walks through both as they lie.
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        state.setdefault(int(number), {})[name] = tensor
+    return state

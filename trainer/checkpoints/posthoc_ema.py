@@ -1,0 +1,74 @@
+"""Snapshots of a run's power-function averages, and averages of other widths made from them after training."""
+
+import json
+import shutil
+from pathlib import Path
+
+from pipeline import networks
+from pipeline.common.errors import BadInput
+from pipeline.storage.store import aside_of, sync
+from trainer.checkpoints.checkpoint import State
+from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
+
+FOLDER = "snapshots"
+POOR = 0.05  # of the profile; below it an average is hard to tell from the one that training would have kept
+
+
+def save(run: Path, state: State, step: int, batch_size: int) -> None:
+    """Keep the averages of `state` that have a `sigma_rel`, as they are after `step` steps."""
+    kept = [average for average in state.averages if average.config.sigma_rel is not None]
+    if not kept:
+        return
+    folder = run / FOLDER / f"step-{step:06d}"
+    aside = aside_of(folder)
+    aside.mkdir(parents=True)
+    for average in kept:
+        networks.save(aside / f"{average.config.name}.safetensors", average.network)
+    widths = {average.config.name: average.config.sigma_rel for average in kept}
+    about = {"num_images": step * batch_size, "sigma_rel": widths}
+    (aside / "snapshot.json").write_text(json.dumps(about))
+    for path in (*aside.iterdir(), aside):
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    sync(folder.parent)
+
+
+def read(run: Path) -> dict[int, list[Snapshot]]:
+    """By step, the snapshots of a run.
+
+    Raises:
+        BadInput: there are none.
+    """
+    found: dict[int, list[Snapshot]] = {}
+    for about in sorted((run / FOLDER).glob("step-*/snapshot.json")):
+        content = json.loads(about.read_text())
+        found[int(about.parent.name.partition("-")[2])] = [
+            Snapshot(content["num_images"], sigma_rel, about.with_name(f"{name}.safetensors"))
+            for name, sigma_rel in content["sigma_rel"].items()
+        ]
+    if not found:
+        raise BadInput(
+            f"{run}: wanted snapshots of averages; it has none: train with averages that have a sigma_rel, "
+            'for example --set "trainer.ema=[{}, {name: narrow, sigma_rel: 0.05}, {name: wide, sigma_rel: 0.1}]"'
+        )
+    return found
+
+
+def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> float:
+    """Write the average of relative width `sigma_rel` as it would be after `step` steps; how far off its profile is.
+
+    Raises:
+        BadInput: no snapshots, none at that step, or a width that no average has.
+    """
+    found = read(run)
+    step = max(found) if step is None else step
+    if step not in found:
+        raise BadInput(f"{run}: wanted the snapshot of a step, one of {', '.join(map(str, found))}; got {step}")
+    snapshots = [snapshot for at, group in found.items() if at <= step for snapshot in group]
+    num_images = found[step][0].num_images
+    state = reconstruct(snapshots, num_images, sigma_rel)
+    network = networks.load(snapshots[0].path)
+    network.load_state_dict(state)
+    networks.save(out, network)
+    return profile_error([(one.num_images, one.sigma_rel) for one in snapshots], num_images, sigma_rel)

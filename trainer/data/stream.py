@@ -1,0 +1,190 @@
+"""(manifest, seed, step) -> batch: what a step trains on, as a pure function, so that resuming is arithmetic.
+
+Noise is drawn independently for every record, so blocks are permuted whole and reads stay contiguous; what the records
+of a block share is the times of their integration batch. The stream is the endless sequence epoch 0, epoch 1, ..., each
+a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, count, islice
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.plan import Plan
+from pipeline.dataset.reader import BlockReader
+from pipeline.dataset.shards import Trajectories
+from pipeline.flow.path import match_dims
+from trainer.data.images import ImageSet, to_float
+
+AHEAD_BLOCKS = 16  # of a remote store, beyond a batch: some megabytes each
+
+
+class Batch:
+    """Tensors whose leading dimension is the batch; a field is None where the data has none."""
+
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Self:
+        """This batch on `device`."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """This batch in memory that a GPU can copy from by itself."""
+        return self._each(lambda x: x.pin_memory())
+
+    def rows(self, rows: slice) -> Self:
+        """The samples `rows` of this batch."""
+        return self._each(lambda x: x[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{name: None if x is None else change(x) for name, x in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch(Batch):
+    """B trajectories of a teacher with their T = K + 2 times, from the start of the flow (0) to its end (T - 1)."""
+
+    x: Tensor  # float32 [B, T, C, H, W]
+    velocity: Tensor | None  # float32 [B, T, C, H, W]
+    times: Tensor  # float32 [B, T], strictly decreasing
+    label: Tensor | None  # int64 [B]
+    index: Tensor  # int64 [B], of the records in the data set
+
+    @property
+    def each(self) -> Tensor:
+        """The rows, to pick one time of each."""
+        return torch.arange(len(self.x), device=self.x.device)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise that the trajectories began as, float32 [B, C, H, W]; the flow starts at t_start times it."""
+        return self.x[:, 0] / match_dims(self.times[:, 0], self.x[:, 0])
+
+    def stored(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and times of the stored places `i` [B]."""
+        return self.x[self.each, i], self.times[self.each, i]
+
+    def at(self, t: Tensor) -> Tensor:
+        """The states at times t [B] of the flow: cubic Hermite interpolation of the stored states and velocities."""
+        assert self.velocity is not None
+        # Times fall, so the last stored one that is not below t ends the count of those that are at least t.
+        i = ((self.times >= t[:, None]).sum(1) - 1).clamp(0, self.times.shape[1] - 2)
+        (x_0, t_0), (x_1, t_1) = self.stored(i), self.stored(i + 1)
+        v_0, v_1 = self.velocity[self.each, i], self.velocity[self.each, i + 1]
+        width = match_dims(t_1 - t_0, x_0)
+        u = match_dims(t - t_0, x_0) / width
+        near, far = (1 - u) ** 2, u**2
+        return near * (1 + 2 * u) * x_0 + far * (3 - 2 * u) * x_1 + width * (near * u * v_0 - far * (1 - u) * v_1)
+
+
+@dataclass(frozen=True)
+class ImageBatch(Batch):
+    """B images of an image set."""
+
+    data: Tensor  # float32 [B, C, H, W] in [-1, 1]
+    label: Tensor | None  # int64 [B]
+    index: Tensor  # int64 [B]
+
+
+def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """The order of `length` things in `epoch`."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def _share(batch_size: int, step: int, rank: int, world: int) -> tuple[int, int]:
+    """Where the part of `rank` of the batch of `step` starts in the stream, and its size."""
+    if batch_size % world:
+        raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks")
+    size = batch_size // world
+    return step * batch_size + rank * size, size
+
+
+class TrajectoryStream:
+    """Batches of a data set.
+
+    Raises:
+        WorkFailed: a shard is missing or is not what the manifest says.
+    """
+
+    def __init__(self, manifest: Manifest, seed: int, batch_size: int) -> None:
+        self.plan, self.seed, self.batch_size = manifest.plan, seed, batch_size
+        self.counts = manifest.counts
+        self.num_records = manifest.num_records
+        self._reader = BlockReader(manifest)
+        self._epoch = lru_cache(maxsize=2)(self._epoch_order)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:
+        """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
+        pieces = list(self._pieces(step, rank, world))
+        later = (block for n in count(step + 1) for block, _ in self._pieces(n, rank, world))
+        ahead = islice(later, max(AHEAD_BLOCKS, len(pieces)))
+        self._reader.expect(chain((block for block, _ in pieces), ahead))
+        parts = [self._reader.read(block).rows(rows) for block, rows in pieces]
+        return _as_batch(self.plan, Trajectories.concatenate(parts))
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        self._reader.close()
+
+    def _pieces(self, step: int, rank: int, world: int) -> Iterator[tuple[int, slice]]:
+        """The blocks, and the rows of each, of the part of `rank` of the batch of `step`."""
+        start, size = _share(self.batch_size, step, rank, world)
+        while size:
+            epoch, offset = divmod(start, self.num_records)
+            order, ends = self._epoch(epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            block = int(order[place])
+            left = int(ends[place]) - offset  # rows of the block from here on
+            first, taken = int(self.counts[block]) - left, min(size, left)
+            yield block, slice(first, first + taken)
+            start, size = start + taken, size - taken
+
+    def _epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = permutation(self.seed, epoch, len(self.counts))
+        return order, np.cumsum(self.counts[order])
+
+
+def _as_batch(plan: Plan, rows: Trajectories) -> TrajectoryBatch:
+    # Joined as they are stored and widened by torch, which is several times as fast at it as numpy.
+    x = torch.from_numpy(np.concatenate([rows.noise[:, None], rows.states, rows.sample[:, None]], axis=1)).float()
+    if plan.t_start != 1:
+        x[:, 0] *= plan.t_start
+    return TrajectoryBatch(
+        x=x,
+        velocity=None if rows.velocities is None else torch.from_numpy(rows.velocities).float(),
+        times=torch.from_numpy(rows.times),
+        label=torch.from_numpy(rows.label) if plan.num_classes else None,
+        index=torch.from_numpy(rows.index),
+    )
+
+
+class ImageStream:
+    """Batches of an image set held in memory; each epoch is a permutation of it."""
+
+    def __init__(self, images: ImageSet, num_classes: int, seed: int, batch_size: int) -> None:
+        self.images, self.num_classes, self.seed, self.batch_size = images, num_classes, seed, batch_size
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, len(images)))
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> ImageBatch:
+        """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
+        start, size = _share(self.batch_size, step, rank, world)
+        places = [divmod(position, len(self.images)) for position in range(start, start + size)]
+        rows = np.array([self._epoch(epoch)[offset] for epoch, offset in places])
+        return ImageBatch(
+            data=torch.from_numpy(to_float(self.images.images[rows])),
+            label=torch.from_numpy(self.images.labels[rows]) if self.num_classes else None,
+            index=torch.from_numpy(rows),
+        )
+
+    def close(self) -> None:
+        """Nothing is read ahead from memory."""

@@ -1,0 +1,114 @@
+"""How far two batches of states are apart: one value per sample, [B]."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.common.errors import BadInput
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+# c of the pseudo-Huber distance, per root component (Song & Dhariwal 2023, arXiv 2310.14189, Section 3.3).
+HUBER_C = 0.00054
+# The backbones that lpips takes from torchvision: the file that torch's hub keeps of each.
+BACKBONES = {"squeeze": "squeezenet1_1-b8a52dc0.pth", "alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+
+
+class DistanceConfig(BaseModel):
+    """A distance: `l2` is the mean square, `huber` the pseudo-Huber distance, `lpips-*` the perceptual distances.
+
+    LPIPS (Zhang et al. 2018, arXiv 1801.03924) sees images of 1 or 3 channels, resized to `resize` pixels first: its
+    networks halve an image five times, so that small ones are enlarged, to 64 in the paper.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["l2", "huber", "lpips-squeeze", "lpips-alex", "lpips-vgg"] = "l2"
+    resize: int | None = Field(default=None, ge=32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, values: object) -> object:
+        return {"name": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.resize is not None and not self.is_perceptual:
+            raise ValueError(f"distance {self.name}: resize is for lpips")
+        return self
+
+    @property
+    def is_perceptual(self) -> bool:
+        return self.name.startswith("lpips-")
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Load what the distance needs, before any work is done.
+
+        Raises:
+            BadInput: samples of `shape` are no images, or a network's weights are not here.
+        """
+        if not self.is_perceptual:
+            return
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise BadInput(f"distance {self.name}: wanted images of 1 or 3 channels; samples are {list(shape)}")
+        if min(shape[1:]) < 32 and self.resize is None:
+            raise BadInput(f"distance {self.name}: images of {shape[1]} pixels are too small for it; set resize: 64")
+        _lpips(self.name.removeprefix("lpips-"), torch.device("cpu"))
+
+    def __call__(self, x: Tensor, target: Tensor) -> Tensor:
+        """[B, ...], [B, ...] -> [B]."""
+        if self.name == "l2":
+            return squared_error(x, target)
+        if self.name == "huber":
+            return huber(x, target)
+        images = [self._as_images(part) for part in (x, target)]
+        network = _lpips(self.name.removeprefix("lpips-"), x.device)
+        distance: Tensor = network(*images).flatten()
+        return distance
+
+    def _as_images(self, x: Tensor) -> Tensor:
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        if self.resize is None:
+            return x
+        return F.interpolate(x, (self.resize, self.resize), mode="bilinear", align_corners=False)
+
+
+def squared_error(x: Tensor, target: Tensor) -> Tensor:
+    """Mean over the components of (x - target)^2: [B, ...] -> [B]."""
+    return (x - target).square().flatten(1).mean(dim=1)
+
+
+def huber(x: Tensor, target: Tensor) -> Tensor:
+    """Pseudo-Huber, sqrt(mean square + c^2) - c: like l2 near zero, like its root elsewhere: [B, ...] -> [B]."""
+    return (squared_error(x, target) + HUBER_C**2).sqrt() - HUBER_C
+
+
+@cache
+def _lpips(backbone: str, device: torch.device) -> nn.Module:
+    if device.type != "cpu":
+        import copy
+
+        return copy.deepcopy(_lpips(backbone, torch.device("cpu"))).to(device)
+    import warnings
+
+    import lpips
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[backbone]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's deprecations, which lpips brings about
+            network: Any = lpips.LPIPS(net=backbone, verbose=False)
+    except (OSError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:100]
+        raise BadInput(
+            f"distance lpips-{backbone}: wanted torchvision's weights {file.name}, which could not be downloaded "
+            f"({detail}): put https://download.pytorch.org/models/{file.name} at {file}"
+        ) from error
+    module: nn.Module = network.eval().requires_grad_(False)
+    return module

@@ -1,0 +1,121 @@
+"""Recipes: which losses, at which weights, over which times, in which phase of a training. Each is a YAML file."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.common.config import CONFIGS
+from pipeline.dataset.plan import Plan
+from trainer.distillation.terms import Term
+
+FOLDER = CONFIGS / "recipes"
+
+
+class Phase(BaseModel):
+    """Losses minimised together during `share` of the training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    terms: tuple[Term, ...] = Field(min_length=1)
+    share: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        titles = [term.title for term in self.terms]
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"two terms of a phase have one name ({', '.join(titles)}): give them different ones")
+        return self
+
+    @property
+    def cost(self) -> float:
+        """Of a row of the batch, in evaluations of the network without a backward pass."""
+        return sum(term.cost / term.stride for term in self.terms)
+
+
+class Recipe(BaseModel):
+    """What is trained, on what, and how: phases one after the other, whose shares add up to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    about: str = ""
+    phases: tuple[Phase, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if abs(sum(phase.share for phase in self.phases) - 1) > 1e-6:
+            raise ValueError(f"the shares of the phases add up to 1; they are {[p.share for p in self.phases]}")
+        if len({(term.trains, term.reads) for term in self.terms}) > 1:
+            raise ValueError("a recipe trains a student on trajectories or a teacher on one kind of data, not several")
+        return self
+
+    @property
+    def terms(self) -> list[Any]:
+        return [term for phase in self.phases for term in phase.terms]
+
+    @property
+    def trains(self) -> Literal["student", "teacher"]:
+        trains: Literal["student", "teacher"] = self.terms[0].trains
+        return trains
+
+    @property
+    def reads(self) -> Literal["trajectories", "images"]:
+        reads: Literal["trajectories", "images"] = self.terms[0].reads
+        return reads
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def needs_ema(self) -> bool:
+        return any(term.needs_ema for term in self.terms)
+
+    @property
+    def cost(self) -> float:
+        """Of a row of the batch, averaged over the phases."""
+        return sum(phase.share * phase.cost for phase in self.phases)
+
+    def phase(self, step: int, num_steps: int) -> Phase:
+        """The phase that `step` of `num_steps` belongs to."""
+        end = 0.0
+        for phase in self.phases:
+            end += phase.share * num_steps
+            if step < end:
+                return phase
+        return self.phases[-1]
+
+    def lack(self, plan: Plan) -> str:
+        """What data of `plan` have too little of for this recipe; empty if nothing."""
+        if any(term.needs_velocities for term in self.terms) and not plan.velocities:
+            return "needs velocities, and there are none: generate with --velocities"
+        most = max(term.num_states for term in self.terms)
+        if plan.num_states < most:
+            return f"needs {most} or more stored states, and there are {plan.num_states}: generate with --states"
+        return ""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(source: object) -> object:
+    """The content of the recipe called `source`, or of the YAML file at that path; what is no text is returned as is.
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    if not isinstance(source, str):
+        return source
+    path = next((p for p in (FOLDER / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases")
+    content = yaml.safe_load(path.read_text())
+    return {"name": path.stem, **content} if isinstance(content, dict) else content
+
+
+# In configurations: a name, the path of a YAML file, or a recipe itself.
+RecipeSource = Annotated[Recipe, BeforeValidator(load_recipe)]

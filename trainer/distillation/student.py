@@ -1,0 +1,117 @@
+"""The student G(x_t, t, s): the state at time s of the trajectory that is at x_t at time t.
+
+TraFlow (arXiv 2502.16972) Eq. 6 writes G = (s/t) x_t + (1 - s/t) g(x_t, t, s). With g = x_t - t F this is
+G = x_t + (s - t) F(x_t, t, s), where F is the mean velocity between t and s: nothing is divided by t, and a
+teacher's velocity network put in the place of F makes G the teacher's own Euler step.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import networks
+from pipeline.flow.path import match_dims
+from pipeline.networks import Network
+from pipeline.networks.layers import Block
+from pipeline.networks.unet import UNetConfig
+
+
+class Student(nn.Module):
+    """x_t [B, C, H, W], times t and s [B] in [0, 1], label int64 [B] or None -> [B, C, H, W]."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        if not network.config.second_time:
+            raise ValueError("a student's network takes a second time")
+        self.network = network
+
+    def mean_velocity(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+        """F(x_t, t, s); at s = t it is the velocity dx/dt that the student gives the flow at (x_t, t)."""
+        velocity: Tensor = self.network(x_t, t, s, label)
+        return velocity
+
+    def forward(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+        return x_t + match_dims(s - t, x_t) * self.mean_velocity(x_t, t, s, label)
+
+
+@dataclass(frozen=True)
+class InitSummary:
+    """How many tensors of a student came from its teacher whole, cut to its size, or from nowhere."""
+
+    whole: int
+    cut: int
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        named = ", ".join(self.new[:4]) + (", ..." if len(self.new) > 4 else "")
+        parts = [f"{self.whole} tensors as they are"] if self.whole else []
+        parts += [f"{self.cut} cut to its size"] if self.cut else []
+        parts += [f"{len(self.new)} new ({named})"] if self.new else []
+        return ", ".join(parts)
+
+
+def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, InitSummary]:
+    """The student that starts from a teacher's network, of its architecture or of `config`.
+
+    Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
+    s starts from the weights of the embedding of t, behind a gate that is zero. A smaller one takes, of each layer that
+    stands in the same place, the leading part that fits. It keeps the teacher's convention, which its weights speak.
+    Augmentation labels, which only tell a teacher in training what was done to its images, are left behind; and so is
+    its dropout, unless `config` has its own.
+    """
+    given = teacher.config
+    wanted = (config or given).model_dump() | {
+        name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
+    }
+    own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
+    network = networks.build(networks.parse_config(wanted | own))
+    places = _by_place(teacher)
+    state, whole, cut, new = network.state_dict(), 0, 0, []
+    for place, name in _places(network):
+        source = places.get(place.replace("embed_s.", "embed_t."))
+        if name == "gate_s":
+            continue
+        if source is None or not _fits(state[name], source):
+            new.append(name)
+            continue
+        state[name] = source[tuple(slice(size) for size in state[name].shape)]
+        whole, cut = whole + (state[name].shape == source.shape), cut + (state[name].shape != source.shape)
+    network.load_state_dict(state)
+    return Student(network), InitSummary(whole, cut, tuple(new))
+
+
+def _by_place(network: Network) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return {place: state[name] for place, name in _places(network)}
+
+
+def _places(network: Network) -> list[tuple[str, str]]:
+    """Each tensor's place and name. A place has a block's level and number there, as networks of other depths do."""
+    places = {}
+    for part, resampling in (("encoder", "down"), ("decoder", "up")):
+        level, number = 0, 0
+        for index, block in network.get_submodule(part).named_children():
+            assert isinstance(block, Block)
+            starts = block.resample.direction == resampling
+            level, number = (level + 1, 0) if starts else (level, number + 1)
+            places[f"{part}.{index}"] = f"{part}.level{level}.{number}"
+    found = []
+    for name in network.state_dict():
+        prefix = ".".join(name.split(".")[:2])
+        found.append((name.replace(prefix, places[prefix], 1) if prefix in places else name, name))
+    return found
+
+
+def _fits(tensor: Tensor, source: Tensor) -> bool:
+    return tensor.ndim == source.ndim and all(a <= b for a, b in zip(tensor.shape, source.shape, strict=True))
+
+
+@torch.no_grad()
+def sample(student: Student, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
+    """Algorithm 1: x <- G(x, t_n, t_n-1) down `times` [N + 1], from the start times[0] * noise; N evaluations."""
+    x = noise * times[0].to(noise)
+    for t, s in pairwise(times.to(noise)):
+        x = student(x, t.expand(len(x)), s.expand(len(x)), label)
+    return x

@@ -1,0 +1,357 @@
+"""The terms of a recipe: each a loss with its weight, times and distance, as configuration that can be called."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from torch import Tensor
+
+from pipeline.flow.path import interpolate
+from pipeline.flow.solver import Velocity
+from pipeline.networks import Network
+from trainer.data.stream import ImageBatch, TrajectoryBatch
+from trainer.distillation import losses
+from trainer.distillation.distance import DistanceConfig
+from trainer.distillation.losses import FlowMap, stopped
+from trainer.distillation.random_draws import Draws
+from trainer.distillation.student import Student
+from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
+
+L2 = DistanceConfig()
+
+
+MIN_STEP = 1e-3  # shorter steps in time are weighed as this one
+
+
+# What an evaluation with its backward pass costs, in evaluations without; and one with a forward-mode derivative.
+TRAINED, DERIVED = 3.0, 6.0
+
+
+@dataclass(frozen=True)
+class Models:
+    """What losses may ask: the network in training and, where a recipe needs them, its average and the teacher."""
+
+    network: Network
+    ema: Network | None = None
+    teacher: Velocity | None = None
+
+    @property
+    def student(self) -> Student:
+        return Student(self.network)
+
+    def target(self, name: str) -> FlowMap:
+        """The flow map of a target: the student differentiated ("live") or not ("stopped"), or its average ("ema")."""
+        if name == "live":
+            return self.student
+        if name == "stopped":
+            return stopped(self.student)
+        assert self.ema is not None
+        return stopped(Student(self.ema))
+
+
+class BaseTerm(BaseModel):
+    """One loss of a phase, on every `stride`-th row of the batch from the `first`.
+
+    A loss that reads every second row costs half, so that the others can have more steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: str
+    name: str = ""  # in the log; the loss's own if it is empty
+    weight: float = Field(default=1.0, ge=0)
+    first: int = Field(default=0, ge=0)
+    stride: int = Field(default=1, ge=1)
+
+    trains: ClassVar[Literal["student", "teacher"]] = "student"
+    reads: ClassVar[Literal["trajectories", "images"]] = "trajectories"
+    differentiates_forward: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if self.first >= self.stride:
+            raise ValueError(f"first is a row below the stride {self.stride}, got {self.first}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return self.name or self.loss
+
+    @property
+    def cost(self) -> float:
+        """Of a row, in evaluations of the network without a backward pass."""
+        return TRAINED
+
+    @property
+    def needs_velocities(self) -> bool:
+        return False
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    @property
+    def needs_ema(self) -> bool:
+        return False
+
+    @property
+    def num_states(self) -> int:
+        """How many stored states between noise and sample the loss needs at least."""
+        return 0
+
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Load what the loss needs for samples of `shape`, before any work is done; raises `BadInput`."""
+        distance: DistanceConfig = getattr(self, "distance", L2)
+        distance.prepare(shape)
+
+    def values(self, models: Models, batch: Any, draws: Draws) -> Tensor:
+        """One value per row of `batch`."""
+        raise NotImplementedError
+
+    def __call__(self, models: Models, batch: TrajectoryBatch | ImageBatch, draws: Draws) -> Tensor:
+        """The mean of the loss over its rows."""
+        rows = slice(self.first, None, self.stride)
+        return self.values(models, batch.rows(rows), draws.of(rows)).mean()
+
+
+class Output(BaseTerm):
+    """Eq. 8, from the noise to the sample."""
+
+    loss: Literal["output"] = "output"
+    distance: DistanceConfig = L2
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        x, times = batch.x, batch.times
+        return losses.output_loss(
+            models.student, x[:, 0], times[:, 0], x[:, -1], times[:, -1], batch.label, self.distance
+        )
+
+
+class Trajectory(BaseTerm):
+    """Regression on stored pairs: from any state but the last to any after it."""
+
+    loss: Literal["trajectory"] = "trajectory"
+    distance: DistanceConfig = L2
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        last = batch.times.shape[1] - 1
+        i = _integers(draws, 0, last)
+        j = _integers(draws, i + 1, last + 1)
+        (x_t, t), (x_s, s) = batch.stored(i), batch.stored(j)
+        return losses.output_loss(models.student, x_t, t, x_s, s, batch.label, self.distance)
+
+
+class VelocityTerm(BaseTerm):
+    """Eq. 9: at a stored state with the teacher's own velocity, or on the line from sample to noise with theirs."""
+
+    loss: Literal["velocity"] = "velocity"
+    at: Literal["states", "line"] = "states"
+    times: TimeSampler | None = None
+    distance: DistanceConfig = L2
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.at == "states" and self.times is not None:
+            raise ValueError("velocity at states is taken at the stored times: leave times")
+        if self.distance.is_perceptual:
+            raise ValueError("velocities are no images: give a distance l2 or huber")
+        return self
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.at == "states"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        if self.at == "states":
+            assert batch.velocity is not None
+            i = _integers(draws, 0, batch.times.shape[1])
+            (x_t, t), velocity = batch.stored(i), batch.velocity[batch.each, i]
+        else:
+            t = _between(batch.times[:, -1], batch.times[:, 0], self.times or "uniform", draws)
+            x_t, velocity = interpolate(batch.x[:, -1], batch.noise, t), batch.noise - batch.x[:, -1]
+        return losses.velocity_loss(models.student, x_t, t, velocity, batch.label, self.distance)
+
+
+class Derivative(BaseTerm):
+    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against noise - sample, by forward-mode derivatives."""
+
+    loss: Literal["derivative"] = "derivative"
+    times: TimeSampler = "uniform"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return DERIVED
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        start = batch.times[:, 0]
+        s = _between(batch.times[:, -1], start, self.times, draws)
+        velocity = batch.noise - batch.x[:, -1]
+        return losses.derivative_loss(models.student, batch.x[:, 0], start, s, velocity, batch.label)
+
+
+class _TwoTimes(BaseTerm):
+    """A loss over (t, s), s uniform from the end of the flow to t.
+
+    t is a stored time, or drawn by a sampler; the state there is then interpolated between the stored ones.
+    """
+
+    times: TimeSampler | Literal["stored"] = "stored"
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.times != "stored"
+
+    def start(self, batch: TrajectoryBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t and s."""
+        if self.times == "stored":
+            x_t, t = batch.stored(_integers(draws, 0, batch.times.shape[1] - 1))
+        else:
+            t = _between(batch.times[:, -1], batch.times[:, 0], self.times, draws)
+            x_t = batch.at(t)
+        return x_t, t, _between(batch.times[:, -1], t, "uniform", draws)
+
+
+class Consistency(_TwoTimes):
+    """Eq. 10 by way of the midpoint m = (t + s) / 2: the student's own state there, or the teacher's.
+
+    `weighting` inverse-square divides by (t - s)^2, which compares mean velocities, as shortcut models do.
+    """
+
+    loss: Literal["consistency"] = "consistency"
+    midpoint: Literal["student", "teacher"] = "student"
+    target: Literal["live", "stopped", "ema"] = "live"
+    weighting: Literal["none", "inverse-square"] = "none"
+    distance: DistanceConfig = L2
+
+    @property
+    def cost(self) -> float:
+        others = 2 if self.midpoint == "student" else 1
+        return TRAINED + others * (TRAINED if self.target == "live" else 1)
+
+    @property
+    def needs_velocities(self) -> bool:
+        return self.times != "stored" or self.midpoint == "teacher"
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target == "ema"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        x_t, t, s = self.start(batch, draws)
+        m, target = (t + s) / 2, models.target(self.target)
+        x_m = target(x_t, t, m, batch.label) if self.midpoint == "student" else batch.at(m)
+        values = losses.consistency_loss(models.student, x_t, t, x_m, m, s, batch.label, target, self.distance)
+        return values / (t - s).clamp(min=MIN_STEP) ** 2 if self.weighting == "inverse-square" else values
+
+
+class SoftConsistency(BaseTerm):
+    """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
+
+    loss: Literal["soft-consistency"] = "soft-consistency"
+    target: Literal["stopped", "ema"] = "stopped"
+    distance: DistanceConfig = L2
+
+    @property
+    def cost(self) -> float:
+        return TRAINED + 1
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target == "ema"
+
+    @property
+    def num_states(self) -> int:
+        return 1
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        last = batch.times.shape[1] - 1
+        i = _integers(draws, 0, last)
+        j = _integers(draws, i + 1, last + 1)
+        k = _integers(draws, i + 1, j + 1)
+        (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
+        target = models.target(self.target)
+        return losses.consistency_loss(models.student, x_t, t, x_u, u, s, batch.label, target, self.distance)
+
+
+class Lagrangian(_TwoTimes):
+    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives."""
+
+    loss: Literal["lagrangian"] = "lagrangian"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return DERIVED + 1
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        assert models.teacher is not None
+        x_t, t, s = self.start(batch, draws)
+        return losses.lagrangian_loss(models.student, models.teacher, x_t, t, s, batch.label)
+
+
+class FlowMatching(BaseTerm):
+    """A teacher on images: the velocity of straight lines from noise to data; labels dropped as its network says."""
+
+    loss: Literal["flow-matching"] = "flow-matching"
+    times: TimeSampler = "uniform"
+
+    trains: ClassVar[Literal["student", "teacher"]] = "teacher"
+    reads: ClassVar[Literal["trajectories", "images"]] = "images"
+
+    def values(self, models: Models, batch: ImageBatch, draws: Draws) -> Tensor:
+        t = TIME_SAMPLERS[self.times](draws.stratified())
+        noise = draws.normal(tuple(batch.data.shape[1:]))
+        label = _dropped(models.network, batch.label, draws)
+        return losses.flow_matching_loss(models.network, batch.data, noise, t, label)
+
+
+class Reflow(BaseTerm):
+    """A straighter teacher: flow matching on the noise and samples of another teacher's trajectories."""
+
+    loss: Literal["reflow"] = "reflow"
+    times: TimeSampler = "uniform"
+
+    trains: ClassVar[Literal["student", "teacher"]] = "teacher"
+
+    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+        t = TIME_SAMPLERS[self.times](draws.stratified())
+        label = _dropped(models.network, batch.label, draws)
+        return losses.flow_matching_loss(models.network, batch.x[:, -1], batch.noise, t, label)
+
+
+Term = Annotated[
+    Output
+    | Trajectory
+    | VelocityTerm
+    | Derivative
+    | Consistency
+    | SoftConsistency
+    | Lagrangian
+    | FlowMatching
+    | Reflow,
+    Discriminator("loss"),
+]
+
+
+def _between(low: Tensor, high: Tensor, sampler: TimeSampler, draws: Draws) -> Tensor:
+    """Times [B] from `low` to `high` [B]."""
+    fraction = TIME_SAMPLERS[sampler](draws.uniform())
+    return low + (high - low) * fraction.to(low.dtype)
+
+
+def _integers(draws: Draws, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Uniform integers [B] in [low, high)."""
+    return low + (draws.uniform() * (high - low)).long()
+
+
+def _dropped(network: Network, label: Tensor | None, draws: Draws) -> Tensor | None:
+    if label is None or not network.config.label_dropout:
+        return label
+    return label.masked_fill(draws.uniform() < network.config.label_dropout, -1)

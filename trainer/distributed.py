@@ -1,0 +1,103 @@
+"""The processes of one training: one by itself, or several as torchrun or Ray Train set them up."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.common.device import pick_device
+from pipeline.common.errors import BadInput
+from pipeline.common.progress import console
+
+WAIT = timedelta(minutes=30)  # for a rank that evaluates or writes while the others are ready
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, `rank` of `world`, on its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what only one may write."""
+        return self.rank == 0
+
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process is the first of its machine."""
+        return self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is up; all ranks get the same answer."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def agree(self, value: int) -> bool:
+        """Whether all ranks have the same value."""
+        if self.world == 1:
+            return True
+        ends = torch.tensor([value, -value], device=self.device, dtype=torch.float64)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+        return bool((ends[0] == -ends[1]).item())
+
+    def of_first(self, text: str) -> str:
+        """The text that the first rank has."""
+        if self.world == 1:
+            return text
+        texts = [text]
+        dist.broadcast_object_list(texts, device=self.device)
+        return texts[0]
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """The mean of `x` over the ranks."""
+        if self.world == 1:
+            return x
+        x = x.clone()
+        dist.all_reduce(x)
+        return x / self.world
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_ranks(device_name: str) -> Iterator[Ranks]:
+    """The ranks of the environment (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun sets them); one alone without it.
+
+    The group of processes is made here unless it is there already, and then left to whoever made it.
+
+    Raises:
+        BadInput: the device is not there, or the environment is not whole.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(0, 1, pick_device(device_name))
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and not dist.is_initialized():
+        raise BadInput(f"WORLD_SIZE is {world}, but {', '.join(missing)} not set: start it with torchrun")
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    makes_group = not dist.is_initialized()
+    if makes_group:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    console.quiet = dist.get_rank() > 0  # the first rank speaks for all
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        if makes_group:
+            dist.destroy_process_group()

@@ -1,0 +1,78 @@
+"""What a training would take: `train --dry-run` takes a few steps of it and writes nothing."""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.common.config import resolved
+from pipeline.common.device import pick_device
+from pipeline.common.progress import format_bytes, format_seconds
+from trainer.config import TrainConfig
+from trainer.distillation.objective import Objective
+from trainer.distributed import Ranks
+from trainer.setup import prepare
+from trainer.step import begin, take_step
+
+NUM_STEPS = 3  # after one that sets things up
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `train` would run with, and what it would take in one process."""
+
+    config: TrainConfig
+    start: str
+    num_parameters: int
+    state_bytes: int  # weights, gradients, moments and averages
+    peak_bytes: int  # of the device, or of this process
+    seconds_per_step: float
+
+    def lines(self) -> Iterator[str]:
+        """What `--dry-run` prints."""
+        settings = self.config.trainer
+        yield resolved(self.config, "train").rstrip()
+        yield f"network: {self.start}"
+        state = format_bytes(self.state_bytes)
+        yield f"{self.num_parameters:,} parameters; {state} with gradients, moments and averages"
+        yield f"peak memory of a step: {format_bytes(self.peak_bytes)}"
+        rate = settings.batch_size / self.seconds_per_step
+        total = format_seconds(self.seconds_per_step * settings.num_steps)
+        yield f"{settings.num_steps} steps of {settings.batch_size} at {rate:.0f} images/s: about {total}, one process"
+
+
+def dry_run(config: TrainConfig) -> DryRun:
+    """Take a few steps of the first phase; nothing is written.
+
+    Raises:
+        BadInput: see `loop.train`.
+    """
+    ranks = Ranks(0, 1, pick_device(config.device))
+    device = ranks.device
+    task, settings = prepare(config, device), config.trainer
+    state = begin(config, task.network, device)
+    objective = Objective(task.network, state.averages[0].network, task.teacher)
+    seconds = []
+    for step in range(1 + NUM_STEPS):
+        started = time.perf_counter()
+        batch = task.stream.batch(step).to(device)
+        take_step(config, ranks, state, objective, config.recipe.phases[0], batch, step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    task.stream.close()
+    count = sum(parameter.numel() for parameter in task.network.parameters())
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return DryRun(
+        config=config,
+        start=task.start,
+        num_parameters=count,
+        state_bytes=count * 4 * (4 + len(settings.ema)),
+        peak_bytes=peak,
+        seconds_per_step=sorted(seconds[1:])[NUM_STEPS // 2],
+    )

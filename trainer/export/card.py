@@ -1,0 +1,255 @@
+"""The model card beside an exported network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from pipeline.common.image_grid import is_drawable
+from pipeline.storage.hashing import file_sha256
+from pipeline.teachers import catalogue
+from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.export.formats import FORMATS, ExportedFlow, Format
+
+STEPS = {"student": (1, 2, 4), "teacher": (8, 16, 32)}  # of the card's example
+
+
+CARD_TEXT = Template("""---
+license: other
+library_name: $library
+${pipeline_tag}tags:
+$tags
+---
+
+# $title
+
+$what
+
+| | |
+|---|---|
+$facts
+
+$note
+
+## Inputs and outputs
+
+Any batch size B. Time t = 1 is noise, t = 0 is data; this flow runs from t = $t_start to t = $t_end.
+
+| | type and shape | |
+|---|---|---|
+$signature
+
+## Draw images
+
+It takes $needs; run it where the file is.
+
+```python
+$example
+```
+
+## How it was made
+
+By `traflow-pipeline train` with
+
+```yaml
+$config
+```
+
+## Licence
+
+$licence
+
+## Citation
+
+```bibtex
+$citation
+```
+""")
+
+
+EXAMPLE = Template("""$imports
+
+$opening
+
+
+rng = np.random.default_rng(0)
+noise = rng.standard_normal(($num_images, $shape), dtype=np.float32)
+$draw_label
+
+def draw(num_steps):
+    \"\"\"$algorithm, on an even grid of times: num_steps evaluations.\"\"\"
+    times = np.linspace($t_start, $t_end, num_steps + 1, dtype=np.float32)
+    x = times[0] * noise
+    for t, s in zip(times[:-1], times[1:]):
+        x = $step
+    return x
+
+
+for num_steps in $steps:
+    samples = draw(num_steps)  # [$num_images, $shape], data in [$low, $high]
+    $save
+""")
+
+
+ALGORITHM = {"student": "TraFlow's Algorithm 1: x <- G(x, t, s)", "teacher": "Euler steps: x <- x + (s - t) v(x, t)"}
+
+
+CITATIONS = {
+    "student": """@article{wu2025traflow,
+  title   = {TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow},
+  author  = {Wu, Zhangkai and Fan, Xuhui and Wu, Hongyu and Cao, Longbing},
+  journal = {arXiv preprint arXiv:2502.16972},
+  year    = {2025}
+}""",
+    "teacher": """@article{liu2022flow,
+  title   = {Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow},
+  author  = {Liu, Xingchao and Gong, Chengyue and Liu, Qiang},
+  journal = {arXiv preprint arXiv:2209.03003},
+  year    = {2022}
+}""",
+}
+
+
+def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, weights: Path, error: float) -> str:
+    """The model card, in the manner of Hugging Face."""
+    form = FORMATS[kind]
+    unconditional = not flow.config.num_classes and is_drawable(flow.config.shape)
+    return CARD_TEXT.substitute(
+        library=form.library,
+        pipeline_tag="pipeline_tag: unconditional-image-generation\n" if unconditional else "",
+        tags="\n".join(f"- {tag}" for tag in _tags(kind, info)),
+        title=_title(info),
+        what=_what(info),
+        facts=_facts(form, flow, info, path, weights, error),
+        note=Template(form.note).substitute(file=path.name),
+        t_start=info.t_start,
+        t_end=info.t_end,
+        signature=_signature(flow, info),
+        needs=form.needs,
+        example=_example(form, flow, info, path.name).strip(),
+        config=yaml.safe_dump(info.config, sort_keys=False, allow_unicode=True).strip(),
+        licence=_licence(info),
+        citation=CITATIONS[info.trains],
+    )
+
+
+def _tags(kind: str, info: CheckpointInfo) -> list[str]:
+    student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"]
+    return [kind, "rectified-flow", "image-generation", *(student if info.trains == "student" else [])]
+
+
+def _title(info: CheckpointInfo) -> str:
+    if info.trains == "teacher":
+        return "A rectified flow"
+    return f"A few-step generator, distilled from {_teacher(info)}"
+
+
+def _teacher(info: CheckpointInfo) -> str:
+    """The teacher's name; of a path its end, since where it lay says nothing to others."""
+    return Path(info.teacher or "unknown").name
+
+
+def _what(info: CheckpointInfo) -> str:
+    if info.trains == "teacher":
+        return (
+            "The velocity field v(x_t, t) of a flow from noise to images. Solving dx/dt = v from t_start down to t_end "
+            "turns noise into an image."
+        )
+    return (
+        "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to images: in one evaluation it jumps from the "
+        "state at time t to the state at time s of the same trajectory. One jump from noise to data draws an image; "
+        "two or four are meant to draw a better one."
+    )
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _facts(form: Format, flow: ExportedFlow, info: CheckpointInfo, path: Path, weights: Path, error: float) -> str:
+    guided = "" if info.guidance_scale == 1 else f", guidance scale {info.guidance_scale:g}"
+    agreement = f"within {error:.1e} of the largest value" if error else "equal"
+    facts = {
+        "file": f"`{path.name}`: {form.title}; sha256 `{file_sha256(path)}`",
+        "weights": f"the average (EMA) after {info.step:,} steps; `{weights.name}` has sha256 `{file_sha256(weights)}`",
+        "parameters": f"{sum(parameter.numel() for parameter in flow.parameters()):,}",
+        "network": f"{type(flow.network).__name__}, fp32",
+        "teacher": f"`{_teacher(info)}`, sha256 `{info.teacher_sha256}`{guided}",
+        "recipe": f"`{info.recipe}`, {info.step:,} steps",
+        "training data": f"sha256 `{info.data_sha256}`" if info.data_sha256 else "not known",
+        "checked": f"against torch on random inputs: {agreement}",
+    }
+    if info.trains == "teacher":
+        del facts["teacher"]
+    return _table(facts)
+
+
+def _signature(flow: ExportedFlow, info: CheckpointInfo) -> str:
+    """A row for each input and for the output."""
+    shape = ", ".join(map(str, flow.config.shape))
+    low, high = info.data_range
+    rows = {
+        "`x_t`": f"float32 [B, {shape}] | the state at time t; at the start, {info.t_start} times normal noise",
+        "`t`": f"float32 [B] | from {info.t_start} down to {info.t_end}",
+    }
+    if info.trains == "student":
+        rows["`s`"] = f"float32 [B] | the time to jump to, {info.t_end} <= s <= t"
+    if flow.config.num_classes:
+        rows["`label`"] = f"int64 [B] | the class, 0 to {flow.config.num_classes - 1}; -1: none"
+    meaning = f"the state at time s; at s = {info.t_end} it is data, in [{low}, {high}]"
+    meaning = meaning if info.trains == "student" else "dx/dt at time t"
+    return _table({**rows, f"returns `{flow.output}`": f"float32 [B, {shape}] | {meaning}"})
+
+
+def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) -> str:
+    """A program that draws images with the file `file` beside it; only numbers of the checkpoint go into it."""
+    config, (low, high) = flow.config, info.data_range
+    symbol = "G" if info.trains == "student" else "v"
+    arguments = ["x_t=x", "t=np.full(len(x), t)"]
+    arguments += ["s=np.full(len(x), s)"] if info.trains == "student" else []
+    arguments += ["label=label"] if config.num_classes else []
+    call = f"{symbol}({', '.join(arguments)})"
+    label = f"label = rng.integers({config.num_classes}, size=len(noise))  # a class for each; -1: none\n"
+    drawable = is_drawable(config.shape)
+    return EXAMPLE.substitute(
+        imports=form.imports if drawable else form.imports.replace("\nfrom PIL import Image", ""),
+        opening=Template(form.opening).substitute(file=file, symbol=symbol),
+        num_images=16,
+        shape=", ".join(map(str, config.shape)),
+        draw_label=label if config.num_classes else "",
+        algorithm=ALGORITHM[info.trains],
+        t_start=info.t_start,
+        t_end=info.t_end,
+        step=call if info.trains == "student" else f"x + (s - t) * {call}",
+        steps=STEPS[info.trains],
+        low=low,
+        high=high,
+        save=_save_lines(config.image_channels, low, high)
+        if drawable
+        else 'np.save(f"{num_steps}-steps.npy", samples)',
+    )
+
+
+def _save_lines(num_channels: int, low: float, high: float) -> str:
+    """Lines that put the `samples` in a row and save them as a picture."""
+    scale = 255 / (high - low)
+    row = "row[0]" if num_channels == 1 else "row.transpose(1, 2, 0)"
+    lines = [
+        f"pixels = np.clip(samples * {scale} + {0.5 - low * scale}, 0, 255).astype(np.uint8)",
+        "row = np.concatenate(pixels, axis=-1)  # [C, H, 16 W]",
+        f'Image.fromarray({row}).save(f"{{num_steps}}-steps.png")',
+    ]
+    return "\n    ".join(lines)
+
+
+def _licence(info: CheckpointInfo) -> str:
+    none_chosen = "None was chosen for this file: `license: other` above says so, until whoever publishes it decides."
+    if info.trains == "teacher":
+        return f"{none_chosen} The terms of the images it was trained on may bind it."
+    known = catalogue.find(info.teacher) if info.teacher else None
+    theirs = f" (`{known.name}`: {known.entry.licence})" if known and known.entry.licence else ""
+    return (
+        f"{none_chosen} The student learnt from its teacher's samples, and as a rule began as its weights: the licence "
+        f"of the teacher's weights{theirs} may bind the student."
+    )

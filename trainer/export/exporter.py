@@ -1,0 +1,115 @@
+"""A trained network as one file for other programs, checked against torch, and a model card that says how to use it."""
+
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from pipeline import networks
+from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
+from pipeline.storage.store import aside_of, sync
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.export.card import card_text
+from trainer.export.formats import Evaluate, ExportedFlow, Format, find_format
+
+CARD = "README.md"
+TOLERANCE = 1e-4  # of the largest value, or of 1 where all are smaller
+TRACED_BATCH = 2  # torch.export takes a dimension of 1 for a constant
+CHECKED_BATCHES = (1, 5)
+
+
+def export(path: Path, kind: str, out: Path) -> Path:
+    """Write the EMA network of the checkpoint or run at `path`, and its card, to the new folder `out`.
+
+    `kind` is a key of `FORMATS`. `out` is there whole, or not at all. Returns the path of the network's file.
+
+    Raises:
+        BadInput: no such format, a package of it is missing, there is no checkpoint at `path`, or `out` is not empty.
+        WorkFailed: it cannot be converted or written, or what was written does not answer as the network does.
+    """
+    form = find_format(kind)
+    _require_vacant(out)
+    folder = checkpoint.find(path)
+    info, network = checkpoint.read_info(folder), networks.load(folder / checkpoint.EMA)
+    if network.config.second_time != (info.trains == "student"):
+        raise BadInput(
+            f"{folder}: wanted the network of a {info.trains}, as its checkpoint.json says; it is another one"
+        )
+    flow, name = ExportedFlow(network), info.trains + form.suffix
+    aside = aside_of(out.absolute())
+    try:
+        aside.mkdir(parents=True)
+        error = _convert(form, flow, info, aside / name)
+        (aside / CARD).write_text(card_text(kind, flow, info, aside / name, folder / checkpoint.EMA, error))
+        for written in (*aside.iterdir(), aside):
+            sync(written)
+        aside.rename(out)
+        sync(out.absolute().parent)
+    except OSError as problem:
+        raise WorkFailed(f"{out}: cannot be written ({reason(problem)}); nothing was kept") from problem
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out / name
+
+
+def _require_vacant(out: Path) -> None:
+    try:
+        vacant = not out.exists() or not any(out.iterdir())
+    except OSError as error:
+        raise BadInput(f"{out}: wanted a folder to make ({reason(error)}); choose another --out") from error
+    if not vacant:
+        raise BadInput(f"{out}: wanted a new or an empty folder; there are files in it: choose another --out")
+
+
+def _convert(form: "Format", flow: ExportedFlow, info: CheckpointInfo, path: Path) -> float:
+    """Write the file and return its difference to the network, which is at most `TOLERANCE`."""
+    try:
+        with _quiet():
+            form.write(flow, flow.draw_inputs(TRACED_BATCH, info.t_start, info.t_end), path)
+            error = _difference(form.load(path), flow, info)
+    except OSError:
+        raise
+    except Exception as problem:  # exporters and runtimes raise whatever their compilers do
+        text = one_line(_first_cause(problem))[:300]
+        raise WorkFailed(f"{path.name}: the exporter failed ({text}); try --format safetensors") from problem
+    if not error <= TOLERANCE:  # nor if it is not a number
+        raise WorkFailed(
+            f"{path.name}: wanted what torch computes, within {TOLERANCE:.0e}; it is {error:.1e} off and was not kept: "
+            "try --format safetensors"
+        )
+    return error
+
+
+def _difference(evaluate: Evaluate, flow: ExportedFlow, info: CheckpointInfo) -> float:
+    """The largest between a file and the network, in units of the largest value or of 1."""
+    worst = torch.zeros(())
+    for batch_size in CHECKED_BATCHES:
+        inputs = flow.draw_inputs(batch_size, info.t_start, info.t_end)
+        wanted, found = flow(**inputs), evaluate(inputs)
+        worst = torch.maximum(worst, (found - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+    return worst.item()
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print, warn and log about their own affairs, which nobody can do anything about here."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

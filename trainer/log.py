@@ -1,0 +1,142 @@
+"""What a training tells: a JSON line for each log, and TensorBoard and Weights & Biases where they are asked for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.common.errors import BadInput
+from pipeline.common.image_grid import Images, draw_rows
+from pipeline.storage.store import write_atomic
+from trainer.config import TrainConfig
+
+
+class Sink(Protocol):
+    """A place that values and pictures go to."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def pictures(self, step: int, rows: dict[str, Images]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Log:
+    """Every value to every sink; without sinks, as on all ranks but the first, to nowhere."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self.sinks = sinks
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether pictures go anywhere."""
+        return len(self.sinks) > 1
+
+    def write(self, step: int, **values: float) -> None:
+        """Log `values` after `step` steps."""
+        for sink in self.sinks:
+            sink.write(step, values)
+
+    def pictures(self, step: int, rows: dict[str, Images]) -> None:
+        """Log rows of pictures after `step` steps."""
+        for sink in self.sinks:
+            sink.pictures(step, rows)
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        for sink in self.sinks:
+            sink.close()
+
+
+def open_log(config: TrainConfig, step: int) -> Log:
+    """The log of a run that goes on after `step` steps.
+
+    Raises:
+        BadInput: the package of a sink that was asked for is missing.
+    """
+    sinks: list[Sink] = [JsonLog(config.out / "log.jsonl", step)]
+    if config.tensorboard:
+        sinks.append(TensorBoard(config.out / "tensorboard", step))
+    if config.wandb:
+        sinks.append(WeightsAndBiases(config, step))
+    return Log(sinks)
+
+
+class JsonLog:
+    """Appends to `path`; lines of steps after `start_step`, left by a run that was killed, are dropped first."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        self.path = path
+        kept = [line for line in read_log(path) if line["step"] <= start_step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def pictures(self, step: int, rows: dict[str, Images]) -> None:
+        """Pictures are not logged as text."""
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class TensorBoard:
+    """Scalars and image grids, for `tensorboard --logdir RUN`."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise BadInput("tensorboard: wanted its package; pip install tensorboard") from error
+        # Events of steps that a killed run had gone beyond are dropped by the reader.
+        self.writer: Any = SummaryWriter(str(folder), purge_step=start_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def pictures(self, step: int, rows: dict[str, Images]) -> None:
+        import numpy as np
+
+        self.writer.add_image("samples", np.asarray(draw_rows(rows)), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """Scalars and image grids, in the project that the configuration names; a resumed run goes on in the same one."""
+
+    def __init__(self, config: TrainConfig, start_step: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise BadInput("wandb: wanted its package; pip install wandb") from error
+        name = config.out.resolve().name
+        self.wandb: Any = wandb
+        self.run: Any = wandb.init(
+            project=config.wandb, name=name, id=name, resume="allow", config=config.model_dump(mode="json")
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def pictures(self, step: int, rows: dict[str, Images]) -> None:
+        self.run.log({"samples": self.wandb.Image(draw_rows(rows))}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,249 @@
+"""Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on pairs or images."""
+
+import math
+import signal
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.common.config import differences, write_resolved
+from pipeline.common.errors import BadInput, Stopped, WorkFailed
+from pipeline.common.interrupt import Stop, stoppable
+from pipeline.common.progress import bar, say
+from pipeline.storage.store import sweep
+from trainer import preview
+from trainer.checkpoints import checkpoint, mirror, posthoc_ema
+from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.config import TrainConfig
+from trainer.data.prefetch import InPlace, Prefetcher
+from trainer.distillation.objective import Objective
+from trainer.distillation.recipes import Phase
+from trainer.distributed import Ranks, join_ranks
+from trainer.log import Log, open_log
+from trainer.setup import Task, prepare
+from trainer.step import begin, take_step
+
+GRAD_NORM = "grad_norm"
+
+
+def train(config: TrainConfig) -> Path:
+    """Train until `num_steps`, from the newest checkpoint in `config.out` if there is one; returns the last one.
+
+    Raises:
+        BadInput: the configuration is at odds with itself, the data or the run in `config.out`.
+        WorkFailed: a loss is not finite (its batch is saved), a shard is damaged, or a checkpoint cannot be written.
+        Stopped: it was asked to stop, and saved where it was.
+    """
+    with join_ranks(config.device) as ranks, stoppable("stopping after a checkpoint") as stop:
+        return _train(config, ranks, stop)
+
+
+def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
+    settings, recipe, device = config.trainer, config.recipe, ranks.device
+    check_ranks(config, ranks.world)
+    task = prepare(config, device)
+    network, state = task.network, begin(config, task.network, device)
+    _pull(config, ranks)
+    step = resume(config, task, state)
+    if not ranks.agree(step):
+        raise WorkFailed(
+            f"{config.out}: its machines hold different checkpoints (this one step {step}): wanted a folder that all "
+            "of them reach, or a mirror that can be written; remove those that the others lack"
+        )
+    if step == settings.num_steps and (config.out / preview.FILE).exists():
+        say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
+        return _finish(config, ranks)
+    log = open_run(config, task, ranks, step)
+    if settings.compile:
+        network.compile()
+    objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
+    if ranks.world > 1:
+        objective = DistributedDataParallel(objective, broadcast_buffers=False)
+    read = partial(task.stream.batch, rank=ranks.rank, world=ranks.world)
+    pending: list[Tensor] = []
+    phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
+
+    with (
+        closing(log),
+        (Prefetcher if device.type == "cuda" else InPlace)(read, step, settings.num_steps, device) as batches,
+        bar(f"train {recipe.name}", settings.num_steps, step) as advance,
+    ):
+        while step < settings.num_steps:
+            pending.append(take_step(config, ranks, state, objective, phase, batches.batch(step), step))
+            step += 1
+            ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
+            save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
+            if save or step % settings.log_every == 0 or (ranks.world == 1 and stop.is_set()):
+                # The losses wait on the device until here: fetching them every step would stall it.
+                means = fetch(config, task, ranks, phase, step, pending)
+                now = time.monotonic()
+                rate = len(pending) * settings.batch_size / (now - last)
+                stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
+                log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
+                shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
+                advance(len(pending), f"{rate:.0f} images/s, {shown}")
+                pending, last = [], now
+                asked = ranks.any(stop.is_set())
+                if (save or asked) and ranks.is_first:
+                    _save(config, task, state, step, log)
+                    last = time.monotonic()
+                ranks.wait()
+                if asked and step < settings.num_steps:
+                    raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step}, which is saved")
+            if ends_phase:
+                phase = recipe.phase(step, settings.num_steps)
+                say(f"step {step}: from here on minimising {_formula(phase)}")
+    task.stream.close()
+    if ranks.is_first:
+        preview.save(config.out / preview.FILE, config, state.averages[0].network, task.origin)
+    return _finish(config, ranks)
+
+
+def _pull(config: TrainConfig, ranks: Ranks) -> None:
+    """On every machine that has no checkpoint as new, the newest of the mirror."""
+    if config.mirror is not None and ranks.is_first_here:
+        mirror.pull(config.mirror, config.out)
+    ranks.wait()
+
+
+def _finish(config: TrainConfig, ranks: Ranks) -> Path:
+    if config.mirror is not None and ranks.is_first:
+        mirror.push(config.out, config.mirror)
+    ranks.wait()
+    return checkpoint.find(config.out)
+
+
+def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) -> None:
+    info = CheckpointInfo(
+        step=step,
+        trains=config.recipe.trains,
+        recipe=config.recipe.name,
+        config=config.model_dump(mode="json"),
+        **task.origin,
+    )
+    checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
+    posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
+    if config.mirror is not None and step < config.trainer.num_steps:
+        try:
+            mirror.push(config.out, config.mirror)
+        except WorkFailed as error:
+            say(f"warning: {error}; trying again with the next checkpoint")
+    if log.takes_pictures:
+        log.pictures(step, preview.draw(config, state.averages[0].network, task.origin))
+
+
+def _formula(phase: Phase) -> str:
+    return " + ".join(f"{term.weight:g} {term.title}" if term.weight != 1 else term.title for term in phase.terms)
+
+
+def check_ranks(config: TrainConfig, world: int) -> None:
+    """Raises `BadInput` if a batch cannot be shared evenly by `world` ranks in the parts that the recipe needs."""
+    size, parts = config.trainer.batch_size, world * config.trainer.accumulate
+    strides = [term.stride for term in config.recipe.terms]
+    if size % parts or any((size // parts) % stride for stride in strides):
+        raise BadInput(
+            f"batch_size {size} for {world} ranks in {config.trainer.accumulate} parts: wanted equal parts, each "
+            f"a multiple of the recipe's strides {strides}"
+        )
+
+
+def resume(config: TrainConfig, task: Task, state: State) -> int:
+    """Restore the newest checkpoint in `config.out` that can be read; returns the steps it has done.
+
+    Raises:
+        BadInput: they were made by another configuration or on other data, or none of them can be read.
+    """
+    found = checkpoint.find_all(config.out)
+    faults: list[str] = []
+    for folder in reversed(found):
+        try:
+            info = checkpoint.read_info(folder)
+            _check_same(config, task, info)
+            checkpoint.restore(folder, info, state)
+        except checkpoint.Damaged as error:
+            faults.append(str(error))
+            say(f"warning: {error}; trying the one before")
+            continue
+        say(f"going on from {folder}")
+        return info.step
+    if faults:
+        raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to begin again")
+    return 0
+
+
+def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
+    ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
+    ours["data_sha256"], theirs["data_sha256"] = task.origin.get("data_sha256"), info.data_sha256
+    if fields := differences(theirs, ours):
+        raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
+
+
+def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
+    """Make the run's folder ready to go on after `step` steps: what it runs with, its log, nothing left aside.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    if not ranks.is_first:
+        return Log()
+    try:
+        write_resolved(config.out / "config.yaml", config, "train")
+        sweep(config.out / "checkpoints")
+        log = open_log(config, step)
+    except OSError as error:
+        raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
+    say(f"recipe {config.recipe.name}: {config.recipe.about}")
+    if step == 0:
+        say(f"network: {task.start}")
+    phase = config.recipe.phase(step, config.trainer.num_steps)
+    say(f"step {step}: minimising {_formula(phase)}")
+    return log
+
+
+FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a run's weights: the configuration less where it runs and what it tells."""
+    trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
+    elsewhere = {"out", "device", "data", "mirror", "tensorboard", "wandb"}
+    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
+
+
+def fetch(
+    config: TrainConfig, task: Task, ranks: Ranks, phase: Phase, step: int, pending: list[Tensor]
+) -> dict[str, float]:
+    """The means over ranks and steps of what is pending: the losses and the gradient's norm of the steps up to `step`.
+
+    Raises:
+        WorkFailed: one is not finite; the batch of that step is saved beside the log.
+    """
+    table = ranks.mean(torch.stack(pending)).cpu()
+    names = [*(term.title for term in phase.terms), GRAD_NORM]
+    finite = torch.isfinite(table)
+    if config.trainer.precision == "fp16":
+        finite[:, -1] = True  # the scaler skips such a step, and scales less
+    if config.trainer.skip_nonfinite:
+        kept = table[finite.all(1)]
+        skipped = len(table) - len(kept)
+        means = kept.mean(0) if len(kept) else torch.full((len(names),), math.nan)
+        return dict(zip(names, means.tolist(), strict=True)) | {"skipped": float(skipped)}
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        at = step - len(pending) + row
+        path = config.out / f"nonfinite-step-{at:06d}.safetensors"
+        if ranks.is_first:
+            batch = {k: v.contiguous() for k, v in vars(task.stream.batch(at)).items() if v is not None}
+            save_file(batch, path, metadata={"step": str(at), "seed": str(config.seed)})
+        raise WorkFailed(
+            f"step {at}: {names[column]} is not finite; its batch is in {path}; "
+            f"the last checkpoint is untouched; try a lower trainer.lr, or --skip-nonfinite"
+        )
+    return dict(zip(names, table.mean(0).tolist(), strict=True))

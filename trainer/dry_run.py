@@ -47,7 +47,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     """Take a few steps of the first phase; nothing is written.
 
     Raises:
-        BadInput: see `loop.train`.
+        BadInput: see `train`.
     """
     ranks = Ranks(0, 1, pick_device(config.device))
     device = ranks.device

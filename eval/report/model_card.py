@@ -35,9 +35,10 @@ EXAMPLES = {
     "student": Template("""from pathlib import Path
 
 import torch
-from pipeline import networks, pictures
-from pipeline.flow import uniform_times
-from trainer.student import Student, sample
+from pipeline import networks
+from pipeline.common.image_grid import save_square, to_bytes
+from pipeline.flow.path import uniform_times
+from trainer.distillation.student import Student, sample
 
 student = Student(networks.load(Path($weights)))
 config, num_images, num_steps = student.network.config, 16, 4
@@ -45,14 +46,14 @@ torch.manual_seed(0)
 noise = torch.randn(num_images, *config.shape)
 label = torch.randint(config.num_classes, (num_images,)) if config.num_classes else None
 samples = sample(student, noise, uniform_times(num_steps, $t_start, $t_end), label)
-pictures.save_square(Path("samples.png"), pictures.to_bytes(samples.numpy(), $data_range))"""),
+save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
     "teacher": Template("""from pathlib import Path
 
 import torch
-from pipeline import pictures
-from pipeline.flow import uniform_times
-from pipeline.solver import Solver, integrate
-from pipeline.teachers import load_teacher
+from pipeline.common.image_grid import save_square, to_bytes
+from pipeline.flow.path import uniform_times
+from pipeline.flow.solver import Solver, integrate
+from pipeline.teachers.loading import load_teacher
 
 teacher = load_teacher($weights, torch.device("cpu"))
 torch.manual_seed(0)
@@ -60,7 +61,7 @@ noise = torch.randn(16, *teacher.shape)
 label = torch.randint(teacher.num_classes, (16,)) if teacher.num_classes else None
 times = uniform_times(1, $t_start, $t_end)
 samples = integrate(teacher.velocity, $t_start * noise, times, label, Solver()).states[-1]
-pictures.save_square(Path("samples.png"), pictures.to_bytes(samples.numpy(), $data_range))"""),
+save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
 }
 
 

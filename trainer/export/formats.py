@@ -159,7 +159,7 @@ import torch
 from PIL import Image
 
 from pipeline import networks
-from trainer.export import ExportedFlow""",
+from trainer.export.formats import ExportedFlow""",
         opening='model = ExportedFlow(networks.load(Path("$file")))\n\n' + TORCH_CALL,
     ),
     "onnx": Format(

@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.common import image_grid
 from pipeline.common.image_grid import Images, to_bytes
-from pipeline.flow.noise import Stream, draw_labels, draw_noise
+from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks import Network
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer.config import TrainConfig
-from trainer.distillation.student import Student, sample
+from trainer.distillation.student import FEW_STEPS, Student, sample
 
 FILE = "samples.png"
 NUM_PICTURES = 12
-STEPS = (1, 2, 4)
 TEACHER_SOLVER = Solver(name="rk4", num_steps=16)
 
 
@@ -25,16 +22,11 @@ def draw(config: TrainConfig, network: Network, origin: dict[str, Any]) -> dict[
     """By title, rows of samples of the network (an average, in evaluation mode) from the run's own fixed noise."""
     device = next(network.parameters()).device
     shape, num_classes = network.config.shape, network.config.num_classes
-    indices = range(NUM_PICTURES)
-    noise = torch.from_numpy(draw_noise(config.seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
-    label = None
-    if num_classes:
-        drawn = draw_labels(config.seed, indices, num_classes, Stream.EVALUATION_LABEL)
-        label = torch.from_numpy(drawn).to(device)
+    noise, label = draw_start(config.seed, range(NUM_PICTURES), shape, num_classes, device)
     rows = {}
     if config.recipe.trains == "student":
         student = Student(network)
-        for steps in STEPS:
+        for steps in FEW_STEPS:
             times = uniform_times(steps, origin["t_start"], origin["t_end"])
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:

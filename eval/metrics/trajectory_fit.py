@@ -1,7 +1,6 @@
 """How a student fits trajectories of its teacher that are stored: from the shards alone, without the teacher."""
 
 from contextlib import closing
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.data.stream import TrajectoryBatch, TrajectoryStream
 from trainer.distillation.distance import squared_error
-from trainer.distillation.student import Student
+from trainer.distillation.student import Student, sample_path
 
 MAX_TIMES = 10  # of the grids: all that a data set stores by default
 PATH_STEPS = 16  # of the student's own path
@@ -113,10 +112,8 @@ def _path(student: Student, batch: TrajectoryBatch, times: Tensor) -> tuple[Tens
     """The states [B, T, ...] that Algorithm 1 goes through, the student's velocities there, and the times [B, T]."""
     x, label = batch.x[:, 0], batch.label
     columns = list(times.to(x)[:, None].expand(-1, len(x)))
-    states, velocities = [x], [student.mean_velocity(x, columns[0], columns[0], label)]
-    for t, s in pairwise(columns):
-        states.append(student(states[-1], t, s, label))
-        velocities.append(student.mean_velocity(states[-1], s, s, label))
+    states = list(sample_path(student, x, times, label))
+    velocities = [student.mean_velocity(x_t, t, t, label) for x_t, t in zip(states, columns, strict=True)]
     return torch.stack(states, 1), torch.stack(velocities, 1), torch.stack(columns, 1)
 
 

@@ -1,15 +1,13 @@
 """Strips from noise to image: the states of the teacher's path, and the student's, from the same noise."""
 
-from itertools import pairwise
-
 import torch
-from torch import Tensor
 
 from eval.models import EvaluatedModels
-from eval.sampling.samplers import draw_start
 from pipeline.common.image_grid import Images, to_bytes
+from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
+from trainer.distillation.student import sample_path
 
 NUM_STRIPS = 3
 NUM_STEPS = 8
@@ -24,22 +22,13 @@ def draw_strips(subject: EvaluatedModels, solver: Solver, seed: int, device: tor
     noise, label = draw_start(seed, range(NUM_STRIPS), subject.shape, subject.num_classes, device)
     times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), subject.t_start, subject.t_end)
     paths = {}
+    start = times[0].to(noise) * noise
     if subject.teacher is not None:
-        paths["teacher"] = integrate(subject.teacher.velocity, times[0].item() * noise, times, label, solver).states
+        paths["teacher"] = integrate(subject.teacher.velocity, start, times, label, solver).states
     if subject.student is not None:
-        paths["student"] = _student_path(subject, noise, times, label)
+        paths["student"] = torch.stack(list(sample_path(subject.student, start, times, label)))
     return {
         f"{model}, noise {row + 1}": to_bytes(states[:, row].float().cpu().numpy(), subject.data_range)
         for row in range(NUM_STRIPS)
         for model, states in paths.items()
     }
-
-
-def _student_path(subject: EvaluatedModels, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
-    """The states of Algorithm 1 at `times` [T]: [T, B, ...]."""
-    assert subject.student is not None
-    states = [times[0].to(noise) * noise]
-    for t, s in pairwise(times.to(noise)):
-        x = states[-1]
-        states.append(subject.student(x, t.expand(len(x)), s.expand(len(x)), label))
-    return torch.stack(states)

@@ -14,7 +14,7 @@ from pipeline.common import image_grid
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import to_bytes
-from pipeline.flow.noise import Stream, draw_labels, draw_noise
+from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.teachers.loading import load_teacher
@@ -82,16 +82,6 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
         return solution.states[-1], solution.nfe
 
     return Sampler("solver", str(solver), draw)
-
-
-def draw_start(
-    seed: int, indices: Sequence[int], shape: tuple[int, ...], num_classes: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The evaluation's noise [B, *shape] and labels [B] (None without classes) of `indices`."""
-    noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
-    if not num_classes:
-        return noise, None
-    return noise, torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)
 
 
 def draw_samples(

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class Stream(IntEnum):
@@ -44,3 +46,16 @@ def draw_labels(
     if num_classes == 0:
         return np.full(len(indices), -1, np.int64)
     return np.array([generator(seed, stream, i).integers(num_classes) for i in indices], np.int64)
+
+
+def draw_start(
+    seed: int, indices: Sequence[int], shape: tuple[int, ...], num_classes: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """What samples to look at or measure start from, by `indices`, apart from the noise of any training data.
+
+    Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`.
+    """
+    noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
+    if not num_classes:
+        return noise, None
+    return noise, torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)

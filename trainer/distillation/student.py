@@ -5,6 +5,8 @@ G = x_t + (s - t) F(x_t, t, s), where F is the mean velocity between t and s: no
 teacher's velocity network put in the place of F makes G the teacher's own Euler step.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +18,8 @@ from pipeline.flow.path import match_dims
 from pipeline.networks import Network
 from pipeline.networks.layers import Block
 from pipeline.networks.unet import UNetConfig
+
+FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
 
 class Student(nn.Module):
@@ -108,10 +112,16 @@ def _fits(tensor: Tensor, source: Tensor) -> bool:
     return tensor.ndim == source.ndim and all(a <= b for a, b in zip(tensor.shape, source.shape, strict=True))
 
 
-@torch.no_grad()
 def sample(student: Student, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
-    """Algorithm 1: x <- G(x, t_n, t_n-1) down `times` [N + 1], from the start times[0] * noise; N evaluations."""
-    x = noise * times[0].to(noise)
-    for t, s in pairwise(times.to(noise)):
-        x = student(x, t.expand(len(x)), s.expand(len(x)), label)
+    """The last state of `sample_path` from times[0] * noise, noise standard normal [B, C, H, W]; N evaluations."""
+    (x,) = deque(sample_path(student, noise * times[0].to(noise), times, label), maxlen=1)
     return x
+
+
+@torch.no_grad()
+def sample_path(student: Student, x: Tensor, times: Tensor, label: Tensor | None) -> Iterator[Tensor]:
+    """TraFlow's Algorithm 1, x <- G(x, t_n, t_n-1): the states [B, C, H, W] at `times` [N + 1], falling, from `x`."""
+    yield x
+    for t, s in pairwise(times.to(x)):
+        x = student(x, t.expand(len(x)), s.expand(len(x)), label)
+        yield x

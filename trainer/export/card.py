@@ -10,9 +10,10 @@ from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers import catalogue
 from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.distillation.student import FEW_STEPS
 from trainer.export.formats import FORMATS, ExportedFlow, Format
 
-STEPS = {"student": (1, 2, 4), "teacher": (8, 16, 32)}  # of the card's example
+STEPS = {"student": FEW_STEPS, "teacher": (8, 16, 32)}  # of the card's example
 
 
 CARD_TEXT = Template("""---

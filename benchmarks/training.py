@@ -32,7 +32,7 @@ from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
 from trainer.setup import prepare
-from trainer.step import begin, take_step
+from trainer.step import initial_state, take_step
 from trainer.train import train
 
 OUTPUT, VELOCITY, CONSISTENCY = "output (Eq. 8)", "velocity (Eq. 9)", "consistency (Eq. 10)"
@@ -120,7 +120,7 @@ class HeldBatch:
         self.config, self.ranks = config, Ranks(0, 1, pick_device(config.device))
         task = prepare(config, self.ranks.device)
         self.batch = task.stream.batch(0).to(self.ranks.device)
-        self.state = begin(config, task.network, self.ranks.device)
+        self.state = initial_state(config, task.network, self.ranks.device)
         self.objective = Objective(task.network, self.state.averages[0].network, task.teacher)
 
     @property

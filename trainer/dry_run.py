@@ -1,4 +1,4 @@
-"""What a training would take: `train --dry-run` takes a few steps of it and writes nothing."""
+"""`train --dry-run`: measure the memory and time of a training on a few steps; nothing is written."""
 
 import resource
 import time
@@ -14,17 +14,17 @@ from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
 from trainer.setup import prepare
-from trainer.step import begin, take_step
+from trainer.step import initial_state, take_step
 
-NUM_STEPS = 3  # after one that sets things up
+NUM_STEPS = 3  # that are timed, after one to warm up
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `train` would run with, and what it would take in one process."""
+    """The resolved configuration of a training, and its memory and time in one process."""
 
     config: TrainConfig
-    start: str
+    init_source: str
     num_parameters: int
     state_bytes: int  # weights, gradients, moments and averages
     peak_bytes: int  # of the device, or of this process
@@ -34,7 +34,7 @@ class DryRun:
         """What `--dry-run` prints."""
         settings = self.config.trainer
         yield resolved(self.config, "train").rstrip()
-        yield f"network: {self.start}"
+        yield f"network: {self.init_source}"
         state = format_bytes(self.state_bytes)
         yield f"{self.num_parameters:,} parameters; {state} with gradients, moments and averages"
         yield f"peak memory of a step: {format_bytes(self.peak_bytes)}"
@@ -52,7 +52,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     ranks = Ranks(0, 1, pick_device(config.device))
     device = ranks.device
     task, settings = prepare(config, device), config.trainer
-    state = begin(config, task.network, device)
+    state = initial_state(config, task.network, device)
     objective = Objective(task.network, state.averages[0].network, task.teacher)
     seconds = []
     for step in range(1 + NUM_STEPS):
@@ -70,7 +70,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return DryRun(
         config=config,
-        start=task.start,
+        init_source=task.init_source,
         num_parameters=count,
         state_bytes=count * 4 * (4 + len(settings.ema)),
         peak_bytes=peak,

@@ -1,7 +1,6 @@
-"""Pictures of a training: from the same noise, a row for each number of evaluations."""
+"""Samples of a network in training: from the same noise, a row for each number of evaluations."""
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.common import image_grid
 from pipeline.common.image_grid import Images, to_bytes
@@ -10,6 +9,7 @@ from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks import Network
 from pipeline.teachers.teacher import NetworkVelocity
+from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
 from trainer.distillation.student import FEW_STEPS, Student, sample
 
@@ -18,8 +18,11 @@ NUM_PICTURES = 12
 TEACHER_SOLVER = Solver(name="rk4", num_steps=16)
 
 
-def draw(config: TrainConfig, network: Network, origin: dict[str, Any]) -> dict[str, Images]:
-    """By title, rows of samples of the network (an average, in evaluation mode) from the run's own fixed noise."""
+def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[str, Images]:
+    """By title, rows of samples, uint8 [N, C, H, W], of `network` (an average, in evaluation mode).
+
+    The noise depends on the seed alone, so that the rows of one run can be compared.
+    """
     device = next(network.parameters()).device
     shape, num_classes = network.config.shape, network.config.num_classes
     noise, label = draw_start(config.seed, range(NUM_PICTURES), shape, num_classes, device)
@@ -27,17 +30,16 @@ def draw(config: TrainConfig, network: Network, origin: dict[str, Any]) -> dict[
     if config.recipe.trains == "student":
         student = Student(network)
         for steps in FEW_STEPS:
-            times = uniform_times(steps, origin["t_start"], origin["t_end"])
+            times = uniform_times(steps, provenance.t_start, provenance.t_end)
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:
         start = network.convention.t_start
         solution = integrate(NetworkVelocity(network), start * noise, uniform_times(1, start), label, TEACHER_SOLVER)
         rows[f"{TEACHER_SOLVER.name}, {TEACHER_SOLVER.num_steps} steps"] = solution.states[-1]
-    data_range = origin.get("data_range", (-1.0, 1.0))
-    return {title: to_bytes(x.float().cpu().numpy(), data_range) for title, x in rows.items()}
+    return {title: to_bytes(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
 
 
-def save(path: Path, config: TrainConfig, network: Network, origin: dict[str, Any]) -> None:
-    """Write the rows of `draw` as a PNG, where they are images."""
+def save(path: Path, config: TrainConfig, network: Network, provenance: Provenance) -> None:
+    """Write the rows of `draw` as a PNG, unless samples are no images."""
     if image_grid.is_drawable(network.config.shape):
-        image_grid.save_rows(path, draw(config, network, origin))
+        image_grid.save_rows(path, draw(config, network, provenance))

@@ -1,7 +1,6 @@
-"""What a run trains, and on what: from a configuration to a network at its start and the stream of its batches."""
+"""What a run trains, and on what: from a configuration to an initialised network and a stream of batches."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import absolute_source, load_teacher
 from pipeline.teachers.teacher import Teacher
+from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
 from trainer.data.images import load_images
 from trainer.data.stream import ImageStream, TrajectoryStream
@@ -27,56 +27,53 @@ class Task:
 
     network: Network
     stream: TrajectoryStream | ImageStream
-    origin: dict[str, Any]  # the fields of `CheckpointInfo` that say where it comes from
-    start: str  # where the network's tensors come from, for the user
-    teacher: Velocity | None = None  # where the recipe asks it
+    provenance: Provenance
+    init_source: str  # where the network's tensors come from, for the user
+    teacher: Velocity | None = None  # if the recipe evaluates it
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Task:
-    """The network at its start, on `device`, and the stream of its batches.
+    """The initialised network, on `device`, and the stream of its batches.
 
     Raises:
         BadInput: the configuration does not fit the recipe, the data or the teacher.
     """
-    _check_alike(config)
-    torch.manual_seed(config.seed)
-    if config.recipe.trains == "student":
-        return _prepare_student(config, device)
-    return _prepare_teacher(config, device)
-
-
-def _check_alike(config: TrainConfig) -> None:
-    """Raises `BadInput` where fields of the configuration exclude each other."""
-    recipe, reads = config.recipe, config.recipe.reads
-    if reads == "images" and (config.images is None or config.data is not None):
-        raise BadInput(f"recipe {recipe.name} reads images: it takes 'images' and 'network', no 'data'")
-    if reads == "trajectories" and (config.data is None or config.images is not None):
-        raise BadInput(f"recipe {recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'")
-    if recipe.trains == "teacher" and reads == "images" and (config.network is None or config.teacher):
-        raise BadInput(f"recipe {recipe.name} trains a teacher: it takes 'images' and 'network', no 'teacher'")
+    recipe = config.recipe
     if config.trainer.compile and any(term.differentiates_forward for term in recipe.terms):
         raise BadInput(
             f"recipe {recipe.name} differentiates forward, which torch.compile cannot follow: set compile=false"
         )
+    torch.manual_seed(config.seed)
+    if recipe.reads == "images":
+        return _prepare_flow_matching(config, device)
+    return _prepare_student(config, device) if recipe.trains == "student" else _prepare_reflow(config, device)
 
 
-def _prepare_teacher(config: TrainConfig, device: torch.device) -> Task:
-    if config.recipe.reads == "trajectories":
-        return _prepare_reflow(config, device)
-    assert config.images is not None
-    assert config.network is not None
-    _check_trainable(config.network)
-    images = load_images(config.images)
-    shape, num_classes = config.network.shape, config.network.num_classes
+def _prepare_flow_matching(config: TrainConfig, device: torch.device) -> Task:
+    """A teacher from scratch, on images."""
+    source, network_config = _image_inputs(config)
+    _check_trainable(network_config)
+    images = load_images(source)
+    shape, num_classes = network_config.shape, network_config.num_classes
     if images.shape != shape:
-        raise BadInput(f"{config.images}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
+        raise BadInput(f"{source}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
     if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
-        raise BadInput(f"{config.images}: wanted labels from 0 to {num_classes - 1} on every image as the network")
+        raise BadInput(f"{source}: wanted labels from 0 to {num_classes - 1} on every image as the network")
     for term in config.recipe.terms:
         term.prepare(shape)
-    network = networks.build(config.network).to(device)
+    network = networks.build(network_config).to(device)
     stream = ImageStream(images, num_classes, config.seed, config.trainer.batch_size)
-    return Task(network, stream, {"data_sha256": images.sha256}, "from scratch")
+    return Task(network, stream, Provenance(images.sha256), "from scratch")
+
+
+def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
+    """`images` and `network` of a configuration that trains on images."""
+    name = config.recipe.name
+    if config.images is None or config.data is not None:
+        raise BadInput(f"recipe {name} reads images: it takes 'images' and 'network', no 'data'")
+    if config.network is None or config.teacher:
+        raise BadInput(f"recipe {name} trains a teacher: it takes 'images' and 'network', no 'teacher'")
+    return config.images, config.network
 
 
 def _check_trainable(network: UNetConfig) -> None:
@@ -90,33 +87,35 @@ def _check_trainable(network: UNetConfig) -> None:
 
 def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
     """The next rectified flow, from the network of the one before, or from scratch."""
-    data, teacher, origin = _open_data(config)
-    given = config.network or (teacher.network.config if teacher.network else None)
-    if given is None:
-        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network'")
-    _check_trainable(given.model_copy(update={"augment_dim": 0}))
-    _check_fits(given, data.plan)
-    network = networks.build(given.model_copy(update={"augment_dim": 0}))
-    start = "from scratch"
+    data, teacher, provenance = _open_data(config)
+    network_config = _network_config(config, teacher).model_copy(update={"augment_dim": 0})
+    _check_trainable(network_config)
+    _check_fits(network_config, data.plan)
+    network = networks.build(network_config)
+    init_source = "from scratch"
     if config.start == "teacher" and teacher.network is not None and config.network is None:
         state = teacher.network.state_dict()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
-        start = f"from {teacher.name}"
-    kept = {name: origin[name] for name in ("data_sha256", "data_range")}
-    return Task(network.to(device), data, kept, start)
+        init_source = f"from {teacher.name}"
+    # The new flow is a teacher itself: it has the data's range, but its own times and no guidance.
+    own = Provenance(provenance.data_sha256, data_range=provenance.data_range)
+    return Task(network.to(device), data, own, init_source)
 
 
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
-    data, teacher, origin = _open_data(config)
-    student, start = _start(config, data.plan, teacher)
+    data, teacher, provenance = _open_data(config)
+    student, init_source = _init_student(config, data.plan, teacher)
     velocity = None
-    if config.recipe.needs_teacher:
-        velocity = load_teacher(origin["teacher"], device, data.plan.guidance_scale, quiet=True).velocity
-    return Task(student.network.to(device), data, origin, start, velocity)
+    if config.recipe.needs_teacher and provenance.teacher is not None:
+        velocity = load_teacher(provenance.teacher, device, data.plan.guidance_scale, quiet=True).velocity
+    return Task(student.network.to(device), data, provenance, init_source, velocity)
 
 
-def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, dict[str, Any]]:
-    assert config.data is not None
+def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenance]:
+    if config.data is None or config.images is not None:
+        raise BadInput(
+            f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
+        )
     manifest = read_manifest(open_store(config.data))
     plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
     if manifest.num_records == 0:
@@ -130,31 +129,38 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, dict[str
     teacher = load_teacher(source, guidance_scale=plan.guidance_scale)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=...")
-    origin = {
-        "teacher": source,
-        "teacher_sha256": plan.teacher_sha256,
-        "data_sha256": manifest.sha256,
-        "t_start": plan.t_start,
-        "t_end": plan.t_end,
-        "guidance_scale": plan.guidance_scale,
-        "data_range": plan.data_range,
-    }
-    return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, origin
+    provenance = Provenance(
+        data_sha256=manifest.sha256,
+        teacher=source,
+        teacher_sha256=plan.teacher_sha256,
+        t_start=plan.t_start,
+        t_end=plan.t_end,
+        guidance_scale=plan.guidance_scale,
+        data_range=plan.data_range,
+    )
+    return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
 
 
-def _start(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
-    """From the teacher's network, or from scratch; with what there is to say of it."""
+def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
+    """The student, from the teacher's network or from scratch, and the source of its tensors, for the user."""
     if config.network is not None:
         _check_fits(config.network, plan)
     if config.start == "teacher" and teacher.network is not None:
         same_kind = config.network is None or type(config.network) is type(teacher.network.config)
         if same_kind:
-            student, origin = from_teacher(teacher.network, config.network)
-            return student, f"from {teacher.name}: {origin}"
-    network = config.network or (teacher.network.config if teacher.network else None)
-    if network is None:
-        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
+            student, summary = from_teacher(teacher.network, config.network)
+            return student, f"from {teacher.name}: {summary}"
+    network = _network_config(config, teacher)
     return Student(networks.build(network.model_copy(update={"second_time": True, "augment_dim": 0}))), "from scratch"
+
+
+def _network_config(config: TrainConfig, teacher: Teacher) -> UNetConfig:
+    """The architecture that is asked for, by default the teacher's."""
+    if config.network is not None:
+        return config.network
+    if teacher.network is None:
+        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
+    return teacher.network.config
 
 
 def _check_fits(network: UNetConfig, plan: Plan) -> None:

@@ -1,8 +1,7 @@
 """One optimisation step: losses, gradients, the update, the averages."""
 
 import math
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Ema
 from trainer.config import TrainConfig, TrainerConfig
+from trainer.data.stream import Batch
 from trainer.distillation.objective import weighted
 from trainer.distillation.random_draws import draws_of
 from trainer.distillation.recipes import Phase
@@ -21,8 +21,8 @@ from trainer.distributed import Ranks
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def begin(config: TrainConfig, network: Network, device: torch.device) -> State:
-    """What a training of `network` changes, before its first step."""
+def initial_state(config: TrainConfig, network: Network, device: torch.device) -> State:
+    """The state of a training of `network` before its first step."""
     settings = config.trainer
     network.train()
     averages = [Ema(network, average) for average in settings.ema]
@@ -35,9 +35,12 @@ def begin(config: TrainConfig, network: Network, device: torch.device) -> State:
 
 
 def take_step(
-    config: TrainConfig, ranks: Ranks, state: State, objective: nn.Module, phase: Phase, batch: Any, step: int
+    config: TrainConfig, ranks: Ranks, state: State, objective: nn.Module, phase: Phase, batch: Batch, step: int
 ) -> Tensor:
-    """Change `state` by step `step` on this rank's `batch`; returns the losses and the gradient's norm [terms + 1]."""
+    """Take optimisation step `step` on this rank's `batch`, changing `state`.
+
+    Returns the unweighted losses and the gradient's norm before clipping, float32 [terms + 1].
+    """
     settings, optimizer, scaler = config.trainer, state.optimizer, state.scaler
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, step)
@@ -45,7 +48,7 @@ def take_step(
     losses = backward(config, ranks, objective, phase, batch, step, scaler)
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.max_grad_norm)
-    if not (settings.skip_nonfinite and _is_bad(grad_norm)):
+    if not (settings.skip_nonfinite and _is_nonfinite(grad_norm)):
         scaler.step(optimizer)
     scaler.update()
     for average in state.averages:
@@ -58,18 +61,18 @@ def backward(
     ranks: Ranks,
     objective: nn.Module,
     phase: Phase,
-    batch: Any,
+    batch: Batch,
     step: int,
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
-    """Add up the gradients of the losses of `phase` on this rank's batch of `step`; returns the losses [terms]."""
+    """Accumulate the gradients of the losses of `phase` on this rank's `batch`; returns the losses, float32 [terms]."""
     settings, device = config.trainer, ranks.device
     share = settings.batch_size // ranks.world // settings.accumulate
     losses = torch.zeros(len(phase.terms), device=device)
     for part in range(settings.accumulate):
         first = (ranks.rank * settings.accumulate + part) * share
         draws = draws_of(config.seed, step, settings.batch_size, slice(first, first + share), device)
-        with _together(objective, part == settings.accumulate - 1):
+        with _synchronised(objective, part == settings.accumulate - 1):
             with torch.autocast(device.type, PRECISIONS[settings.precision], settings.precision != "fp32"):
                 values = objective(phase, batch.rows(slice(part * share, (part + 1) * share)), draws)
             total = weighted(phase, values) / settings.accumulate
@@ -78,22 +81,23 @@ def backward(
     return losses
 
 
-def _is_bad(grad_norm: Tensor) -> bool:
-    bad = not bool(torch.isfinite(grad_norm))
-    if bad:
+def _is_nonfinite(grad_norm: Tensor) -> bool:
+    nonfinite = not bool(torch.isfinite(grad_norm))
+    if nonfinite:
         say("skipped a step: its gradient is not finite")
-    return bad
+    return nonfinite
 
 
-def _together(objective: nn.Module, is_last: bool) -> Any:
-    """Ranks add up their gradients with the last part only."""
+def _synchronised(objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Ranks all-reduce their gradients in the last part only."""
     if is_last or not isinstance(objective, DistributedDataParallel):
         return nullcontext()
-    return objective.no_sync()
+    context: AbstractContextManager[None] = objective.no_sync()
+    return context
 
 
 def learning_rate(settings: TrainerConfig, step: int) -> float:
-    """lr, times a ramp from 0 to 1 over the warm-up, times the schedule's decay from 1 to 0 over the whole training."""
+    """The learning rate of `step`: lr, warmed up linearly, times the schedule's decay over the whole training."""
     warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
     done = step / settings.num_steps
     decay = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[settings.schedule]

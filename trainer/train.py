@@ -1,4 +1,4 @@
-"""Stage 2: train() reads straight down. One loop trains students on trajectories and teachers on pairs or images."""
+"""Stage 2: one loop trains students on trajectories, and teachers on trajectories or images."""
 
 import math
 import signal
@@ -28,18 +28,20 @@ from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.log import Log, open_log
 from trainer.setup import Task, prepare
-from trainer.step import begin, take_step
+from trainer.step import initial_state, take_step
 
 GRAD_NORM = "grad_norm"
+# Settings of the trainer that a resumed run may change.
+FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
 
 
 def train(config: TrainConfig) -> Path:
-    """Train until `num_steps`, from the newest checkpoint in `config.out` if there is one; returns the last one.
+    """Train to `num_steps`, resuming from the newest checkpoint in `config.out`; returns the last checkpoint.
 
     Raises:
-        BadInput: the configuration is at odds with itself, the data or the run in `config.out`.
+        BadInput: the configuration contradicts itself, the data or the run in `config.out`.
         WorkFailed: a loss is not finite (its batch is saved), a shard is damaged, or a checkpoint cannot be written.
-        Stopped: it was asked to stop, and saved where it was.
+        Stopped: a signal interrupted it, after a checkpoint.
     """
     with join_ranks(config.device) as ranks, stoppable("stopping after a checkpoint") as stop:
         return _train(config, ranks, stop)
@@ -49,7 +51,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
     check_ranks(config, ranks.world)
     task = prepare(config, device)
-    network, state = task.network, begin(config, task.network, device)
+    network, state = task.network, initial_state(config, task.network, device)
     _pull(config, ranks)
     step = resume(config, task, state)
     if not ranks.agree(step):
@@ -82,7 +84,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
             if save or step % settings.log_every == 0 or (ranks.world == 1 and stop.is_set()):
                 # The losses wait on the device until here: fetching them every step would stall it.
-                means = fetch(config, task, ranks, phase, step, pending)
+                means = mean_losses(config, task, ranks, phase, step, pending)
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
@@ -102,12 +104,12 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
                 say(f"step {step}: from here on minimising {_formula(phase)}")
     task.stream.close()
     if ranks.is_first:
-        preview.save(config.out / preview.FILE, config, state.averages[0].network, task.origin)
+        preview.save(config.out / preview.FILE, config, state.averages[0].network, task.provenance)
     return _finish(config, ranks)
 
 
 def _pull(config: TrainConfig, ranks: Ranks) -> None:
-    """On every machine that has no checkpoint as new, the newest of the mirror."""
+    """Download the mirror's newest checkpoint to every machine whose own is older."""
     if config.mirror is not None and ranks.is_first_here:
         mirror.pull(config.mirror, config.out)
     ranks.wait()
@@ -126,7 +128,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) ->
         trains=config.recipe.trains,
         recipe=config.recipe.name,
         config=config.model_dump(mode="json"),
-        **task.origin,
+        **vars(task.provenance),
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
     posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
@@ -136,7 +138,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) ->
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
     if log.takes_pictures:
-        log.pictures(step, preview.draw(config, state.averages[0].network, task.origin))
+        log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
 
 
 def _formula(phase: Phase) -> str:
@@ -144,7 +146,7 @@ def _formula(phase: Phase) -> str:
 
 
 def check_ranks(config: TrainConfig, world: int) -> None:
-    """Raises `BadInput` if a batch cannot be shared evenly by `world` ranks in the parts that the recipe needs."""
+    """Raises `BadInput` unless `world` ranks can share a batch evenly, in parts that fit the recipe's strides."""
     size, parts = config.trainer.batch_size, world * config.trainer.accumulate
     strides = [term.stride for term in config.recipe.terms]
     if size % parts or any((size // parts) % stride for stride in strides):
@@ -155,14 +157,13 @@ def check_ranks(config: TrainConfig, world: int) -> None:
 
 
 def resume(config: TrainConfig, task: Task, state: State) -> int:
-    """Restore the newest checkpoint in `config.out` that can be read; returns the steps it has done.
+    """Restore the newest intact checkpoint in `config.out`; returns its number of steps, 0 without checkpoints.
 
     Raises:
-        BadInput: they were made by another configuration or on other data, or none of them can be read.
+        BadInput: the checkpoints are of another configuration or other data, or none is intact.
     """
-    found = checkpoint.find_all(config.out)
     faults: list[str] = []
-    for folder in reversed(found):
+    for folder in reversed(checkpoint.find_all(config.out)):
         try:
             info = checkpoint.read_info(folder)
             _check_same(config, task, info)
@@ -171,22 +172,22 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
             faults.append(str(error))
             say(f"warning: {error}; trying the one before")
             continue
-        say(f"going on from {folder}")
+        say(f"resuming from {folder}")
         return info.step
     if faults:
-        raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to begin again")
+        raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to start again")
     return 0
 
 
 def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
     ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
-    ours["data_sha256"], theirs["data_sha256"] = task.origin.get("data_sha256"), info.data_sha256
+    ours["data_sha256"], theirs["data_sha256"] = task.provenance.data_sha256, info.data_sha256
     if fields := differences(theirs, ours):
         raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
 
 
 def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
-    """Make the run's folder ready to go on after `step` steps: what it runs with, its log, nothing left aside.
+    """Prepare the run's folder to continue after `step` steps: write the configuration, remove leftovers, open the log.
 
     Raises:
         BadInput: the folder cannot be written.
@@ -201,29 +202,26 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
         raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
     say(f"recipe {config.recipe.name}: {config.recipe.about}")
     if step == 0:
-        say(f"network: {task.start}")
+        say(f"network: {task.init_source}")
     phase = config.recipe.phase(step, config.trainer.num_steps)
     say(f"step {step}: minimising {_formula(phase)}")
     return log
 
 
-FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
-
-
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a run's weights: the configuration less where it runs and what it tells."""
+    """The part of a configuration that decides the weights: not where it runs, saves and logs."""
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
     elsewhere = {"out", "device", "data", "mirror", "tensorboard", "wandb"}
     return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
 
 
-def fetch(
+def mean_losses(
     config: TrainConfig, task: Task, ranks: Ranks, phase: Phase, step: int, pending: list[Tensor]
 ) -> dict[str, float]:
-    """The means over ranks and steps of what is pending: the losses and the gradient's norm of the steps up to `step`.
+    """The means, over ranks and steps, of the pending losses and gradient norms [terms + 1] of the steps before `step`.
 
     Raises:
-        WorkFailed: one is not finite; the batch of that step is saved beside the log.
+        WorkFailed: a value is not finite; the batch of its step is saved beside the log.
     """
     table = ranks.mean(torch.stack(pending)).cpu()
     names = [*(term.title for term in phase.terms), GRAD_NORM]

@@ -1,17 +1,14 @@
-"""The model card of what was evaluated, in the manner of Hugging Face: what it is, its figures, and how to use it."""
+"""The model card of evaluated weights: what every card says, the figures of the report, and how to draw images."""
 
 import shlex
 from pathlib import Path, PurePath
 from string import Template
-from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import tables
 from eval.results import Report, gains
-from pipeline.teachers import catalogue
-from trainer.export.card import CITATIONS
+from trainer.export.card import CITATIONS, WHAT, dump_yaml, front_matter, licence, recipe, title
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("samples", "reference", "quantiser", "machine", "versions", "date")  # of tables.facts, beside the features
@@ -23,13 +20,6 @@ SCOT = """@inproceedings{wu2025scot,
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2025}
 }"""
-
-WHAT = {
-    "student": "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to images: one evaluation jumps from "
-    "the state at time t to the state at time s of the same trajectory. Time 1 is noise, time 0 is an image.",
-    "teacher": "The velocity v(x_t, t) of a flow from noise to images. Solving dx/dt = v from time 1, noise, down to "
-    "time 0 draws an image.",
-}
 
 EXAMPLES = {
     "student": Template("""from pathlib import Path
@@ -66,18 +56,19 @@ save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
 
 
 def card(report: Report) -> str:
-    """The card, in Markdown with front matter; it is to lie in the folder of the run, whose paths it names."""
+    """The card in Markdown with front matter; its paths are relative to the folder of the run, where it belongs."""
     training, facts = report.training, tables.facts(report)
-    trains = training["trains"]
+    trains, teacher = training["trains"], training["teacher"]
     weights = _weights(report)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
     environment.filters["md"] = tables.escape
     text = environment.get_template("card.md").render(
-        front_matter=_yaml(_front_matter(report)),
-        title=_title(report),
+        front_matter=front_matter(trains, "traflow-pipeline"),
+        title=title(trains, teacher),
         what=WHAT[trains],
         is_student=trains == "student",
-        made_of={name: facts[name] for name in MADE_OF if name in facts} | {"recipe": _recipe(report)},
+        made_of={name: facts[name] for name in MADE_OF if name in facts}
+        | {"recipe": recipe(training["recipe"], training["step"])},
         sentences=tables.bullets(gains(report)),
         table=tables.table(report),
         remarks=tables.bullets(tables.remarks(report)),
@@ -91,51 +82,15 @@ def card(report: Report) -> str:
             t_end=float(training["t_end"]),
             data_range=tuple(map(float, training["data_range"])),
         ),
-        configuration=_yaml(training["config"]),
-        licence=_licence(report),
+        configuration=dump_yaml(training["config"]),
+        licence=licence(trains, teacher),
         citation="\n\n".join([CITATIONS[trains], *([SCOT] if trains == "student" else [])]),
     )
     return text.rstrip() + "\n"
 
 
-def _yaml(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
-
-
-def _front_matter(report: Report) -> dict[str, Any]:
-    """The licence is for whoever publishes the weights to choose."""
-    student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"]
-    return {
-        "license": "other",
-        "library_name": "traflow-pipeline",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["rectified-flow", "image-generation", *(student if report.training["trains"] == "student" else [])],
-    }
-
-
 def _weights(report: Report) -> PurePath:
-    """The file that was evaluated, as it is found from the folder of the run."""
+    """The file of weights that was evaluated, relative to the folder of the run."""
     folder = PurePath(report.checkpoint)
     inside = PurePath("checkpoints", folder.name) if folder.parent.name == "checkpoints" else PurePath()
     return inside / tables.weights_file(report)
-
-
-def _title(report: Report) -> str:
-    if report.training["trains"] == "teacher":
-        return "A rectified flow"
-    # Of a path its end: where the teacher lay says nothing to others.
-    return f"A few-step generator, distilled from {PurePath(report.training['teacher'] or 'an unnamed teacher').name}"
-
-
-def _recipe(report: Report) -> str:
-    return f"{report.training['recipe']}, {report.training['step']:,} steps"
-
-
-def _licence(report: Report) -> str:
-    text = 'None was chosen: "license: other" above says so, until whoever publishes these weights decides. '
-    name = report.training["teacher"]
-    if report.training["trains"] == "teacher":
-        return f"{text}The terms of the images it was trained on may bind it."
-    known = catalogue.find(name) if name else None
-    theirs = f" ({known.name}: {known.entry.licence})" if known and known.entry.licence else ""
-    return f"{text}The student learnt from its teacher's samples, whose weights' licence{theirs} may bind it."

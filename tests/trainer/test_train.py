@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_a_run_without_a_readable_checkpoint_says_so(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "run", trainer={"keep_checkpoints": 1}))
     (tmp_path / "run" / "checkpoints" / "step-000006" / "checkpoint.json").write_text("{")
-    with pytest.raises(BadInput, match=r"none of its checkpoints can be read .* remove them to begin again"):
+    with pytest.raises(BadInput, match=r"none of its checkpoints can be read .* remove them to start again"):
         train(config(data, tmp_path / "run"))
 
 

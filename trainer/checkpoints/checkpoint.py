@@ -1,4 +1,4 @@
-"""Checkpoints: everything a training needs to go on bit for bit, in files that execute nothing.
+"""Checkpoints: all that resuming a training bit for bit takes, in files that execute nothing.
 
 A checkpoint is a folder `step-NNNNNN` with `network.safetensors`, `ema.safetensors` (either can be loaded as a
 network by itself), `optimizer.safetensors` and `checkpoint.json`. Random draws are functions of (seed, step), so there
@@ -49,13 +49,26 @@ class CheckpointInfo(BaseModel):
     files: dict[str, str] = {}  # the sha256 of each
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What a network was trained on: the fields of `CheckpointInfo` that a run's data and teacher decide."""
+
+    data_sha256: str
+    teacher: str | None = None
+    teacher_sha256: str | None = None
+    t_start: float = 1.0
+    t_end: float = 0.0
+    guidance_scale: float = 1.0
+    data_range: tuple[float, float] = (-1.0, 1.0)
+
+
 class Damaged(BadInput):
-    """A checkpoint whose files are not what was written; the one before may be whole."""
+    """A checkpoint whose files differ from what was written; an older one may be intact."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a training changes, and has to find again."""
+    """The mutable training state that a checkpoint restores."""
 
     network: Network
     averages: Sequence[Ema]  # the first is what teachers and evaluations take
@@ -98,10 +111,10 @@ def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
 
 
 def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
-    """Put what lies in `folder` into `state`.
+    """Load the checkpoint `folder`, described by `info`, into `state`.
 
     Raises:
-        Damaged: a file is not what was written, or of another network.
+        Damaged: a file differs from what was written, or belongs to another network.
     """
     try:
         for name, digest in info.files.items():
@@ -113,9 +126,9 @@ def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
         scale = tensors.pop(SCALE, None)
         if scale is not None and state.scaler.is_enabled():
             state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale.item()})
-        found = _unflatten(tensors, list(state.network.parameters()))
+        moments = _unflatten(tensors, list(state.network.parameters()))
         groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": found, "param_groups": groups})
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
         raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
 
@@ -131,17 +144,17 @@ def find(path: Path) -> Path:
     """
     if (path / INFO).is_file():
         return path
-    found = find_all(path)
-    if not found:
+    checkpoints = find_all(path)
+    if not checkpoints:
         raise BadInput(f"{path}: wanted a checkpoint or the folder of a training run; run traflow-pipeline train first")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """The description of a checkpoint.
+    """The checkpoint.json of the checkpoint `folder`.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: the file is missing or invalid.
     """
     try:
         return CheckpointInfo.model_validate_json((folder / INFO).read_bytes())

@@ -1,10 +1,10 @@
-"""The batches of a training, step by step: beside a GPU they are read ahead in a thread, and copied while it works."""
+"""The batches of a training, step by step: for a GPU a thread reads them ahead and copies them while it computes."""
 
 import threading
 import time
 from collections.abc import Callable
 from queue import Empty, Queue
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -14,15 +14,15 @@ AHEAD = 2
 
 
 class InPlace:
-    """Calls `read(step)` when a batch is asked for: on a CPU a second thread only takes cores from the first.
+    """Calls `read(step)` when a batch is asked for: on a CPU a reading thread only takes cores from training.
 
     (Its share of torch's pool of threads waits by spinning: 800 images/s against 1,732 on two cores.)
     """
 
-    def __init__(self, read: Callable[[int], Any], first: int, end: int, device: torch.device) -> None:
+    def __init__(self, read: Callable[[int], Batch], first: int, end: int, device: torch.device) -> None:
         self.read, self.stall_seconds = read, 0.0
 
-    def batch(self, step: int) -> Any:
+    def batch(self, step: int) -> Batch:
         """The batch of `step`."""
         started = time.perf_counter()
         batch = self.read(step)
@@ -33,35 +33,35 @@ class InPlace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing goes on."""
+        """There is nothing to stop."""
 
 
 class Prefetcher:
-    """Calls `read(step)` for the steps from `first` to `end`, in order, ahead of who asks for them.
+    """Calls `read(step)` in a thread for the steps from `first` up to `end`, up to `AHEAD` batches early.
 
-    `stall_seconds` is what was waited for batches that were not ready.
+    `stall_seconds` is the time spent waiting for batches that were not ready.
     """
 
-    def __init__(self, read: Callable[[int], Any], first: int, end: int, device: torch.device) -> None:
+    def __init__(self, read: Callable[[int], Batch], first: int, end: int, device: torch.device) -> None:
         self.device, self.stall_seconds = device, 0.0
         self._queue: Queue[tuple[int, Batch | BaseException]] = Queue(maxsize=AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(read, first, end), daemon=True)
         self._thread.start()
 
-    def batch(self, step: int) -> Any:
+    def batch(self, step: int) -> Batch:
         """The batch of `step` on the device.
 
         Raises:
             Exception: whatever reading it raised.
         """
         started = time.perf_counter()
-        at, found = self._queue.get()
+        read_step, batch = self._queue.get()
         self.stall_seconds += time.perf_counter() - started
-        if isinstance(found, BaseException):
-            raise found
-        assert at == step, f"batch {at} came for step {step}"
-        return found.to(self.device)
+        if isinstance(batch, BaseException):
+            raise batch
+        assert read_step == step, f"got the batch of step {read_step} for step {step}"
+        return batch.to(self.device)
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +70,7 @@ class Prefetcher:
         self.close()
 
     def close(self) -> None:
-        """Read nothing more."""
+        """Stop reading."""
         self._stop.set()
         while self._thread.is_alive():
             try:
@@ -79,7 +79,7 @@ class Prefetcher:
                 continue
         self._thread.join()
 
-    def _work(self, read: Callable[[int], Any], first: int, end: int) -> None:
+    def _work(self, read: Callable[[int], Batch], first: int, end: int) -> None:
         for step in range(first, end):
             if self._stop.is_set():
                 return

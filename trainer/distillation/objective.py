@@ -1,12 +1,11 @@
-"""What a step minimises, as one module: so that DDP sees one forward pass, whatever losses ask of the network."""
-
-from typing import Any
+"""The losses of a step as one module, so that DDP sees one forward pass however often losses call the network."""
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
+from trainer.data.stream import Batch
 from trainer.distillation.random_draws import Draws
 from trainer.distillation.recipes import Phase
 from trainer.distillation.terms import Models
@@ -18,16 +17,16 @@ class Objective(nn.Module):
     def __init__(self, network: Network, ema: Network | None = None, teacher: Velocity | None = None) -> None:
         super().__init__()
         self.network = network
-        # In a tuple, so that they are neither trained nor kept in step.
+        # In a tuple, so that they are no submodules: neither trained nor synchronised.
         self._others = (ema, teacher)
 
-    def forward(self, phase: Phase, batch: Any, draws: Draws) -> Tensor:
-        """Float32 [terms], in their order."""
+    def forward(self, phase: Phase, batch: Batch, draws: Draws) -> Tensor:
+        """The unweighted losses of the terms of `phase`, float32 [terms]."""
         ema, teacher = self._others
         models = Models(self.network, ema, teacher)
         return torch.stack([term(models, batch, draws).float() for term in phase.terms])
 
 
 def weighted(phase: Phase, values: Tensor) -> Tensor:
-    """The sum of the losses by their weights, which stay numbers: a tensor of them would be copied to the device."""
+    """The weighted sum of the losses [terms]. Weights stay numbers: a tensor would be copied to the device."""
     return torch.stack([term.weight * value for term, value in zip(phase.terms, values, strict=True)]).sum()

@@ -1,7 +1,7 @@
 """Recipes: which losses, at which weights, over which times, in which phase of a training. Each is a YAML file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -30,7 +30,7 @@ class Phase(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Of a row of the batch, in evaluations of the network without a backward pass."""
+        """The cost of a row of the batch, in evaluations of the network without a backward pass."""
         return sum(term.cost / term.stride for term in self.terms)
 
 
@@ -52,18 +52,16 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def terms(self) -> list[Any]:
+    def terms(self) -> list[Term]:
         return [term for phase in self.phases for term in phase.terms]
 
     @property
     def trains(self) -> Literal["student", "teacher"]:
-        trains: Literal["student", "teacher"] = self.terms[0].trains
-        return trains
+        return self.terms[0].trains
 
     @property
     def reads(self) -> Literal["trajectories", "images"]:
-        reads: Literal["trajectories", "images"] = self.terms[0].reads
-        return reads
+        return self.terms[0].reads
 
     @property
     def needs_teacher(self) -> bool:
@@ -75,7 +73,7 @@ class Recipe(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Of a row of the batch, averaged over the phases."""
+        """The cost of a row of the batch, averaged over the phases."""
         return sum(phase.share * phase.cost for phase in self.phases)
 
     def phase(self, step: int, num_steps: int) -> Phase:
@@ -88,12 +86,12 @@ class Recipe(BaseModel):
         return self.phases[-1]
 
     def lack(self, plan: Plan) -> str:
-        """What data of `plan` have too little of for this recipe; empty if nothing."""
+        """What this recipe needs that data of `plan` lack, as a phrase; empty if nothing."""
         if any(term.needs_velocities for term in self.terms) and not plan.velocities:
             return "needs velocities, and there are none: generate with --velocities"
-        most = max(term.num_states for term in self.terms)
-        if plan.num_states < most:
-            return f"needs {most} or more stored states, and there are {plan.num_states}: generate with --states"
+        needed = max(term.num_states for term in self.terms)
+        if plan.num_states < needed:
+            return f"needs {needed} or more stored states, and there are {plan.num_states}: generate with --states"
         return ""
 
 
@@ -103,7 +101,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(source: object) -> object:
-    """The content of the recipe called `source`, or of the YAML file at that path; what is no text is returned as is.
+    """The content of the recipe called `source`, or of the YAML file at that path; anything but text is returned as is.
 
     Raises:
         ValueError: no such recipe.

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.flow.path import interpolate
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
-from trainer.data.stream import ImageBatch, TrajectoryBatch
+from trainer.data.stream import Batch, ImageBatch, TrajectoryBatch
 from trainer.distillation import losses
 from trainer.distillation.distance import DistanceConfig
 from trainer.distillation.losses import FlowMap, stopped
@@ -18,18 +18,14 @@ from trainer.distillation.student import Student
 from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
 
 L2 = DistanceConfig()
-
-
-MIN_STEP = 1e-3  # shorter steps in time are weighed as this one
-
-
-# What an evaluation with its backward pass costs, in evaluations without; and one with a forward-mode derivative.
+MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
+# The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
 TRAINED, DERIVED = 3.0, 6.0
 
 
 @dataclass(frozen=True)
 class Models:
-    """What losses may ask: the network in training and, where a recipe needs them, its average and the teacher."""
+    """The models that losses evaluate: the network in training and, if needed, its average and the teacher."""
 
     network: Network
     ema: Network | None = None
@@ -79,7 +75,7 @@ class BaseTerm(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Of a row, in evaluations of the network without a backward pass."""
+        """The cost of a row, in evaluations of the network without a backward pass."""
         return TRAINED
 
     @property
@@ -96,19 +92,19 @@ class BaseTerm(BaseModel):
 
     @property
     def num_states(self) -> int:
-        """How many stored states between noise and sample the loss needs at least."""
+        """The least number of stored states between noise and sample."""
         return 0
 
     def prepare(self, shape: tuple[int, ...]) -> None:
-        """Load what the loss needs for samples of `shape`, before any work is done; raises `BadInput`."""
+        """Load what the loss needs for samples of `shape`, before training; raises `BadInput`."""
         distance: DistanceConfig = getattr(self, "distance", L2)
         distance.prepare(shape)
 
     def values(self, models: Models, batch: Any, draws: Draws) -> Tensor:
-        """One value per row of `batch`."""
+        """One value per row, [B], of a batch of the kind that the loss `reads`, to which each loss narrows the type."""
         raise NotImplementedError
 
-    def __call__(self, models: Models, batch: TrajectoryBatch | ImageBatch, draws: Draws) -> Tensor:
+    def __call__(self, models: Models, batch: Batch, draws: Draws) -> Tensor:
         """The mean of the loss over its rows."""
         rows = slice(self.first, None, self.stride)
         return self.values(models, batch.rows(rows), draws.of(rows)).mean()
@@ -203,8 +199,8 @@ class _TwoTimes(BaseTerm):
     def needs_velocities(self) -> bool:
         return self.times != "stored"
 
-    def start(self, batch: TrajectoryBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and s."""
+    def draw_times(self, batch: TrajectoryBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t [B, C, H, W], t [B] and s [B], s <= t."""
         if self.times == "stored":
             x_t, t = batch.stored(_integers(draws, 0, batch.times.shape[1] - 1))
         else:
@@ -239,7 +235,7 @@ class Consistency(_TwoTimes):
         return self.target == "ema"
 
     def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
-        x_t, t, s = self.start(batch, draws)
+        x_t, t, s = self.draw_times(batch, draws)
         m, target = (t + s) / 2, models.target(self.target)
         x_m = target(x_t, t, m, batch.label) if self.midpoint == "student" else batch.at(m)
         values = losses.consistency_loss(models.student, x_t, t, x_m, m, s, batch.label, target, self.distance)
@@ -292,7 +288,7 @@ class Lagrangian(_TwoTimes):
 
     def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
         assert models.teacher is not None
-        x_t, t, s = self.start(batch, draws)
+        x_t, t, s = self.draw_times(batch, draws)
         return losses.lagrangian_loss(models.student, models.teacher, x_t, t, s, batch.label)
 
 
@@ -352,6 +348,7 @@ def _integers(draws: Draws, low: int | Tensor, high: int | Tensor) -> Tensor:
 
 
 def _dropped(network: Network, label: Tensor | None, draws: Draws) -> Tensor | None:
+    """`label` [B], each replaced by -1 (none) with the network's probability of label dropout."""
     if label is None or not network.config.label_dropout:
         return label
     return label.masked_fill(draws.uniform() < network.config.label_dropout, -1)

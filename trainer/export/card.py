@@ -1,8 +1,9 @@
-"""The model card beside an exported network."""
+"""Model cards for Hugging Face: what every card says of a network, and the card beside an exported one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import yaml
 
@@ -13,14 +14,30 @@ from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.distillation.student import FEW_STEPS
 from trainer.export.formats import FORMATS, ExportedFlow, Format
 
+WHAT = {
+    "student": "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to images: one evaluation jumps from "
+    "the state at time t to the state at time s of the same trajectory. Time 1 is noise, time 0 is an image.",
+    "teacher": "The velocity v(x_t, t) of a flow from noise to images. Solving dx/dt = v from time 1, noise, down to "
+    "time 0 draws an image.",
+}
+CITATIONS = {
+    "student": """@article{wu2025traflow,
+  title   = {TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow},
+  author  = {Wu, Zhangkai and Fan, Xuhui and Wu, Hongyu and Cao, Longbing},
+  journal = {arXiv preprint arXiv:2502.16972},
+  year    = {2025}
+}""",
+    "teacher": """@article{liu2022flow,
+  title   = {Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow},
+  author  = {Liu, Xingchao and Gong, Chengyue and Liu, Qiang},
+  journal = {arXiv preprint arXiv:2209.03003},
+  year    = {2022}
+}""",
+}
 STEPS = {"student": FEW_STEPS, "teacher": (8, 16, 32)}  # of the card's example
-
-
+ALGORITHM = {"student": "TraFlow's Algorithm 1: x <- G(x, t, s)", "teacher": "Euler steps: x <- x + (s - t) v(x, t)"}
 CARD_TEXT = Template("""---
-license: other
-library_name: $library
-${pipeline_tag}tags:
-$tags
+$front_matter
 ---
 
 # $title
@@ -67,8 +84,6 @@ $licence
 $citation
 ```
 """)
-
-
 EXAMPLE = Template("""$imports
 
 $opening
@@ -93,35 +108,55 @@ for num_steps in $steps:
 """)
 
 
-ALGORITHM = {"student": "TraFlow's Algorithm 1: x <- G(x, t, s)", "teacher": "Euler steps: x <- x + (s - t) v(x, t)"}
+def front_matter(trains: str, library: str, tags: Sequence[str] = (), unconditional: bool = True) -> str:
+    """The YAML that Hugging Face reads. The licence is for whoever publishes the weights to choose."""
+    student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"] if trains == "student" else []
+    task = {"pipeline_tag": "unconditional-image-generation"} if unconditional else {}
+    tags = [*tags, "rectified-flow", "image-generation", *student]
+    return dump_yaml({"license": "other", "library_name": library, **task, "tags": tags})
 
 
-CITATIONS = {
-    "student": """@article{wu2025traflow,
-  title   = {TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow},
-  author  = {Wu, Zhangkai and Fan, Xuhui and Wu, Hongyu and Cao, Longbing},
-  journal = {arXiv preprint arXiv:2502.16972},
-  year    = {2025}
-}""",
-    "teacher": """@article{liu2022flow,
-  title   = {Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow},
-  author  = {Liu, Xingchao and Gong, Chengyue and Liu, Qiang},
-  journal = {arXiv preprint arXiv:2209.03003},
-  year    = {2022}
-}""",
-}
+def title(trains: str, teacher: str | None) -> str:
+    """The heading of the card of a student of `teacher`, or of a trained teacher."""
+    return "A rectified flow" if trains == "teacher" else f"A few-step generator, distilled from {short_name(teacher)}"
+
+
+def short_name(teacher: str | None) -> str:
+    """The teacher's name; of a path its last part, because the folder means nothing to others."""
+    return Path(teacher or "an unnamed teacher").name
+
+
+def recipe(name: str, num_steps: int) -> str:
+    """The recipe and length of a training."""
+    return f"{name}, {num_steps:,} steps"
+
+
+def licence(trains: str, teacher: str | None) -> str:
+    """What may bind whoever publishes a student of `teacher`, or a trained teacher."""
+    none_chosen = 'None was chosen: "license: other" above says so, until whoever publishes these weights decides.'
+    if trains == "teacher":
+        return f"{none_chosen} The terms of the images it was trained on may bind it."
+    known = catalogue.find(teacher) if teacher else None
+    theirs = f" ({known.name}: {known.entry.licence})" if known and known.entry.licence else ""
+    return (
+        f"{none_chosen} The student learnt from its teacher's samples, and usually began as its weights: the licence "
+        f"of the teacher's weights{theirs} may bind the student."
+    )
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """`value` as YAML, in its own order."""
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True).strip()
 
 
 def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, weights: Path, error: float) -> str:
-    """The model card, in the manner of Hugging Face."""
+    """The card of the exported file `path`, which differs by `error` from the network in the file `weights`."""
     form = FORMATS[kind]
     unconditional = not flow.config.num_classes and is_drawable(flow.config.shape)
     return CARD_TEXT.substitute(
-        library=form.library,
-        pipeline_tag="pipeline_tag: unconditional-image-generation\n" if unconditional else "",
-        tags="\n".join(f"- {tag}" for tag in _tags(kind, info)),
-        title=_title(info),
-        what=_what(info),
+        front_matter=front_matter(info.trains, form.library, [kind], unconditional),
+        title=title(info.trains, info.teacher),
+        what=WHAT[info.trains],
         facts=_facts(form, flow, info, path, weights, error),
         note=Template(form.note).substitute(file=path.name),
         t_start=info.t_start,
@@ -129,38 +164,9 @@ def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
         signature=_signature(flow, info),
         needs=form.needs,
         example=_example(form, flow, info, path.name).strip(),
-        config=yaml.safe_dump(info.config, sort_keys=False, allow_unicode=True).strip(),
-        licence=_licence(info),
+        config=dump_yaml(info.config),
+        licence=licence(info.trains, info.teacher),
         citation=CITATIONS[info.trains],
-    )
-
-
-def _tags(kind: str, info: CheckpointInfo) -> list[str]:
-    student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"]
-    return [kind, "rectified-flow", "image-generation", *(student if info.trains == "student" else [])]
-
-
-def _title(info: CheckpointInfo) -> str:
-    if info.trains == "teacher":
-        return "A rectified flow"
-    return f"A few-step generator, distilled from {_teacher(info)}"
-
-
-def _teacher(info: CheckpointInfo) -> str:
-    """The teacher's name; of a path its end, since where it lay says nothing to others."""
-    return Path(info.teacher or "unknown").name
-
-
-def _what(info: CheckpointInfo) -> str:
-    if info.trains == "teacher":
-        return (
-            "The velocity field v(x_t, t) of a flow from noise to images. Solving dx/dt = v from t_start down to t_end "
-            "turns noise into an image."
-        )
-    return (
-        "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to images: in one evaluation it jumps from the "
-        "state at time t to the state at time s of the same trajectory. One jump from noise to data draws an image; "
-        "two or four are meant to draw a better one."
     )
 
 
@@ -176,8 +182,8 @@ def _facts(form: Format, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
         "weights": f"the average (EMA) after {info.step:,} steps; `{weights.name}` has sha256 `{file_sha256(weights)}`",
         "parameters": f"{sum(parameter.numel() for parameter in flow.parameters()):,}",
         "network": f"{type(flow.network).__name__}, fp32",
-        "teacher": f"`{_teacher(info)}`, sha256 `{info.teacher_sha256}`{guided}",
-        "recipe": f"`{info.recipe}`, {info.step:,} steps",
+        "teacher": f"`{short_name(info.teacher)}`, sha256 `{info.teacher_sha256}`{guided}",
+        "recipe": recipe(info.recipe, info.step),
         "training data": f"sha256 `{info.data_sha256}`" if info.data_sha256 else "not known",
         "checked": f"against torch on random inputs: {agreement}",
     }
@@ -242,15 +248,3 @@ def _save_lines(num_channels: int, low: float, high: float) -> str:
         f'Image.fromarray({row}).save(f"{{num_steps}}-steps.png")',
     ]
     return "\n    ".join(lines)
-
-
-def _licence(info: CheckpointInfo) -> str:
-    none_chosen = "None was chosen for this file: `license: other` above says so, until whoever publishes it decides."
-    if info.trains == "teacher":
-        return f"{none_chosen} The terms of the images it was trained on may bind it."
-    known = catalogue.find(info.teacher) if info.teacher else None
-    theirs = f" (`{known.name}`: {known.entry.licence})" if known and known.entry.licence else ""
-    return (
-        f"{none_chosen} The student learnt from its teacher's samples, and as a rule began as its weights: the licence "
-        f"of the teacher's weights{theirs} may bind the student."
-    )

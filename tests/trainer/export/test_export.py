@@ -185,7 +185,7 @@ def test_the_card_says_where_the_student_comes_from_and_what_it_takes(tmp_path: 
         "`digits`, sha256 `" + "a" * 64,
         "guidance scale 2",
         "sha256 `" + "b" * 64,
-        "`anchored`, 800 steps",
+        "anchored, 800 steps",
         f"{num_parameters:,}",
         "float32 [B, 1, 4, 4]",
         "from 1.0 down to 0.001",
@@ -193,7 +193,7 @@ def test_the_card_says_where_the_student_comes_from_and_what_it_takes(tmp_path: 
         "0 to 2; -1: none",
         "num_steps: 800",
         "arXiv:2502.16972",
-        "(`digits`: MIT) may bind the student",
+        "(digits: MIT) may bind the student",
     ):
         assert said in text
     assert "$" not in text

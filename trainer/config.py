@@ -1,7 +1,7 @@
 """What `traflow-pipeline train` takes."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,8 +15,8 @@ from trainer.distillation.recipes import Recipe, RecipeSource, load_recipe
 class TrainerConfig(BaseModel):
     """The optimisation: AdamW, its learning rate warmed up linearly, then constant or decayed to zero.
 
-    A batch is shared by all ranks, and by each in `accumulate` parts, one after the other. `ema` are the averages that
-    are kept; the first one is what evaluations and later stages take.
+    The ranks share a batch evenly; each accumulates gradients over `accumulate` parts of its share. `ema` lists the
+    averages that are kept; evaluations and later stages use the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,8 +52,8 @@ class TrainConfig(BaseModel):
     """What `traflow-pipeline train` takes: trajectories (`data`) or `images`, as the recipe reads.
 
     A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
-    unless `network` gives another. Every checkpoint is copied to `mirror`, a folder or URL; a machine that has none
-    begins from there. An `out` that is a URL is a mirror, and the run a copy in the user's cache.
+    unless `network` gives another. Every checkpoint is copied to `mirror`, a folder or URL; a machine without
+    checkpoints resumes from there. An `out` that is a URL is a mirror, and the run is kept in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,5 +74,5 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _place(cls, values: Any) -> Any:
+    def _mirror_url(cls, values: object) -> object:
         return mirror.with_mirror(values)

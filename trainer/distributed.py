@@ -1,4 +1,4 @@
-"""The processes of one training: one by itself, or several as torchrun or Ray Train set them up."""
+"""The processes of one training: a single one, or several that torchrun or Ray Train started."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.common.progress import console
 
-WAIT = timedelta(minutes=30)  # for a rank that evaluates or writes while the others are ready
+TIMEOUT = timedelta(minutes=30)  # while one rank evaluates or writes, the others wait
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Ranks:
         return self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is up; all ranks get the same answer."""
+        """Whether the flag is set on any rank; all ranks get the same answer."""
         if self.world == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)
@@ -51,7 +51,7 @@ class Ranks:
         return bool((ends[0] == -ends[1]).item())
 
     def of_first(self, text: str) -> str:
-        """The text that the first rank has."""
+        """The first rank's text, on every rank."""
         if self.world == 1:
             return text
         texts = [text]
@@ -67,19 +67,19 @@ class Ranks:
         return x / self.world
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def join_ranks(device_name: str) -> Iterator[Ranks]:
-    """The ranks of the environment (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun sets them); one alone without it.
+    """The ranks of the environment (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun sets them), or a single one.
 
-    The group of processes is made here unless it is there already, and then left to whoever made it.
+    The process group is created, and destroyed afterwards, unless it exists already.
 
     Raises:
-        BadInput: the device is not there, or the environment is not whole.
+        BadInput: there is no such device, or a variable of the environment is missing.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -94,7 +94,7 @@ def join_ranks(device_name: str) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     makes_group = not dist.is_initialized()
     if makes_group:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     console.quiet = dist.get_rank() > 0  # the first rank speaks for all
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)

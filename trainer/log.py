@@ -1,4 +1,4 @@
-"""What a training tells: a JSON line for each log, and TensorBoard and Weights & Biases where they are asked for."""
+"""The log of a training: JSON lines, and on request TensorBoard and Weights & Biases."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from trainer.config import TrainConfig
 
 
 class Sink(Protocol):
-    """A place that values and pictures go to."""
+    """A destination of values and pictures."""
 
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -22,14 +22,14 @@ class Sink(Protocol):
 
 
 class Log:
-    """Every value to every sink; without sinks, as on all ranks but the first, to nowhere."""
+    """Writes every value to every sink; all ranks but the first have no sinks."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = sinks
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether pictures go anywhere."""
+        """Whether any sink shows pictures."""
         return len(self.sinks) > 1
 
     def write(self, step: int, **values: float) -> None:
@@ -43,13 +43,13 @@ class Log:
             sink.pictures(step, rows)
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Flush and close every sink."""
         for sink in self.sinks:
             sink.close()
 
 
 def open_log(config: TrainConfig, step: int) -> Log:
-    """The log of a run that goes on after `step` steps.
+    """The log of a run that continues after `step` steps.
 
     Raises:
         BadInput: the package of a sink that was asked for is missing.
@@ -78,7 +78,7 @@ class JsonLog:
         """Pictures are not logged as text."""
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Every line is already written."""
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -102,7 +102,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise BadInput("tensorboard: wanted its package; pip install tensorboard") from error
-        # Events of steps that a killed run had gone beyond are dropped by the reader.
+        # The reader drops events of later steps, left by a run that was killed.
         self.writer: Any = SummaryWriter(str(folder), purge_step=start_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -119,7 +119,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars and image grids, in the project that the configuration names; a resumed run goes on in the same one."""
+    """Scalars and image grids, in the project that the configuration names; a resumed run continues the same one."""
 
     def __init__(self, config: TrainConfig, start_step: int) -> None:
         try:

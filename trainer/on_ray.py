@@ -1,4 +1,4 @@
-"""The same work on a Ray cluster: Ray Train starts the ranks, and starts them again after a loss."""
+"""Training on a Ray cluster: Ray Train starts the ranks, and restarts them when one is lost."""
 
 import os
 from collections.abc import Callable
@@ -23,16 +23,15 @@ MAX_FAILURES = 3  # of workers or machines, in one run of the command
 def train_on_ray(config: TrainConfig, num_workers: int | None, address: str | None) -> Path:
     """`train` on `num_workers` ranks, each a GPU, or a CPU where there is none; returns the last checkpoint.
 
-    By default there are as many ranks as places, or as many of them as share a batch evenly.
-    The run's folder has to be one that every machine reaches, or a URL. When a worker is lost, all begin again from the
-    newest checkpoint.
+    By default there are as many ranks as slots, or the most below that share a batch evenly. Every machine must reach
+    the run's folder, or it is a URL. When a worker is lost, all ranks restart from the newest checkpoint.
 
     Raises:
         BadInput: see `train`; or Ray Train's packages are missing.
         WorkFailed: it failed more than `MAX_FAILURES` times.
     """
     config = config.model_copy(update={"out": config.out.absolute()})
-    prepare(config, torch.device("cpu"))  # what cannot work is said here, not by every worker
+    prepare(config, torch.device("cpu"))  # faults are reported once here, not by every worker
     settings = config.model_dump(mode="json")
     choose = partial(_most_ranks, config) if num_workers is None else partial(_given_ranks, config)
     launch(_train, settings, config.mirror or str(config.out), num_workers, address, choose)
@@ -44,15 +43,15 @@ def _given_ranks(config: TrainConfig, ranks: int) -> int:
     return ranks
 
 
-def _most_ranks(config: TrainConfig, places: int) -> int:
-    """The largest number of ranks up to `places` that shares a batch evenly."""
-    for ranks in range(places, 1, -1):
+def _most_ranks(config: TrainConfig, slots: int) -> int:
+    """The largest number of ranks up to `slots` that share a batch evenly."""
+    for ranks in range(slots, 1, -1):
         try:
             check_ranks(config, ranks)
         except BadInput:
             continue
-        if ranks < places:
-            say(f"{ranks} ranks on {places} places: so many share a batch of {config.trainer.batch_size} evenly")
+        if ranks < slots:
+            say(f"{ranks} ranks on {slots} slots: so many share a batch of {config.trainer.batch_size} evenly")
         return ranks
     return _given_ranks(config, 1)
 
@@ -67,7 +66,7 @@ def launch(
 ) -> None:
     """Call `work` with `settings` on every rank, in this process's working folder; Ray's own files go into `out`.
 
-    `choose` gives the number of ranks for a number of places.
+    `choose` gives the number of ranks for a number of slots.
 
     Raises:
         BadInput: Ray Train's packages are missing, or no cluster answers.
@@ -81,8 +80,8 @@ def launch(
     import ray
 
     with connected(address):
-        room, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
-        workers = choose(room)
+        slots, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
+        workers = choose(slots)
         trainer = TorchTrainer(
             _in_folder,
             train_loop_config={"work": work, "settings": settings, "folder": str(Path.cwd())},
@@ -96,7 +95,7 @@ def launch(
 
 
 def _storage(out: str) -> dict[str, Any]:
-    """Where Ray Train writes, as it wants to be told."""
+    """Ray Train's arguments for where it writes."""
     if not is_url(out):
         return {"storage_path": out}
     import fsspec
@@ -107,7 +106,7 @@ def _storage(out: str) -> dict[str, Any]:
 
 
 def _in_folder(order: dict[str, Any]) -> None:
-    if Path(order["folder"]).is_dir():  # a machine that shares nothing but a store may lack it
+    if Path(order["folder"]).is_dir():  # a machine that shares only a store may lack it
         os.chdir(order["folder"])
     order["work"](order["settings"])
 

@@ -33,7 +33,7 @@ MAX_SIGMA_REL = 0.28  # gamma is near 0 here, a plain mean; no profile is wider 
 class EmaConfig(BaseModel):
     """One average, of exactly one of three kinds; without a kind it is `DEFAULT`.
 
-    - `decay`: what the average keeps of itself in a step, whatever the batch.
+    - `decay`: the share of the old average in each step, whatever the batch.
     - `half_life_images`: its weights halve every so many images. With `ramp_up` the half-life is at most this part of
       the images seen, so that the start is forgotten.
     - `sigma_rel`: a power function of this width, relative to the images seen; the kind `reconstruct` works with.
@@ -80,7 +80,7 @@ class Ema:
 
 
 def beta(config: EmaConfig, batch_size: int, num_images: int) -> float:
-    """What the average keeps of itself in a step of `batch_size` images that ends at image `num_images`.
+    """The decay of the average in a step of `batch_size` images that ends at image `num_images`, in [0, 1).
 
     A power function's is (1 - batch_size / num_images)^(gamma + 1) (Eq. 127), which is 0 at the first step. The weights
     of a step then count by exactly the integral of the profile over the step's images.
@@ -125,7 +125,7 @@ def combination(snapshots: Sequence[tuple[float, float]], num_images: float, sig
     """The weights [snapshots] by which averages (num_images, sigma_rel) best add up to the one that is asked for.
 
     They make the squared distance of the profiles least (Karras et al. 2024, Section 3.2 and Algorithm 3) among weights
-    whose sum is 1, so that what never changed in a training does not change here.
+    that sum to 1, so constant weights are preserved.
 
     Raises:
         BadInput: fewer than two snapshots, a number of images that is not positive, or a width outside (0, 0.28).
@@ -149,9 +149,9 @@ def profile_error(snapshots: Sequence[tuple[float, float]], num_images: float, s
 
 
 def reconstruct(snapshots: Sequence[Snapshot], num_images: float, sigma_rel: float) -> dict[str, Tensor]:
-    """The state, fp32, of the average of width `sigma_rel` after `num_images` images, as `snapshots` can best tell it.
+    """The best approximation, as an fp32 state, of the average of width `sigma_rel` after `num_images` images.
 
-    The files are read one after the other into a sum in float64; `profile_error` tells how good it can be.
+    The files are read one after the other into a sum in float64; `profile_error` bounds its error.
 
     Raises:
         BadInput: as `combination`; or a file is damaged, or of another network than the first.

@@ -1,10 +1,9 @@
-"""A copy of a run in a store, such as s3://bucket/run: a machine that is lost takes nothing with it.
+"""A copy of a run in a store, such as s3://bucket/run, so that losing a machine loses no checkpoint.
 
-A checkpoint is whole there when its checkpoint.json is, which is written last.
+A checkpoint there is complete once it has its checkpoint.json, which is written last.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import say
@@ -12,34 +11,34 @@ from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Store, aside_of, is_url, open_store, sync
 from trainer.checkpoints import checkpoint
 
-BESIDE = ("config.yaml", "log.jsonl", "samples.png")  # what else of a run is copied, where it is there
+RUN_FILES = ("config.yaml", "log.jsonl", "samples.png")  # copied besides checkpoints, where they exist
 
 
-def with_mirror(values: Any) -> Any:
-    """The values of a configuration; an `out` that is a URL is the mirror of a copy in the user's cache."""
+def with_mirror(values: object) -> object:
+    """The values of a configuration; an `out` that is a URL becomes the mirror of a folder in the user's cache."""
     if isinstance(values, dict) and is_url(values.get("out")):
         return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
     return values
 
 
 def push(run: Path, location: str) -> None:
-    """Copy the newest checkpoint of `run`, unless it is there, and what tells of the training; drop what `run` dropped.
+    """Upload the newest checkpoint, configuration and log of `run`; delete the checkpoints that `run` has pruned.
 
     Raises:
         WorkFailed: the store cannot be written.
     """
     newest = checkpoint.find(run)
     try:
-        place, info = _store(location, newest.name), (newest / checkpoint.INFO).read_bytes()
-        if place.read_all([checkpoint.INFO]).get(checkpoint.INFO) != info:
+        store, info = _store(location, newest.name), (newest / checkpoint.INFO).read_bytes()
+        if store.read_all([checkpoint.INFO]).get(checkpoint.INFO) != info:
             for path in sorted(newest.iterdir()):
                 if path.name != checkpoint.INFO:
-                    place.write(path.name, path.read_bytes())
-            place.write(checkpoint.INFO, info)
-        outer = open_store(location)
-        for name in BESIDE:
+                    store.write(path.name, path.read_bytes())
+            store.write(checkpoint.INFO, info)
+        run_store = open_store(location)
+        for name in RUN_FILES:
             if (run / name).is_file():
-                outer.write(name, (run / name).read_bytes())
+                run_store.write(name, (run / name).read_bytes())
         kept = {folder.name for folder in checkpoint.find_all(run)}
         for name in steps(location):
             if name not in kept:
@@ -49,7 +48,7 @@ def push(run: Path, location: str) -> None:
 
 
 def local(location: str) -> Path:
-    """The path `location`, or of a URL the copy in the user's cache, brought up to date.
+    """The folder `location`; for a URL, an up-to-date copy of that run in the user's cache.
 
     Raises:
         WorkFailed: see `pull`.
@@ -58,16 +57,16 @@ def local(location: str) -> Path:
 
 
 def download_run(location: str, run: Path) -> Path:
-    """`pull`, and the folder `run`."""
+    """`pull`, then return `run`."""
     pull(location, run)
     return run
 
 
 def pull(location: str, run: Path) -> None:
-    """Bring the newest whole checkpoint that is there into `run`, unless that has one as new.
+    """Download the newest complete checkpoint at `location` into `run`, unless `run` has it or a newer one.
 
     Raises:
-        WorkFailed: the store cannot be read, or `run` not written.
+        WorkFailed: the store cannot be read, or `run` cannot be written.
     """
     try:
         newest = max((_step(folder.name) for folder in checkpoint.find_all(run)), default=-1)
@@ -75,21 +74,21 @@ def pull(location: str, run: Path) -> None:
             if _step(name) <= newest:
                 return
             if checkpoint.INFO in _store(location, name).sizes():
-                _bring(location, name, run)
-                say(f"{name} came from {location}")
+                _download(location, name, run)
+                say(f"downloaded {name} from {location}")
                 return
     except OSError as error:
-        raise WorkFailed(f"{location}: its checkpoints cannot be brought to {run} ({reason(error)})") from error
+        raise WorkFailed(f"{location}: its checkpoints cannot be copied to {run} ({reason(error)})") from error
 
 
-def _bring(location: str, name: str, run: Path) -> None:
+def _download(location: str, name: str, run: Path) -> None:
     folder = run / "checkpoints" / name
     aside = aside_of(folder)
     aside.mkdir(parents=True)
-    place = _store(location, name)
-    for file in place.sizes():
-        (aside / file).write_bytes(place.read(file))
-    for file, payload in open_store(location).read_all(BESIDE).items():
+    store = _store(location, name)
+    for file in store.sizes():
+        (aside / file).write_bytes(store.read(file))
+    for file, payload in open_store(location).read_all(RUN_FILES).items():
         (run / file).write_bytes(payload)
     for path in (*aside.iterdir(), aside):
         sync(path)
@@ -99,8 +98,8 @@ def _bring(location: str, name: str, run: Path) -> None:
 
 def steps(location: str) -> list[str]:
     """The names of the checkpoints of the run at `location`, a folder or URL, oldest first."""
-    found = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
-    return sorted(found, key=_step)
+    names = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
+    return sorted(names, key=_step)
 
 
 def _step(name: str) -> int:
@@ -111,7 +110,7 @@ def _store(location: str, name: str) -> Store:
     return open_store(f"{location}/checkpoints/{name}")
 
 
-def _remove(place: Store) -> None:
-    """The description first: what has none is no checkpoint."""
-    for name in sorted(place.sizes(), key=lambda name: name != checkpoint.INFO):
-        place.remove(name)
+def _remove(store: Store) -> None:
+    """Delete checkpoint.json first: without it the rest is no checkpoint."""
+    for name in sorted(store.sizes(), key=lambda name: name != checkpoint.INFO):
+        store.remove(name)

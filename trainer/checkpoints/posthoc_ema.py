@@ -15,7 +15,7 @@ POOR = 0.05  # of the profile; below it an average is hard to tell from the one 
 
 
 def save(run: Path, state: State, step: int, batch_size: int) -> None:
-    """Keep the averages of `state` that have a `sigma_rel`, as they are after `step` steps."""
+    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps."""
     kept = [average for average in state.averages if average.config.sigma_rel is not None]
     if not kept:
         return
@@ -40,33 +40,33 @@ def read(run: Path) -> dict[int, list[Snapshot]]:
     Raises:
         BadInput: there are none.
     """
-    found: dict[int, list[Snapshot]] = {}
+    by_step: dict[int, list[Snapshot]] = {}
     for about in sorted((run / FOLDER).glob("step-*/snapshot.json")):
         content = json.loads(about.read_text())
-        found[int(about.parent.name.partition("-")[2])] = [
+        by_step[int(about.parent.name.partition("-")[2])] = [
             Snapshot(content["num_images"], sigma_rel, about.with_name(f"{name}.safetensors"))
             for name, sigma_rel in content["sigma_rel"].items()
         ]
-    if not found:
+    if not by_step:
         raise BadInput(
             f"{run}: wanted snapshots of averages; it has none: train with averages that have a sigma_rel, "
             'for example --set "trainer.ema=[{}, {name: narrow, sigma_rel: 0.05}, {name: wide, sigma_rel: 0.1}]"'
         )
-    return found
+    return by_step
 
 
 def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> float:
-    """Write the average of relative width `sigma_rel` as it would be after `step` steps; how far off its profile is.
+    """Write the average of width `sigma_rel` after `step` steps, by default the last; returns its `profile_error`.
 
     Raises:
         BadInput: no snapshots, none at that step, or a width that no average has.
     """
-    found = read(run)
-    step = max(found) if step is None else step
-    if step not in found:
-        raise BadInput(f"{run}: wanted the snapshot of a step, one of {', '.join(map(str, found))}; got {step}")
-    snapshots = [snapshot for at, group in found.items() if at <= step for snapshot in group]
-    num_images = found[step][0].num_images
+    by_step = read(run)
+    step = max(by_step) if step is None else step
+    if step not in by_step:
+        raise BadInput(f"{run}: wanted the snapshot of a step, one of {', '.join(map(str, by_step))}; got {step}")
+    snapshots = [snapshot for at, group in by_step.items() if at <= step for snapshot in group]
+    num_images = by_step[step][0].num_images
     state = reconstruct(snapshots, num_images, sigma_rel)
     network = networks.load(snapshots[0].path)
     network.load_state_dict(state)

@@ -213,18 +213,18 @@ def _labels(path: Path, files: Files, pictures: list[PurePosixPath]) -> list[int
 
 def _indexed_labels(path: Path, index: PurePosixPath, files: Files, pictures: list[PurePosixPath]) -> list[int]:
     try:
-        found = _Index.model_validate_json(files[index]()).labels
+        given = _Index.model_validate_json(files[index]()).labels
     except ValidationError as error:
         fault = error.errors()[0]
-        place = "".join(f"[{part!r}]" for part in fault["loc"])
+        location = "".join(f"[{part!r}]" for part in fault["loc"])
         raise BadInput(
             f'{path / index}: wanted {{"labels": [["00000/img00000000.png", 3], ...]}} or null for the list, '
-            f"as EDM's dataset_tool writes it; {place} {one_line(Exception(fault['msg']))}"
+            f"as EDM's dataset_tool writes it; {location} {one_line(Exception(fault['msg']))}"
         ) from error
-    if found is None:
+    if given is None:
         return [-1] * len(pictures)
     # Names are relative to the index: a set is often packed together with the folder it lies in.
-    labels = {index.parent / name: label for name, label in found}
+    labels = {index.parent / name: label for name, label in given}
     missing = [file for file in pictures if file not in labels]
     if missing:
         raise BadInput(
@@ -293,12 +293,12 @@ def load_hugging_face(source: str) -> ImageSet:
 def _open_hugging_face(datasets: Any, source: str, name: str, split: str) -> Any:
     saved = any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     try:
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub's client, its formats and arrow have no common ancestor of their errors
         raise BadInput(f"{source}: cannot be loaded with split {split!r} ({one_line(error)})") from error
     if not saved:
-        return found
-    splits = found if isinstance(found, dict) else {str(found.split or split): found}
+        return loaded
+    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or split): loaded}
     if split not in splits:
         raise BadInput(f"{source}: wanted split {split!r}; it has {', '.join(splits)}; say hf:{name}:SPLIT")
     return splits[split]

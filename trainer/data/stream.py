@@ -39,7 +39,7 @@ class Batch:
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> Self:
-        """This batch in memory that a GPU can copy from by itself."""
+        """This batch in pinned memory, for asynchronous copies to a GPU."""
         return self._each(lambda x: x.pin_memory())
 
     def rows(self, rows: slice) -> Self:
@@ -71,7 +71,7 @@ class TrajectoryBatch(Batch):
         return self.x[:, 0] / match_dims(self.times[:, 0], self.x[:, 0])
 
     def stored(self, i: Tensor) -> tuple[Tensor, Tensor]:
-        """The states and times of the stored places `i` [B]."""
+        """The states [B, C, H, W] and times [B] at the stored indices `i` [B]."""
         return self.x[self.each, i], self.times[self.each, i]
 
     def at(self, t: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ImageBatch(Batch):
 
 
 def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order of `length` things in `epoch`."""
+    """The order of `length` blocks or images in `epoch`."""
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
@@ -133,7 +133,7 @@ class TrajectoryStream:
         return _as_batch(self.plan, Trajectories.concatenate(parts))
 
     def close(self) -> None:
-        """Read nothing ahead any more."""
+        """Stop reading ahead."""
         self._reader.close()
 
     def _pieces(self, step: int, rank: int, world: int) -> Iterator[tuple[int, slice]]:
@@ -142,9 +142,9 @@ class TrajectoryStream:
         while size:
             epoch, offset = divmod(start, self.num_records)
             order, ends = self._epoch(epoch)
-            place = int(np.searchsorted(ends, offset, side="right"))
-            block = int(order[place])
-            left = int(ends[place]) - offset  # rows of the block from here on
+            i = int(np.searchsorted(ends, offset, side="right"))
+            block = int(order[i])
+            left = int(ends[i]) - offset  # rows of the block from here on
             first, taken = int(self.counts[block]) - left, min(size, left)
             yield block, slice(first, first + taken)
             start, size = start + taken, size - taken
@@ -178,8 +178,8 @@ class ImageStream:
     def batch(self, step: int, rank: int = 0, world: int = 1) -> ImageBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
         start, size = _share(self.batch_size, step, rank, world)
-        places = [divmod(position, len(self.images)) for position in range(start, start + size)]
-        rows = np.array([self._epoch(epoch)[offset] for epoch, offset in places])
+        positions = [divmod(position, len(self.images)) for position in range(start, start + size)]
+        rows = np.array([self._epoch(epoch)[offset] for epoch, offset in positions])
         return ImageBatch(
             data=torch.from_numpy(to_float(self.images.images[rows])),
             label=torch.from_numpy(self.images.labels[rows]) if self.num_classes else None,

@@ -22,7 +22,7 @@ FlowMap = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def stopped(flow_map: FlowMap) -> FlowMap:
-    """`flow_map` as a target: no gradient goes through it."""
+    """`flow_map` as a target, through which no gradient flows."""
 
     def answer(x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
         with torch.no_grad():
@@ -112,12 +112,12 @@ def lagrangian_loss(
 
 
 def derivative(student: Student, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-    """G(x_t, t, s) and its derivative in s, both of which can be differentiated again in the weights."""
-    # The fused attention kernels know no forward-mode differentiation.
+    """G(x_t, t, s) and its derivative in s, both [B, C, H, W] and differentiable in the weights."""
+    # The fused attention kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
-        found = torch.func.jvp(lambda s: student(x_t, t, s, label), (s,), (torch.ones_like(s),))
-    return found[0], found[1]
+        value, slope = torch.func.jvp(lambda s: student(x_t, t, s, label), (s,), (torch.ones_like(s),))
+    return value, slope
 
 
 def flow_matching_loss(network: Network, data: Tensor, noise: Tensor, t: Tensor, label: Tensor | None) -> Tensor:

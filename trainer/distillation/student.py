@@ -42,7 +42,7 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class InitSummary:
-    """How many tensors of a student came from its teacher whole, cut to its size, or from nowhere."""
+    """How many tensors of a student are its teacher's, whole or cut to size, and which are new."""
 
     whole: int
     cut: int
@@ -61,9 +61,9 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
     s starts from the weights of the embedding of t, behind a gate that is zero. A smaller one takes, of each layer that
-    stands in the same place, the leading part that fits. It keeps the teacher's convention, which its weights speak.
-    Augmentation labels, which only tell a teacher in training what was done to its images, are left behind; and so is
-    its dropout, unless `config` has its own.
+    stands in the same place, the leading part that fits. It keeps the teacher's convention, for which the weights were
+    trained. Augmentation labels, which describe a teacher's training images, are left out; and so is its dropout,
+    unless `config` has its own.
     """
     given = teacher.config
     wanted = (config or given).model_dump() | {
@@ -71,10 +71,10 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
     }
     own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
     network = networks.build(networks.parse_config(wanted | own))
-    places = _by_place(teacher)
+    by_position = _by_position(teacher)
     state, whole, cut, new = network.state_dict(), 0, 0, []
-    for place, name in _places(network):
-        source = places.get(place.replace("embed_s.", "embed_t."))
+    for position, name in _positions(network):
+        source = by_position.get(position.replace("embed_s.", "embed_t."))
         if name == "gate_s":
             continue
         if source is None or not _fits(state[name], source):
@@ -86,26 +86,26 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
     return Student(network), InitSummary(whole, cut, tuple(new))
 
 
-def _by_place(network: Network) -> dict[str, Tensor]:
+def _by_position(network: Network) -> dict[str, Tensor]:
     state = network.state_dict()
-    return {place: state[name] for place, name in _places(network)}
+    return {position: state[name] for position, name in _positions(network)}
 
 
-def _places(network: Network) -> list[tuple[str, str]]:
-    """Each tensor's place and name. A place has a block's level and number there, as networks of other depths do."""
-    places = {}
+def _positions(network: Network) -> list[tuple[str, str]]:
+    """Each tensor's position and name. Positions count blocks within their level, to match networks of any depth."""
+    blocks = {}
     for part, resampling in (("encoder", "down"), ("decoder", "up")):
         level, number = 0, 0
         for index, block in network.get_submodule(part).named_children():
             assert isinstance(block, Block)
             starts = block.resample.direction == resampling
             level, number = (level + 1, 0) if starts else (level, number + 1)
-            places[f"{part}.{index}"] = f"{part}.level{level}.{number}"
-    found = []
+            blocks[f"{part}.{index}"] = f"{part}.level{level}.{number}"
+    positions = []
     for name in network.state_dict():
         prefix = ".".join(name.split(".")[:2])
-        found.append((name.replace(prefix, places[prefix], 1) if prefix in places else name, name))
-    return found
+        positions.append((name.replace(prefix, blocks[prefix], 1) if prefix in blocks else name, name))
+    return positions
 
 
 def _fits(tensor: Tensor, source: Tensor) -> bool:

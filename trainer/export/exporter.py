@@ -27,7 +27,7 @@ CHECKED_BATCHES = (1, 5)
 def export(path: Path, kind: str, out: Path) -> Path:
     """Write the EMA network of the checkpoint or run at `path`, and its card, to the new folder `out`.
 
-    `kind` is a key of `FORMATS`. `out` is there whole, or not at all. Returns the path of the network's file.
+    `kind` is a key of `FORMATS`. `out` is written completely, or not at all. Returns the path of the network's file.
 
     Raises:
         BadInput: no such format, a package of it is missing, there is no checkpoint at `path`, or `out` is not empty.
@@ -67,7 +67,7 @@ def _require_vacant(out: Path) -> None:
         raise BadInput(f"{out}: wanted a new or an empty folder; there are files in it: choose another --out")
 
 
-def _convert(form: "Format", flow: ExportedFlow, info: CheckpointInfo, path: Path) -> float:
+def _convert(form: Format, flow: ExportedFlow, info: CheckpointInfo, path: Path) -> float:
     """Write the file and return its difference to the network, which is at most `TOLERANCE`."""
     try:
         with _quiet():
@@ -87,12 +87,12 @@ def _convert(form: "Format", flow: ExportedFlow, info: CheckpointInfo, path: Pat
 
 
 def _difference(evaluate: Evaluate, flow: ExportedFlow, info: CheckpointInfo) -> float:
-    """The largest between a file and the network, in units of the largest value or of 1."""
+    """The largest difference between a file and the network, relative to the largest value or to 1."""
     worst = torch.zeros(())
     for batch_size in CHECKED_BATCHES:
         inputs = flow.draw_inputs(batch_size, info.t_start, info.t_end)
-        wanted, found = flow(**inputs), evaluate(inputs)
-        worst = torch.maximum(worst, (found - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+        wanted, got = flow(**inputs), evaluate(inputs)
+        worst = torch.maximum(worst, (got - wanted).abs().max() / wanted.abs().max().clamp(min=1))
     return worst.item()
 
 
@@ -104,7 +104,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters print, warn and log about their own affairs, which nobody can do anything about here."""
+    """Silence exporters, which print, warn and log what a user cannot act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -15,8 +15,6 @@ from pipeline.networks import Network
 from trainer.distillation.student import Student
 
 Inputs = dict[str, Tensor]
-
-
 Evaluate = Callable[[Inputs], Tensor]
 
 
@@ -60,6 +58,22 @@ class ExportedFlow(nn.Module):
         return inputs
 
 
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: how a network is written to it and read back, and what the card says of it."""
+
+    suffix: str
+    packages: tuple[str, ...]  # that writing and checking it take
+    write: Callable[[ExportedFlow, Inputs, Path], None]
+    load: Callable[[Path], Evaluate]
+    library: str  # that reads it, by its name on Hugging Face
+    title: str
+    note: str
+    needs: str  # of the example
+    imports: str
+    opening: str  # defines a function of arrays by name
+
+
 def _write_safetensors(flow: ExportedFlow, example: Inputs, path: Path) -> None:
     networks.save(path, flow.network)
 
@@ -74,7 +88,7 @@ def _trace(flow: ExportedFlow, example: Inputs) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     program = torch.export.export(flow, (), example, dynamic_shapes={name: {0: batch} for name in example})
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of this machine, which are nobody's business
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
@@ -119,27 +133,10 @@ def _load_onnx(path: Path) -> Evaluate:
     return evaluate
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file: how a network is written to it and read back, and what the card says of it."""
-
-    suffix: str
-    packages: tuple[str, ...]  # that writing and checking it take
-    write: Callable[[ExportedFlow, Inputs, Path], None]
-    load: Callable[[Path], Evaluate]
-    library: str  # that reads it, by its name on Hugging Face
-    title: str
-    note: str
-    needs: str  # of the example
-    imports: str
-    opening: str  # defines a function of arrays by name
-
-
 # Both calls take and return torch tensors.
 TORCH_CALL = """
 def $symbol(**inputs):
     return model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()"""
-
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(
@@ -203,6 +200,11 @@ from PIL import Image""",
 
 
 def find_format(kind: str) -> Format:
+    """The format `kind`.
+
+    Raises:
+        BadInput: no such format, or a package of it is missing.
+    """
     if kind not in FORMATS:
         raise BadInput(f"--format: wanted one of {', '.join(FORMATS)}; got {kind!r}")
     missing = [name for name in FORMATS[kind].packages if importlib.util.find_spec(name) is None]

@@ -44,7 +44,7 @@ def test_a_machine_that_is_lost_takes_nothing_with_it(data: Path, tmp_path: Path
     assert weights(found) == weights(undisturbed)
     steps = [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")]
     assert steps == [3, 6, 9]  # the log came along
-    assert set(open_store(f"{s3}/run").sizes()) == {"checkpoints/", *mirror.BESIDE}
+    assert set(open_store(f"{s3}/run").sizes()) == {"checkpoints/", *mirror.RUN_FILES}
     assert set(open_store(f"{s3}/run/checkpoints").sizes()) == {
         f"{f.name}/" for f in checkpoint.find_all(found.parents[1])
     }

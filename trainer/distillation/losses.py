@@ -116,8 +116,8 @@ def derivative(student: Student, x_t: Tensor, t: Tensor, s: Tensor, label: Tenso
     # The fused attention kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
-        value, slope = torch.func.jvp(lambda s: student(x_t, t, s, label), (s,), (torch.ones_like(s),))
-    return value, slope
+        value_and_slope = torch.func.jvp(lambda s: student(x_t, t, s, label), (s,), (torch.ones_like(s),))
+    return value_and_slope[0], value_and_slope[1]
 
 
 def flow_matching_loss(network: Network, data: Tensor, noise: Tensor, t: Tensor, label: Tensor | None) -> Tensor:

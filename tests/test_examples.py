@@ -35,7 +35,7 @@ def example(name: str) -> Any:
 
 
 def test_a_teacher_of_your_own_makes_a_data_set() -> None:
-    example("my_teacher").main(num_steps=300, n=256)
+    example("my_teacher").main(num_steps=300, n=64)
     (data,) = Path("runs/my-teacher").glob("data-*")
     samples = tp.open_dataset(data)[:].sample.astype(np.float32)
     # Bars: each column of an image is of one brightness.
@@ -66,7 +66,7 @@ def test_the_readme_s_lines_draw_digits() -> None:
         r"### From Python\n+```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL
     )
     names: dict[str, Any] = {}
-    exec(code.replace('"4k"', "256").replace("400", "2"), names)
+    exec(code.replace('"4k"', "32").replace("400", "2"), names)
     assert names["samples"].arrays.shape == (16, 1, 8, 8)
     assert Path("digits.png").exists()
 

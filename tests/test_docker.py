@@ -32,7 +32,7 @@ DOCKER = ROOT / "docker"
 STAGES = ("generate", "train", "evaluate")
 WITH_COMMANDS = sorted(
     path
-    for pattern in ("README.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
+    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )
@@ -125,7 +125,7 @@ def test_every_command_that_is_written_down_is_one_that_the_program_takes(path: 
 
 def test_the_search_for_commands_finds_them_in_every_kind_of_file() -> None:
     found = {path.relative_to(ROOT).parts[0] for path, _ in LINES}
-    assert found >= {"README.md", "Makefile", "docs", "configs", "docker"}
+    assert found >= {"README.md", "CONTRIBUTING.md", "Makefile", "docs", "configs", "docker"}
     assert {path.parent.name for path, words in LINES if words[0] in STAGES} >= {*STAGES, "docker", "configs"}
 
 

@@ -89,7 +89,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"error: stopped after step \d+, which is saved; the same command goes on from there\n", said)
+    assert re.fullmatch(r"error: stopped after step \d+, which is saved; run the same command to resume\n", said)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number:
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, complained
     assert "stopping when the shards in flight are committed" in said
-    assert complained.strip() == "error: interrupted; the same command goes on from what is finished"
+    assert complained.strip() == "error: interrupted; run the same command to resume"
     left = {path.name for path in data.iterdir()} - {"plan.json", "config.yaml", "manifest.parquet"}
     shards = {name.replace(".tar", ".json") for name in left}
     assert left == shards | {name.replace(".json", ".tar") for name in shards}
@@ -299,7 +299,13 @@ def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
     assert "digits" in run(tmp_path, "teachers").stdout
 
 
+def test_the_version_is_one_line(tmp_path: Path) -> None:
+    said = run(tmp_path, "--version").stdout
+    assert re.fullmatch(r"traflow-pipeline \S+, Python 3\.\d+\.\d+, torch \S+\n", said)
+
+
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, traflow_pipeline; print([m for m in ('torch', 'ray', 'pydantic', 'numpy') if m in sys.modules])"
+    heavy = "('torch', 'ray', 'pydantic', 'numpy')"
+    code = f"import sys, traflow_pipeline.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -111,7 +111,7 @@ def test_a_signal_saves_and_the_same_command_ends_bit_for_bit_as_an_undisturbed_
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, out + err
-    assert "which is saved; the same command goes on from there" in err
+    assert "which is saved; run the same command to resume" in err
     assert len(err.strip().splitlines()) == 1
     assert "resuming from" in alone(command)
     alone(arguments(data, tmp_path / "whole", num_steps=60, checkpoint_every=1000, log_every=1))

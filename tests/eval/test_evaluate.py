@@ -14,8 +14,8 @@ from eval.report import files
 from eval.results import Report, read_report
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import open_store
+from tests.support.command import on_ranks
 from tests.support.problems import make_data, save_tiny_teacher
-from tests.trainer.test_distributed import on_ranks
 from trainer.config import TrainConfig
 from trainer.train import train
 

@@ -11,25 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.command import SCRIPT, assert_one_line, run
 from tests.support.problems import save_tiny_teacher
-
-SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
-
-
-def run(folder: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [str(SCRIPT), *map(str, arguments)]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert found.returncode == code, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    return found
-
-
-def assert_one_line(found: subprocess.CompletedProcess[str], *parts: str) -> None:
-    lines = found.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.support.command import assert_one_line, run
 from tests.support.originals import TINY_ADM, TINY_EDM, TINY_SCORE_SDE, write_entry
-from tests.traflow_pipeline.test_cli import assert_one_line, run
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.command import SCRIPT, on_ranks
 from tests.support.problems import make_data
 from trainer import on_ray
 from trainer.config import TrainConfig
 from trainer.distillation.random_draws import draws_of
 
-SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
 CPU = torch.device("cpu")
 
 
@@ -30,23 +28,6 @@ def arguments(data: Path, out: Path, num_steps: int = 6, **settings: object) -> 
     trainer = {"num_steps": num_steps, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, **settings}
     pairs = [part for key, value in trainer.items() for part in ("--set", f"trainer.{key}={value}")]
     return ["train", "--data", str(data), "--out", str(out), "--device", "cpu", *pairs]
-
-
-def on_ranks(num_ranks: int, command: list[str], says: str = "minimising") -> None:
-    """Run the console script's `command` under torchrun; only the first rank speaks."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--master-port"]
-    launch += [str(_free_port()), "-m", "traflow_pipeline"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    found = subprocess.run([*launch, *command], capture_output=True, text=True, timeout=300, env=environment)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count(says) == 1
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def alone(command: list[str], code: int = 0) -> str:

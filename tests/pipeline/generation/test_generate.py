@@ -18,28 +18,15 @@ from pipeline.common.ray_cluster import count_workers, places
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Shard
 from pipeline.generation import workers
-from pipeline.generation.generate import GenerateConfig, generate, make_plan
+from pipeline.generation.generate import generate, make_plan
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Holder
 from pipeline.storage.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
+from tests.support.plans import config
 from tests.support.problems import SHAPE, GaussianFlow, folder_of, save_tiny_teacher, shard_bytes
 
 FLOW = GaussianFlow()
-
-
-def config(out: Path | str, **changes: object) -> GenerateConfig:
-    values: dict[str, object] = {
-        "teacher": "tests.support.problems:gaussian",
-        "n": 20,
-        "out": str(out),
-        "states": 2,
-        "executor": "inline",
-        "shard_size": 4,
-        "batch_size": 2,
-        "block_size": 2,
-    }
-    return GenerateConfig.model_validate({**values, **changes})
 
 
 def dies_once(device: torch.device) -> Teacher:

@@ -15,9 +15,8 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import Marker, Shards, parse_marker
 from pipeline.generation.generate import generate, missing_shards
 from pipeline.storage.store import Folder
-from tests.pipeline.dataset.test_plan import make_plan
-from tests.pipeline.generation.test_generate import config
 from tests.support import fake_work
+from tests.support.plans import config, make_plan
 from tests.support.problems import shard_bytes
 
 MEGABYTES = {10_000: 100, 100_000: 250}  # about half as much again as was measured; markers as objects take 6 kB each

@@ -1,16 +1,38 @@
-"""The console script as a user runs it: in a process of its own, or on several ranks."""
+"""The command line: in this process, in one of its own as a user runs it, or on several ranks."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
 from tests.support.serving import free_port
+from traflow_pipeline.cli import main
 
 SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
 
 
+def call(folder: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """What the command does in `folder`, in this process."""
+    command = ["traflow-pipeline", *map(str, arguments)]
+    out, err, on_term = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    signal.signal(signal.SIGTERM, on_term)
+    found = subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    assert found.returncode == code, found.stdout + found.stderr
+    return found
+
+
 def run(folder: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """What the command does in `folder`, in a process of its own."""
     command = [str(SCRIPT), *map(str, arguments)]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert found.returncode == code, found.stdout + found.stderr

@@ -266,11 +266,11 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
     sizes = ("--set", "shard_size=32", "--set", "batch_size=32", "--set", "block_size=32")
     run(tmp_path, "generate", "--teacher", "my_flow:load", "--n", 64, "--states", 2, "--out", "data", *sizes)
     steps = ("--set", "trainer.num_steps=2")
-    found = run(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
+    found = call(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
     assert_one_line(found, "has no network to start from", "give 'network'")
     network = "network={resolution: 4, image_channels: 1, channels: 8, channel_mult: [1]}"
     run(tmp_path, "train", "--data", "data", "--out", "run", *steps, "--set", network)
-    run(tmp_path, "sample", "run", "--n", 4)
+    call(tmp_path, "sample", "run", "--n", 4)
 
 
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_checkpoint_of_every_family_is_generated_from_by_its_name(name: str, o
 def test_a_student_begins_as_an_edm_teacher_and_goes_the_whole_way_on_ray(own_folder: Path) -> None:
     write_entry("edm-vp", own_folder)
     folder = own_folder.parent
-    call(folder, "generate", "--teacher", "tiny-edm-vp", "--n", 8, "--out", "data", "--workers", 2, *SIZES)
+    call(folder, "generate", "--teacher", "tiny-edm-vp", "--n", 8, "--out", "data", "--workers", 1, *SIZES)
     call(folder, "verify", "data")
     call(folder, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
     call(folder, "sample", "run", "--n", 4, "--steps", 2, "--out", "samples.png")

@@ -287,8 +287,8 @@ def test_the_image_has_a_cuda_and_a_cpu_target_that_run_as_a_user_without_rights
 
 def test_every_package_of_the_program_gets_into_the_image() -> None:
     copied = {line.split()[1] for line in targets()["wheel"] if line.startswith("COPY ") and len(line.split()) == 3}
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert copied == {package.partition(".")[0] for package in packages}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert copied == {package.rstrip("*") for package in packages}
 
 
 def closed(schema: Any) -> Any:

@@ -14,8 +14,8 @@ from eval.report import files
 from eval.results import Report, read_report
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import open_store
+from tests.support.command import on_ranks
 from tests.support.problems import make_data, save_tiny_teacher
-from tests.trainer.test_distributed import on_ranks
 from trainer.config import TrainConfig
 from trainer.train import train
 
@@ -150,7 +150,7 @@ def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_writt
 
 
 def test_two_ranks_under_torchrun_make_the_figures_of_one(root: Path, tmp_path: Path) -> None:
-    sizes = {"num_samples": 1100, "steps": (1,), "baselines": ()}  # two chunks
+    sizes = {"num_samples": 1100, "num_ranges": 1, "batch_size": 128, "steps": (1,), "baselines": ()}  # two chunks
     values = settings(root) | sizes | {"checkpoint": str(root / "run"), "out": str(tmp_path / "two")}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(json.dumps({"evaluate": values}))))
     on_ranks(2, ["evaluate", "--config", str(tmp_path / "two.yaml")], says="the page")

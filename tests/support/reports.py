@@ -191,3 +191,28 @@ def pictures(report: Report, num_images: int = 16) -> dict[str, Images]:
     """Noise for each row, the same in each."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, 1, 8, 8), np.uint8)
     return {row.title: images for row in report.rows}
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def hostile(text: str) -> Report:
+    """A report with `text` wherever anyone could put some."""
+    rows: tuple[Row, ...] = tuple(
+        r.model_copy(update={"sampler": f"{text} {number}"}) for number, r in enumerate(digits_report().rows)
+    )
+    return digits_report(
+        rows=rows,
+        spaces=(DIGITS.model_copy(update={"title": text, "resizer": text}),),
+        reference=digits_report().reference.model_copy(update={"title": text, "source": text}),
+        not_computed=({"metrics": (text,), "reason": text},),
+        warnings=(text,),
+        quantiser=text,
+        checkpoint=text,
+        curves=(digits_report().curves[0].model_copy(update={"name": text}),),
+        training={**TRAINING, "teacher": text, "recipe": text, "config": {text: text}},
+        command=text,
+        versions={text: text},
+        machine=text,
+        date=text,
+    )

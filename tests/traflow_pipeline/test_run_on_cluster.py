@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 from eval.results import read_report
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.store import open_store
-from tests.traflow_pipeline.test_cli import SCRIPT
-from tests.traflow_pipeline.test_run import write_config
+from tests.support.command import SCRIPT
+from tests.support.runs import write_config
 from traflow_pipeline.run import open_run, run
 from trainer.checkpoints import checkpoint
 

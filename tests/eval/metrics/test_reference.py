@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,10 +20,13 @@ from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import to_bytes
 from pipeline.dataset.reader import BlockReader
 from pipeline.generation.generate import GenerateConfig, generate
-from tests.eval.features.test_spaces import CPU, pictures, save_inception, save_pngs, small_space
+from tests.support.images import pictures, save_pngs
+from tests.support.inception import save_inception
 from tests.support.problems import folder_of
 from tests.support.serving import serve
+from tests.support.spaces import small_space
 
+CPU = torch.device("cpu")
 NUM_FEATURES = 4
 
 
@@ -281,7 +285,7 @@ def test_the_command_prints_where_the_reference_is_and_of_what(
     digest = open_reference("digits", []).reference.sha256
     assert f"{tmp_path / 'ref.npz'}: 1797 images in digits; sha256 of the images {digest}" in printed
     with pytest.raises(BadInput, match="wanted one feature space for one file"):
-        module.command("digits", ["digits", "tests.eval.features.test_spaces:small_space"], tmp_path / "ref.npz", "cpu")
+        module.command("digits", ["digits", "tests.support.spaces:small_space"], tmp_path / "ref.npz", "cpu")
 
 
 def test_the_published_inception_can_be_measured_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

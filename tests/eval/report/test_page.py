@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from eval.report import page
-from eval.results import Figure, Report, Row
+from eval.results import Figure, Report
 from tests.support.reports import (
     DIGITS,
+    HOSTILE,
     INCEPTION_METRICS,
     TRAINING,
     bare_report,
     digits_report,
+    hostile,
     inception_report,
     pictures,
     row,
@@ -149,31 +151,6 @@ def test_a_heat_map_of_zeros_has_no_colour() -> None:
     flat = stored.consistency_gap.model_copy(update={"values": ((None, 0.0), (None, None)), "times": (1.0, 0.0)})
     heat = page.HeatMap.of("gap", flat)
     assert (heat.times, heat.rows) == (["0"], [("1", [("0.000", 0.0)])])
-
-
-HOSTILE = "<script>alert(1)</script>"
-
-
-def hostile(text: str) -> Report:
-    """A report with `text` wherever anyone could put some."""
-    rows: tuple[Row, ...] = tuple(
-        r.model_copy(update={"sampler": f"{text} {number}"}) for number, r in enumerate(digits_report().rows)
-    )
-    return digits_report(
-        rows=rows,
-        spaces=(DIGITS.model_copy(update={"title": text, "resizer": text}),),
-        reference=digits_report().reference.model_copy(update={"title": text, "source": text}),
-        not_computed=({"metrics": (text,), "reason": text},),
-        warnings=(text,),
-        quantiser=text,
-        checkpoint=text,
-        curves=(digits_report().curves[0].model_copy(update={"name": text}),),
-        training={**TRAINING, "teacher": text, "recipe": text, "config": {text: text}},
-        command=text,
-        versions={text: text},
-        machine=text,
-        date=text,
-    )
 
 
 @pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "</style><b>"])

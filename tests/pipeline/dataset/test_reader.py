@@ -10,7 +10,7 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import MEMBERS, read_block
 from pipeline.generation.generate import generate
 from pipeline.storage.store import Bucket, Folder, Store, open_store
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 
 
 def copy(manifest: Manifest, store: Store) -> Manifest:

@@ -15,9 +15,8 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import Marker, Shards, parse_marker
 from pipeline.generation.generate import generate, missing_shards
 from pipeline.storage.store import Folder
-from tests.pipeline.dataset.test_plan import make_plan
-from tests.pipeline.generation.test_generate import config
 from tests.support import fake_work
+from tests.support.plans import config, make_plan
 from tests.support.problems import shard_bytes
 
 MEGABYTES = {10_000: 100, 100_000: 250}  # about half as much again as was measured; markers as objects take 6 kB each
@@ -92,7 +91,7 @@ def test_a_manifest_of_more_rows_than_are_written_at_once_is_read_back_as_it_was
 ) -> None:
     dataset = DataSet(plan=PLAN, num_records=6 * PLAN.shard_size, teacher_source="x")
     manifest = derive(Folder(tmp_path), dataset, RECEIPTS)
-    monkeypatch.setattr("pipeline.generation.generate.manifest.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.dataset.manifest.ROWS_AT_ONCE", 7)
     write_manifest(manifest)
     found = read_manifest(manifest.store)
     assert found.blocks.to_pylist() == manifest.blocks.to_pylist()

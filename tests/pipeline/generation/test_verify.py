@@ -11,7 +11,7 @@ from pipeline.generation.generate import generate
 from pipeline.generation.verify import VerifyResult, integrate_again, repair, verify
 from pipeline.storage.store import Folder, Store, aside_of, open_store
 from pipeline.teachers.teacher import Teacher
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 from tests.support.problems import SHAPE, GaussianFlow, save_tiny_teacher, shard_bytes
 
 CPU = torch.device("cpu")

@@ -81,7 +81,7 @@ def test_the_report_says_where_its_figures_come_from(out: Path, root: Path) -> N
     assert len(report.reference.sha256) == 64
     assert report.spaces[0].sha256 == "0" * 64
     assert "32 samples do not span" not in " ".join(report.warnings)
-    assert report.is_short
+    assert report.has_few_samples
     assert {line.name for line in report.curves} >= {"output", "grad_norm"}
     assert report.trajectories is not None
     assert report.trajectories.seen_in_training

@@ -146,7 +146,7 @@ def test_the_footnotes_say_everything_that_decides_the_figures() -> None:
 
 def test_a_value_over_other_features_is_never_called_fid() -> None:
     text = tables.markdown(digits_report(not_computed=()))
-    assert text.count("FID") == text.count("is no FID and compares with none") == 1
+    assert text.count("FID") == text.count("is not an FID and not comparable with one") == 1
     assert "no FID" not in tables.markdown(inception_report())
 
 

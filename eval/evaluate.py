@@ -21,7 +21,7 @@ from eval.metrics.sample_chunks import SamplingSettings
 from eval.metrics.scorer import Result, Scorer
 from eval.models import EvaluatedModels, open_models
 from eval.report import files, provenance
-from eval.results import Figure, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
+from eval.results import EvaluatedCheckpoint, Figure, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
@@ -135,17 +135,17 @@ class _Evaluation:
         if not self.ranks.is_first:
             return empty
         try:
-            opened = open_reference(source, list(self.spaces.values()))
+            reference = open_reference(source, list(self.spaces.values()))
         except Unavailable as error:
             self._skip(distances.metric_keys(self.spaces), str(error))
             return empty
-        check_shape(opened.reference, self.models.shape)
-        self.not_computed += opened.not_computed
-        self.warnings += opened.notes
-        for stats in opened.stats.values():
+        check_shape(reference.reference, self.models.shape)
+        self.not_computed += reference.not_computed
+        self.warnings += reference.notes
+        for stats in reference.stats.values():
             self.not_computed += distances.not_computed(self.config.num_samples, stats)
             self.warnings += distances.cautions(self.config.num_samples, stats)
-        return opened
+        return reference
 
     def _open_distance(self) -> DistanceConfig | None:
         """LPIPS to the teacher's samples; None if it is not wanted, or its network is missing."""
@@ -265,7 +265,7 @@ class _Evaluation:
             trajectories=trajectories,
             curves=provenance.curves(self.models.run),
             checkpoint=str(self.models.folder),
-            training=self.models.info.model_dump(mode="json") | {"weights": self.config.weights},
+            training=EvaluatedCheckpoint(**self.models.info.model_dump(), weights=self.config.weights),
             command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
             versions=provenance.versions(),
             machine=provenance.machine(self.ranks.device),

@@ -3,12 +3,13 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
+from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
 FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
@@ -135,6 +136,14 @@ class TrajectoryFit(_Record):
     teacher_straightness: float | None
 
 
+class EvaluatedCheckpoint(CheckpointInfo):
+    """The checkpoint's description, and the name of the weights that were evaluated."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    weights: str
+
+
 class Report(_Record):
     """Everything that tables and pages show."""
 
@@ -153,7 +162,7 @@ class Report(_Record):
     trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps
     checkpoint: str
-    training: dict[str, Any]  # the checkpoint's description
+    training: EvaluatedCheckpoint
     command: str  # runs this evaluation again
     versions: dict[str, str]
     machine: str
@@ -162,10 +171,10 @@ class Report(_Record):
     @property
     def title(self) -> str:
         """What was evaluated, in a few words."""
-        recipe = self.training["recipe"]
-        if self.training["trains"] == "teacher":
+        recipe = self.training.recipe
+        if self.training.trains == "teacher":
             return f"A teacher, recipe “{recipe}”"
-        return f"A student of “{self.training['teacher']}”, recipe “{recipe}”"
+        return f"A student of “{self.training.teacher}”, recipe “{recipe}”"
 
     @property
     def headline(self) -> Metric:

@@ -247,9 +247,9 @@ def _report_status(config: EvaluateConfig) -> StageStatus:
     except ValidationError:
         return StageStatus("evaluate", location, "a report of another version", complete=False)
     newest = _newest_checkpoint(config.checkpoint)
-    is_current = newest is not None and report.training.get("files") == newest.files
+    is_current = newest is not None and report.training.files == newest.files
     is_same_config = _identity(contents.get(files.CONFIG, b"")) == _identity(resolved(config, "evaluate").encode())
-    progress = f"a report of step {report.training['step']:,}"
+    progress = f"a report of step {report.training.step:,}"
     if not is_same_config:
         progress += ", of another configuration"
     elif not is_current:

@@ -49,8 +49,8 @@ def _at_torch_hub() -> Sequence[Path]:
 def _at_hub(file: str) -> Sequence[Path]:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(DINOV2, file)
-    return [Path(found)] if isinstance(found, str) else []
+    path = try_to_load_from_cache(DINOV2, file)
+    return [Path(path)] if isinstance(path, str) else []
 
 
 FILES: dict[str, WeightsFile] = {

@@ -37,7 +37,7 @@ def cautions(runs: Runs) -> list[str]:
         "feature networks": lambda r: "; ".join(f"{s.title}, {s.resizer}, sha256 {s.sha256}" for s in r.spaces),
         "quantisers": lambda r: r.quantiser,
         "seeds of the noise": lambda r: r.seed,
-        "teachers (RMSE is to each run's own)": lambda r: r.training["teacher_sha256"],
+        "teachers (RMSE is to each run's own)": lambda r: r.training.teacher_sha256,
         "machines (images/s depends on them)": lambda r: r.machine,
     }
     texts = []
@@ -59,7 +59,7 @@ def _group_runs(runs: Runs, describe: Callable[[Report], object]) -> dict[str, l
 
 def differences(runs: Runs) -> dict[str, list[str]]:
     """The training settings that differ between runs: the dotted key, and each run's value."""
-    settings = [_flat({"step": r.training["step"], **r.training["config"]}) for _, r in runs]
+    settings = [_flat({"step": r.training.step, **r.training.config}) for _, r in runs]
     keys = dict.fromkeys(key for own in settings for key in own)
     values = {key: [own.get(key, NONE) for own in settings] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}

@@ -94,7 +94,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path if all of these differ, else the whole paths."""
+    """The last part of each path if all of these differ, else the full paths."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 

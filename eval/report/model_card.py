@@ -67,7 +67,7 @@ pictures.save_square(Path("samples.png"), pictures.to_bytes(samples.numpy(), $da
 def card(report: Report) -> str:
     """The card, in Markdown with front matter; it is to lie in the folder of the run, whose paths it names."""
     training, facts = report.training, tables.facts(report)
-    trains = training["trains"]
+    trains = training.trains
     weights = _weights(report)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
     environment.filters["md"] = tables.escape
@@ -86,11 +86,11 @@ def card(report: Report) -> str:
         sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))} --steps 4 --out samples.png",
         example=EXAMPLES[trains].substitute(
             weights=repr(str(weights)),
-            t_start=float(training["t_start"]),
-            t_end=float(training["t_end"]),
-            data_range=tuple(map(float, training["data_range"])),
+            t_start=training.t_start,
+            t_end=training.t_end,
+            data_range=training.data_range,
         ),
-        configuration=_yaml(training["config"]),
+        configuration=_yaml(training.config),
         licence=_licence(report),
         citation="\n\n".join([CITATIONS[trains], *([SCOT] if trains == "student" else [])]),
     )
@@ -108,7 +108,7 @@ def _front_matter(report: Report) -> dict[str, Any]:
         "license": "other",
         "library_name": "traflow-pipeline",
         "pipeline_tag": "unconditional-image-generation",
-        "tags": ["rectified-flow", "image-generation", *(student if report.training["trains"] == "student" else [])],
+        "tags": ["rectified-flow", "image-generation", *(student if report.training.trains == "student" else [])],
     }
 
 
@@ -120,20 +120,20 @@ def _weights(report: Report) -> PurePath:
 
 
 def _title(report: Report) -> str:
-    if report.training["trains"] == "teacher":
+    if report.training.trains == "teacher":
         return "A rectified flow"
     # Of a path its end: where the teacher lay says nothing to others.
-    return f"A few-step generator, distilled from {PurePath(report.training['teacher'] or 'an unnamed teacher').name}"
+    return f"A few-step generator, distilled from {PurePath(report.training.teacher or 'an unnamed teacher').name}"
 
 
 def _recipe(report: Report) -> str:
-    return f"{report.training['recipe']}, {report.training['step']:,} steps"
+    return f"{report.training.recipe}, {report.training.step:,} steps"
 
 
 def _licence(report: Report) -> str:
     text = 'None was chosen: "license: other" above says so, until whoever publishes these weights decides. '
-    name = report.training["teacher"]
-    if report.training["trains"] == "teacher":
+    name = report.training.teacher
+    if report.training.trains == "teacher":
         return f"{text}The terms of the images it was trained on may bind it."
     known = catalogue.find(name) if name else None
     theirs = f" ({known.name}: {known.entry.licence})" if known and known.entry.licence else ""

@@ -73,7 +73,7 @@ def render(report: Report, pictures: Mapping[str, Images], strips: Mapping[str, 
         velocity=chart.velocity_chart(report),
         curves=chart.training_charts(report),
         facts=tables.facts(report),
-        configuration=yaml.safe_dump(report.training["config"], sort_keys=False, allow_unicode=True),
+        configuration=yaml.safe_dump(report.training.config, sort_keys=False, allow_unicode=True),
     )
 
 

@@ -141,10 +141,10 @@ def facts(report: Report) -> dict[str, str]:
         "reference": _reference(report),
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
-        "checkpoint": f"{report.checkpoint}, after {training['step']:,} steps",
+        "checkpoint": f"{report.checkpoint}, after {training.step:,} steps",
         "weights": _weights(report),
-        **({"teacher": f"{training['teacher']}, sha256 {training['teacher_sha256']}"} if training["teacher"] else {}),
-        **({"training data": f"sha256 {training['data_sha256']}"} if training.get("data_sha256") else {}),
+        **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
+        **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
         "machine": report.machine,
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
@@ -175,12 +175,12 @@ def _reference(report: Report) -> str:
 
 def weights_file(report: Report) -> str:
     """The name of the evaluated weights' file in the checkpoint."""
-    return f"{report.training['weights']}.safetensors"
+    return f"{report.training.weights}.safetensors"
 
 
 def _weights(report: Report) -> str:
     file = weights_file(report)
-    digest = report.training["files"].get(file)
+    digest = report.training.files.get(file)
     return f"{file}, sha256 {digest}" if digest else file
 
 

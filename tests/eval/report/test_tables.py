@@ -14,6 +14,7 @@ from tests.support.reports import (
     DIGITS_METRICS,
     INCEPTION,
     INCEPTION_METRICS,
+    TRAINING,
     bare_report,
     digits_report,
     inception_report,
@@ -138,8 +139,13 @@ def test_the_footnotes_say_everything_that_decides_the_figures() -> None:
             DIGITS.resizer,
             DIGITS.sha256,
         ),
-        *("127.5 x + 128", "ema.safetensors", report.training["files"]["ema.safetensors"], report.command),
-        *(report.training["teacher_sha256"], report.training["data_sha256"], "Not computed (FID, KID)", "torch 2.15.0"),
+        *("127.5 x + 128", "ema.safetensors", report.training.files["ema.safetensors"], report.command),
+        *(
+            str(report.training.teacher_sha256),
+            str(report.training.data_sha256),
+            "Not computed (FID, KID)",
+            "torch 2.15.0",
+        ),
     ):
         assert part in text, part
 
@@ -162,7 +168,7 @@ def test_a_name_in_markdown_is_text_wherever_it_stands(name: str) -> None:
     report = digits_report(
         rows=(row("student", name, 1, [1.0], best=True),),
         warnings=(name,),
-        training={**digits_report().training, "teacher": name, "recipe": name},
+        training={**TRAINING, "teacher": name, "recipe": name},
         command=name,
         machine=name,
     )

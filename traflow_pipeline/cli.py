@@ -303,11 +303,11 @@ def run(
     from eval.report import files, tables
     from pipeline.common.progress import console, say
     from traflow_pipeline import jobs
-    from traflow_pipeline import run as whole
+    from traflow_pipeline.run import open_run, run_stages
 
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
-    plan = whole.open_run(config, out, set_ or [], address, anywhere=submit is not None)
+    plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
         raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
     if submit is not None:
@@ -315,23 +315,23 @@ def run(
         return
     if after is not None:
         jobs.wait_for(after)
-    whole.run(plan, on == "ray" or address is not None, address, only)
+    run_stages(plan, on == "ray" or address is not None, address, only)
     if plan.evaluate is not None and only in (None, "evaluate"):
         location = plan.evaluate.mirror or plan.evaluate.out
         console.print(tables.terminal(results.read_report(location)))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
-    say(f"state of each stage: traflow-pipeline status {plan.place}")
+    say(f"state of each stage: traflow-pipeline status {plan.location}")
 
 
 @app.command()
 def status(location: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
     """Show the state of each stage of a run."""
     from pipeline.common.progress import say
-    from traflow_pipeline import run as whole
+    from traflow_pipeline.run import read_run, stage_status
 
-    plan = whole.read_run(location.rstrip("/"))
+    plan = read_run(location.rstrip("/"))
     for stage in plan.stages:
-        say(str(whole.stage_status(plan, stage)))
+        say(str(stage_status(plan, stage)))
 
 
 @app.command()

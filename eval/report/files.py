@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: figures, tables, pictures, a page, and a model card beside the weights."""
+"""The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,8 +15,8 @@ from pipeline.storage.store import open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
-WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # what tells that it is whole comes last
-GRID_EVALUATIONS = (1, 2, 4)  # of the student, in the picture beside the teacher
+WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
+GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
 
 
 def write(
@@ -27,10 +27,12 @@ def write(
     strips: Mapping[str, Images],
     run: Path,
 ) -> None:
-    """Write all of it into `folder`, and the card into `run`, beside the weights.
+    """Write all files of the report into `folder`, and the model card into `run`, beside the weights.
+
+    `grid` holds images uint8 [n, C, H, W] by `Row.title`; `strips` holds states uint8 [T, C, H, W] by title.
 
     Raises:
-        WorkFailed: something cannot be written.
+        WorkFailed: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_resolved(folder / CONFIG, config, "evaluate")
@@ -43,11 +45,11 @@ def write(
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
 
 
-def copy(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
-    """Copy those files `names` that are in `folder` to the store at `location`.
+def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
+    """Upload those of the files `names` that exist in `folder` to the store at `location`.
 
     Raises:
-        WorkFailed: it cannot be written.
+        WorkFailed: the store cannot be written.
     """
     store = open_store(location)
     try:
@@ -55,11 +57,11 @@ def copy(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
             if (folder / name).is_file():
                 store.write(name, (folder / name).read_bytes())
     except OSError as error:
-        raise WorkFailed(f"{location}: {name} cannot be copied there ({reason(error)})") from error
+        raise WorkFailed(f"{location}: {name} cannot be uploaded there ({reason(error)})") from error
 
 
 def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
-    """The teacher by its own solver, and the student at few evaluations."""
+    """The rows of the small grid: the teacher with its own solver, and the student with few evaluations."""
     titles = [
         row.title
         for row in report.rows
@@ -75,13 +77,16 @@ def _png(rows: Mapping[str, Images]) -> bytes:
 
 
 def compare(folders: Sequence[Path], out: Path) -> None:
-    """Write a page with the evaluations in `folders`.
+    """Write a page that compares the evaluations in `folders`.
 
     Raises:
         BadInput: a folder holds no evaluation, or `out` cannot be written.
     """
     names = _short_names(folders)
-    runs = [(name, read_report(folder), _bytes(folder / GRID)) for name, folder in zip(names, folders, strict=True)]
+    runs = [
+        (name, read_report(folder), _read_if_present(folder / GRID))
+        for name, folder in zip(names, folders, strict=True)
+    ]
     try:
         write_file(out, page.render_comparison(runs).encode())
     except WorkFailed as error:
@@ -89,10 +94,10 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path where these differ, else the whole paths."""
-    last = [folder.resolve().name for folder in folders]
-    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+    """The last part of each path if all of these differ, else the full paths."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _bytes(path: Path) -> bytes | None:
+def _read_if_present(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None

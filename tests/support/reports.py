@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
+from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
 from pipeline.common.image_grid import Images
 
 DIGITS = Space(name="digits", title="digit classifier, 64 features", resizer="none: 8x8 as they are", sha256="5d" * 32)
@@ -156,10 +156,10 @@ def inception_report(**changes: Any) -> Report:
     return digits_report(**{**given, **changes})
 
 
-def trajectories() -> Trajectories:
+def trajectories() -> TrajectoryFit:
     """Errors that grow with the length of the jump."""
     times = (1.0, 0.75, 0.5, 0.25, 0.0)
-    return Trajectories(
+    return TrajectoryFit(
         data="runs/quickstart/data",
         data_sha256="15" * 32,
         seen_in_training=True,

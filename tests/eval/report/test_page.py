@@ -170,7 +170,7 @@ def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
 
 def test_a_value_over_other_features_is_never_called_fid() -> None:
     text = shown(digits_report(not_computed=())).text
-    assert text.count("FID") == text.count("is no FID and compares with none") == 1
+    assert text.count("FID") == text.count("is not an FID and not comparable with one") == 1
     assert "no FID" not in shown(inception_report()).text
 
 
@@ -195,7 +195,7 @@ def test_runs_stand_in_one_table_a_row_for_each_number_of_evaluations() -> None:
         *(["second", "1 step", "1"], ["", "2 steps", "2"], ["", "4 steps", "4"], ["", "8 steps", "8"]),
     ]
     assert "do not compare" not in document.text
-    assert "What differs" not in document.text
+    assert "How the trainings differ" not in document.text
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_runs_stand_in_one_table_a_row_for_each_number_of_evaluations() -> None:
 )
 def test_what_makes_runs_incomparable_is_said(changes: dict[str, Any], words: str) -> None:
     document = compared(("a", digits_report()), ("b", digits_report(**changes)))
-    assert "do not compare in everything" in document.text
+    assert "Not all figures of these runs are comparable" in document.text
     assert words in document.text
 
 

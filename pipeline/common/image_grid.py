@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def save_square(path: Path, images: Images) -> None:
     """
     side = max(1, math.ceil(math.sqrt(len(images))))
     _save(path, _draw([images[start : start + side] for start in range(0, len(images), side)], []))
+
+
+def encode_rows(rows: Mapping[str, Images]) -> bytes:
+    """The PNG of `save_rows`, as bytes."""
+    buffer = BytesIO()
+    draw_rows(rows).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def draw_rows(rows: Mapping[str, Images]) -> Image.Image:

@@ -9,7 +9,8 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -301,8 +302,33 @@ def _write_aside(path: Path, payload: bytes) -> Path:
     return aside
 
 
+@contextmanager
+def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a new folder to fill; then sync it and rename it to `path`, which is whole or unchanged after any crash.
+
+    `path` must not exist, or must be an empty folder; with `replace`, a folder there is removed first. If anything
+    raises, the new folder is removed.
+
+    Raises:
+        OSError: the folder cannot be written, or `path` holds files.
+    """
+    path = path.absolute()
+    aside = aside_of(path)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for written in (*aside.rglob("*"), aside):
+            sync(written)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
-    """Make what was written or renamed at `path` survive the machine."""
+    """Flush the file or folder at `path` to disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

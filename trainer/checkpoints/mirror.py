@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import say
 from pipeline.storage.cache import local_copy_of
-from pipeline.storage.store import Store, aside_of, is_url, open_store, sync
+from pipeline.storage.store import Store, is_url, open_store, write_folder
 from trainer.checkpoints import checkpoint
 
 BESIDE = ("config.yaml", "log.jsonl", "samples.png")  # what else of a run is copied, where it is there
@@ -83,18 +83,12 @@ def pull(location: str, run: Path) -> None:
 
 
 def _bring(location: str, name: str, run: Path) -> None:
-    folder = run / "checkpoints" / name
-    aside = aside_of(folder)
-    aside.mkdir(parents=True)
-    place = _store(location, name)
-    for file in place.sizes():
-        (aside / file).write_bytes(place.read(file))
-    for file, payload in open_store(location).read_all(BESIDE).items():
-        (run / file).write_bytes(payload)
-    for path in (*aside.iterdir(), aside):
-        sync(path)
-    aside.rename(folder)
-    sync(folder.parent)
+    store = _store(location, name)
+    with write_folder(run / "checkpoints" / name) as folder:
+        for file in store.sizes():
+            (folder / file).write_bytes(store.read(file))
+        for file, payload in open_store(location).read_all(BESIDE).items():
+            (run / file).write_bytes(payload)
 
 
 def steps(location: str) -> list[str]:

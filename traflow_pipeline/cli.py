@@ -448,11 +448,11 @@ def list_teachers(context: typer.Context) -> None:
     from pipeline.common.progress import console, say
     from pipeline.teachers import catalogue
 
-    console.print(catalogue.table(catalogue.known()))
-    for fault in catalogue.faults():
+    console.print(catalogue.table(catalogue.named_teachers()))
+    for fault in catalogue.find_faults():
         say(f"no teacher: {fault}")
     say("FID: as published, at so many evaluations")
-    say(f"here: whether its file lies in {catalogue.folder()} (set {catalogue.FOLDER} for another folder)")
+    say(f"here: whether its file lies in {catalogue.teachers_folder()} (set {catalogue.FOLDER} for another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
     say(
         "module:factory, and the names of the entry point group traflow_pipeline.teachers: see README, Your own teacher"
@@ -466,8 +466,8 @@ def fetch_teacher(name: TeacherName) -> None:
     from pipeline.storage.hashing import file_sha256
     from pipeline.teachers import loading
 
-    known = loading.fetch_known(name)
-    say(f"{known.path}: sha256 {file_sha256(known.path)}, pinned in {known.pin.name}")
+    named = loading.fetch_file(name)
+    say(f"{named.path}: sha256 {file_sha256(named.path)}, pinned in {named.pin.name}")
 
 
 @teachers.command("check")

@@ -13,7 +13,7 @@ from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
-from pipeline.teachers.loading import absolute_source, load_teacher
+from pipeline.teachers.loading import load_teacher, resolve
 from pipeline.teachers.teacher import Teacher
 from trainer.config import TrainConfig
 from trainer.data.images import load_images
@@ -118,7 +118,7 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
 def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, dict[str, Any]]:
     assert config.data is not None
     manifest = read_manifest(open_store(config.data))
-    plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
+    plan, source = manifest.plan, resolve(config.teacher or manifest.dataset.teacher_source)
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
@@ -127,11 +127,13 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, dict[str
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
         term.prepare(plan.shape)
-    teacher = load_teacher(source, guidance_scale=plan.guidance_scale)
+    teacher = source.load(guidance_scale=plan.guidance_scale)
     if teacher.sha256 != plan.teacher_sha256:
-        raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=...")
+        raise BadInput(
+            f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=..."
+        )
     origin = {
-        "teacher": source,
+        "teacher": source.absolute,
         "teacher_sha256": plan.teacher_sha256,
         "data_sha256": manifest.sha256,
         "t_start": plan.t_start,

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self, overload
 
 import numpy as np
 import torch
@@ -98,13 +99,9 @@ class Plan(BaseModel):
         """Digest of the canonical JSON of the plan."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
-    def shards(self, num_records: int) -> list[Shard]:
+    def shards(self, num_records: int) -> "Shards":
         """The shards of the first `num_records` records; the last one may be short."""
-        starts = range(0, num_records, self.shard_size)
-        return [
-            Shard(number=i, first_index=start, num_records=min(self.shard_size, num_records - start))
-            for i, start in enumerate(starts)
-        ]
+        return Shards(self, num_records)
 
     def times(self, first_index: int) -> Tensor:
         """Times float32 [num_times] of the integration batch that starts at `first_index`, strictly decreasing.
@@ -122,3 +119,30 @@ class Plan(BaseModel):
         """Raises `BadInput` with the fields in which the plan `found` in `place` differs from this one."""
         if fields := differences(found.model_dump(mode="json"), self.model_dump(mode="json")):
             raise BadInput(f"{place} holds another plan ({fields}); choose another folder or ask for that plan")
+
+
+class Shards(Sequence[Shard]):
+    """The shards of the first `num_records` records of `plan`, or those of `numbers` among them; the last may be short.
+
+    Each is made when it is asked for, because a plan may have millions of them.
+    """
+
+    def __init__(self, plan: Plan, num_records: int, numbers: Sequence[int] | None = None) -> None:
+        self._plan, self._num_records = plan, num_records
+        self._numbers = range(-(-num_records // plan.shard_size)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Shards": ...
+
+    def __getitem__(self, index: int | slice) -> "Shard | Shards":
+        if isinstance(index, slice):
+            return Shards(self._plan, self._num_records, self._numbers[index])
+        number, size = self._numbers[index], self._plan.shard_size
+        first_index = number * size
+        return Shard(number=number, first_index=first_index, num_records=min(size, self._num_records - first_index))

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,33 +61,6 @@ NPY_HEADER_BYTES = 1024  # more than numpy writes for any array of ours
 MARKERS_AT_ONCE = 1000  # held in memory
 COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
-
-
-class Shards(Sequence[Shard]):
-    """The shards of the first `num_records` records of `plan`, or those of `numbers` among them; the last may be short.
-
-    Each is made when it is asked for: a plan can have more of them than fit into memory with ease.
-    """
-
-    def __init__(self, plan: Plan, num_records: int, numbers: Sequence[int] | None = None) -> None:
-        self._plan, self._num_records = plan, num_records
-        self._numbers = range(-(-num_records // plan.shard_size)) if numbers is None else numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, place: int) -> Shard: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> "Shards": ...
-
-    def __getitem__(self, place: int | slice) -> "Shard | Shards":
-        if isinstance(place, slice):
-            return Shards(self._plan, self._num_records, self._numbers[place])
-        number, size = self._numbers[place], self._plan.shard_size
-        first_index = number * size
-        return Shard(number=number, first_index=first_index, num_records=min(size, self._num_records - first_index))
 
 
 class Block(NamedTuple):

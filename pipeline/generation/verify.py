@@ -1,7 +1,7 @@
 """Whether a data set is what its plan says: every byte hashed again, a few records integrated again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -214,14 +214,14 @@ def _is_failed_batch(name: str) -> bool:
     return stem.isdigit() and name == failed_batch_name(int(stem))
 
 
-def _aliens(dataset: DataSet, shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+def _aliens(dataset: DataSet, shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
     ours = {PLAN, CONFIG, MANIFEST, LEASE, *(name for s in shards for name in (s.name, marker_name(s)))}
     for name in sorted(sizes.keys() - ours):
         if not is_aside(name) and not _is_failed_batch(name):
             yield Fault(name, "does not belong to this data set; move it away")
 
 
-def _not_made(shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+def _not_made(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
     """A fault for each run of shards that are not there at all: of a set in the making there may be many."""
     runs: list[list[Shard]] = []
     for shard in shards:

@@ -115,11 +115,11 @@ def verify(
             source = teacher or findings.dataset.teacher_source
             try:
                 loaded = load_teacher(source, place, findings.dataset.plan.guidance_scale)
-                verify.integrate_again(store, findings, loaded, place, recheck)
+                verify.recheck(store, findings, loaded, place, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "--teacher says where it is, --recheck 0 leaves it out"
                 findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
-        for line in (*findings.notes, *findings.again, *findings.faults):
+        for line in (*findings.notes, *findings.rechecks, *findings.faults):
             say(str(line))
         if not findings.faults:
             say(f"{data}: {findings}; digest {findings.digest}")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.common.errors import BadInput
 
-MIN_CELL = 40  # pixels: 8x8 digits are enlarged until a person can read them
+MIN_CELL = 40  # pixels; smaller images, such as 8x8 digits, are enlarged to be legible
 GAP = 2
 FONT_SIZE = 14
 MARGIN = 8
@@ -37,13 +37,13 @@ def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
     """Write a PNG with one titled row for each of `rows`; columns line up.
 
     Raises:
-        BadInput: `path` cannot be written, or does not end as a picture's does.
+        BadInput: `path` cannot be written, or has no suffix of an image format.
     """
     _save(path, draw_rows(rows))
 
 
 def save_square(path: Path, images: Images) -> None:
-    """Write a PNG of `images` in an about square grid without titles.
+    """Write a PNG of `images` in a nearly square grid without titles.
 
     Raises:
         BadInput: see `save_rows`.

@@ -66,5 +66,6 @@ def call_factory(factory: Factory, device: torch.device, wanted: type[Made], sou
         raise BadInput(f"{kind} {source}: the factory failed with {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(made, wanted):
         name = f"{wanted.__module__}.{wanted.__name__}"
-        raise BadInput(f"{kind} {source}: wanted a {name}, got {type(made).__name__}")
+        article = "an" if name[0] in "aeiou" else "a"
+        raise BadInput(f"{kind} {source}: wanted {article} {name}, got {type(made).__name__}")
     return made

@@ -93,7 +93,7 @@ def test_a_manifest_of_more_rows_than_are_written_at_once_is_read_back_as_it_was
 ) -> None:
     dataset = DataSet(plan=PLAN, num_records=6 * PLAN.shard_size, teacher_source="x")
     manifest = derive(Folder(tmp_path), dataset, RECEIPTS)
-    monkeypatch.setattr("pipeline.generation.generate.manifest.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.dataset.manifest.ROWS_AT_ONCE", 7)
     write_manifest(manifest)
     found = read_manifest(manifest.store)
     assert found.blocks.to_pylist() == manifest.blocks.to_pylist()

@@ -141,11 +141,11 @@ def verify(
         if recheck and findings.markers:
             try:
                 source, scale = teacher or findings.dataset.teacher_source, findings.dataset.plan.guidance_scale
-                verify.integrate_again(store, findings, load_teacher(source, processor, scale), processor, recheck)
+                verify.recheck(store, findings, load_teacher(source, processor, scale), processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"
                 findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
-        for line in (*findings.notes, *findings.again, *findings.faults):
+        for line in (*findings.notes, *findings.rechecks, *findings.faults):
             say(str(line))
         if not findings.faults:
             say(f"{data}: {findings}; digest {findings.digest}")
@@ -481,11 +481,11 @@ def list_teachers(context: typer.Context) -> None:
     from pipeline.common.progress import console, say
     from pipeline.teachers import catalogue
 
-    console.print(catalogue.table(catalogue.known()))
-    for fault in catalogue.faults():
+    console.print(catalogue.table(catalogue.named_teachers()))
+    for fault in catalogue.find_faults():
         say(f"no teacher: {fault}")
     say("FID: as published, with the number of evaluations")
-    say(f"here: whether its file is in {catalogue.folder()} (set {catalogue.FOLDER} to use another folder)")
+    say(f"here: whether its file is in {catalogue.teachers_folder()} (set {catalogue.FOLDER} to use another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
     say("module:factory, and names in the entry point group traflow_pipeline.teachers (README, Teachers)")
 
@@ -497,8 +497,8 @@ def fetch_teacher(name: TeacherName) -> None:
     from pipeline.storage.hashing import file_sha256
     from pipeline.teachers import loading
 
-    known = loading.fetch_known(name)
-    say(f"{known.path}: sha256 {file_sha256(known.path)}, pinned in {known.pin.name}")
+    named = loading.fetch_file(name)
+    say(f"{named.path}: sha256 {file_sha256(named.path)}, pinned in {named.pin.name}")
 
 
 @teachers.command("check")

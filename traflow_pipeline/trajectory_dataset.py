@@ -87,7 +87,7 @@ class TrajectoryDataset:
         if size < 1:
             raise ValueError(f"size: wanted 1 or more, got {size}")
         for start in range(0, len(self), size):
-            self._reader.expect(self._blocks(start, start + 2 * size))
+            self._reader.prefetch(self._blocks(start, start + 2 * size))
             yield self[start : start + size]
 
     def _blocks(self, start: int, stop: int) -> range:

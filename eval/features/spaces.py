@@ -294,17 +294,8 @@ def _positions(embeddings: Any) -> Tensor:
 
 
 def _from_factory(source: str, device: torch.device) -> FeatureSpace:
-    make = plugins.find(source, "features")
-    try:
-        space = make(device)
-    except (BadInput, WorkFailed):
-        raise
-    except Exception as error:  # it is the user's own code
-        raise BadInput(
-            f"features {source}: the factory failed with {type(error).__name__}: {one_line(error)}"
-        ) from error
-    if not isinstance(space, FeatureSpace):
-        raise BadInput(f"features {source}: wanted an eval.features.spaces.FeatureSpace, got {type(space).__name__}")
+    factory = plugins.import_function(source, "features")
+    space = plugins.call_factory(factory, device, FeatureSpace, source, "features")
     if space.name in FEATURES:
         raise BadInput(f"features {source}: wanted a name of its own; {space.name!r} is taken")
     return replace(space, extract=_blamed(source, space.extract))

@@ -179,7 +179,7 @@ def _samples(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
     pending: list[NDArray[np.uint8]] = []
     try:
         for block in range(num_blocks):
-            reader.expect(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
+            reader.prefetch(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
             pending.append(to_bytes(reader.read(block).sample.astype(np.float32), manifest.plan.data_range))
             if sum(map(len, pending)) >= BATCH_SIZE or block == num_blocks - 1:
                 yield np.concatenate(pending)

@@ -1,16 +1,15 @@
 """The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from eval.report import model_card, page, tables
 from eval.results import METRICS, Report, read_report
-from pipeline.common.config import write_resolved
+from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.common.image_grid import Images, draw_rows
+from pipeline.common.image_grid import Images, encode_rows
 from pipeline.storage.store import open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
@@ -34,12 +33,11 @@ def write(
     Raises:
         WorkFailed: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_resolved(folder / CONFIG, config, "evaluate")
+    write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
     for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, strips)):
         if rows:
-            write_file(folder / name, _png(rows))
+            write_file(folder / name, encode_rows(rows))
     write_file(folder / PAGE, page.render(report, grid, strips).encode())
     write_file(run / CARD, model_card.card(report).encode())
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
@@ -68,12 +66,6 @@ def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
         if row.group == "solver" or (row.group == "student" and row.nfe in GRID_EVALUATIONS)
     ]
     return {title: grid[title] for title in titles if title in grid}
-
-
-def _png(rows: Mapping[str, Images]) -> bytes:
-    buffer = BytesIO()
-    draw_rows(rows).save(buffer, format="png")
-    return buffer.getvalue()
 
 
 def compare(folders: Sequence[Path], out: Path) -> None:

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import chart, comparison, tables
 from eval.results import Grid, Report, Row, TrajectoryFit, gains
-from pipeline.common.image_grid import Images, draw_rows
+from pipeline.common.image_grid import Images, encode_rows
 from pipeline.common.progress import format_bytes
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -118,8 +117,4 @@ def _environment() -> Environment:
 
 def _png(rows: Mapping[str, Images]) -> str | None:
     """The picture of `rows` as text, None of no rows."""
-    if not rows:
-        return None
-    buffer = BytesIO()
-    draw_rows(rows).save(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode_rows(rows)).decode() if rows else None

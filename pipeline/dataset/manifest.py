@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import Block, Marker, Shards
+from pipeline.dataset.shards import Block, Marker
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 
@@ -157,7 +157,7 @@ class Ledger:
         is_there = self._columns["num_records"] > 0
         blocks_per_shard = self.plan.shard_size // self.plan.block_size
         numbers = pa.array(np.arange(len(is_there), dtype=np.int32) // blocks_per_shard)
-        names = [shard.name for shard in Shards(self.plan, self.num_records)]
+        names = [shard.name for shard in self.plan.shards(self.num_records)]
         of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
         columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
         sha256 = _digest(self._sha256)

@@ -119,7 +119,7 @@ def summarise(store: Store) -> Summary:
     manifest = derive(store, dataset, markers)
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
     looked_at = np.linspace(0, num_blocks - 1, min(LOOKED_AT, num_blocks)).round().astype(int).tolist()
-    reader.expect(looked_at)
+    reader.prefetch(looked_at)
     return Summary(
         manifest=manifest,
         num_shards=len(markers),

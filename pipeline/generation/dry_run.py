@@ -12,7 +12,7 @@ from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
 from pipeline.flow.numerics import fixed_numerics
-from pipeline.generation.generate import GenerateConfig, existing, make_plan, missing_shards
+from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher
@@ -66,9 +66,9 @@ def dry_run(config: GenerateConfig) -> DryRun:
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
     teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
-    plan, found = make_plan(config, teacher), read_dataset(store)
-    markers = existing(config, store, plan, found)
-    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, markers))
+    plan = make_plan(config, teacher)
+    ledger = read_ledger(config, store, plan, read_dataset(store))
+    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
     with fixed_numerics():
         batch = draw_batch(plan, 0)
         label = batch.label.to(device) if plan.num_classes else None

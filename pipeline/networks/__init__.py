@@ -1,7 +1,8 @@
 """The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
 
+import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,9 @@ import torch
 from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "parse_config",
     "save",
+    "save_tensors",
 ]
 # The configuration of a network; without a family it is a song's.
 NetworkConfig = Annotated[
@@ -49,9 +52,25 @@ def build(config: UNetConfig) -> Network:
 
 
 def save(path: Path, network: Network) -> None:
-    """Write the weights, fp32, with the network's configuration in the file's metadata."""
+    """Write the weights, fp32, with the network's configuration in the file's metadata.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata={"network": network.config.model_dump_json()})
+    save_tensors(path, tensors, {"network": network.config.model_dump_json()})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous tensors to a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, one_line(error)) from error
 
 
 def load(path: Path) -> Network:

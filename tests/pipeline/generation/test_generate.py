@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.ray_cluster import count_workers, places
+from pipeline.common.ray_cluster import count_workers, worker_slots
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Shard
 from pipeline.generation import workers
@@ -165,7 +165,9 @@ def test_a_worker_of_another_version_says_so(tmp_path: Path) -> None:
     )
     failure = worker.make(plan.shards(20)[0])
     assert isinstance(failure, Failure)
-    assert f"has traflow-pipeline {workers.program()}, the driver 0.0.1: install the same version" in failure.error
+    assert (
+        f"has traflow-pipeline {workers.program_version()}, the driver 0.0.1: install the same version" in failure.error
+    )
 
 
 @pytest.mark.cluster
@@ -182,29 +184,29 @@ def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_s
         machine.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_there_are_as_many_workers_as_places() -> None:
-    assert places({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
-    assert places({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
-    assert places({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
-    assert places({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
-    assert places({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
-    assert places({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
-    assert places({"CPU": 8}, 3, None) == (3, 0)
-    assert places({}, 3, None) == (3, 0)
-    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no place for a worker"):
-        places({}, None, None)
+def test_there_are_as_many_workers_as_slots() -> None:
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
+    assert worker_slots({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
+    assert worker_slots({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
+    assert worker_slots({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
+    assert worker_slots({"CPU": 8}, 3, None) == (3, 0)
+    assert worker_slots({}, 3, None) == (3, 0)
+    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no room for a worker"):
+        worker_slots({}, None, None)
 
 
-def test_a_failure_that_may_pass_is_tried_three_times_and_its_first_error_told() -> None:
+def test_a_transient_failure_is_tried_three_times_and_reports_its_first_error() -> None:
     shard = Shard(number=0, first_index=0, num_records=4)
     backlog = Backlog([shard], threading.Event())
-    told = []
+    reported = []
     for reason in ("first", "second", "third"):
         assert backlog.take() == shard
-        told += list(backlog.settle(Failure(shard, reason, may_pass=True)))
-    assert told == [Failure(shard, "first (tried 3 times)")]
+        reported += list(backlog.final_results(Failure(shard, reason, is_transient=True)))
+    assert reported == [Failure(shard, "first (tried 3 times)")]
     assert not backlog
-    assert list(backlog.settle(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
+    assert list(backlog.final_results(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
 
 
 def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path, address: str) -> None:

@@ -1,4 +1,4 @@
-"""Stage 1 as a whole: from a config to a store that holds every record of its plan."""
+"""Generate a data set: from a configuration to a store that holds every record of its plan."""
 
 import threading
 import time
@@ -25,14 +25,14 @@ from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
-OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # what a plan takes over
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
 
 
 class GenerateConfig(BaseModel):
-    """What `traflow-pipeline generate` takes.
+    """The configuration of `traflow-pipeline generate`.
 
-    Where and by whom (`out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address`) is free to change; all else
-    makes the plan.
+    `out`, `n`, `workers`, `gpus_per_worker`, `executor` and `address` may change from run to run; all other fields
+    define the plan.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +70,7 @@ def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
     """The plan that `config` asks for with `teacher`.
 
     Raises:
-        BadInput: sizes that do not fit together.
+        BadInput: the fields contradict each other.
     """
     names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
     return _plan(config, names | {name: getattr(teacher, name) for name in OF_TEACHER})
@@ -86,12 +86,12 @@ def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
 
 
 def generate(config: GenerateConfig) -> Manifest:
-    """Make every shard of the plan that is not committed yet, and the manifest of all.
+    """Generate every shard of the plan that is not committed yet, then write the manifest.
 
     Raises:
-        BadInput: the place holds another plan, more records than asked for, or is another driver's.
+        BadInput: the store holds other files, another plan or more records than asked for; or it has another driver.
         WorkFailed: shards failed; the others are committed.
-        KeyboardInterrupt: it was asked to stop; the shards in flight were committed.
+        KeyboardInterrupt: a signal asked to stop; the shards in flight were committed.
     """
     store = open_store(config.out)
     existing = read_dataset(store)
@@ -197,7 +197,7 @@ def _fill(
     lease: Lease,
     stop: threading.Event,
 ) -> list[str]:
-    """Make `missing`, write their markers into `ledger`, and the manifest of whatever there is then; what failed."""
+    """Generate `missing`, record the markers in `ledger`, and write the manifest; return the errors."""
     failures: list[str] = []
     try:
         for result in _make(config, dataset, missing, stop):
@@ -208,7 +208,7 @@ def _fill(
                 ledger.add(result)
     finally:
         try:
-            lease.confirm()  # a successor's manifest is not ours to write over
+            lease.confirm()  # never overwrite a successor's manifest
             write_manifest(ledger.manifest(lease.store, dataset))
         except (OSError, StoreFailed) as error:
             if not failures:

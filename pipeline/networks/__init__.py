@@ -36,7 +36,7 @@ __all__ = [
     "save",
     "save_tensors",
 ]
-# The configuration of a network; without a family it is a song's.
+# The configuration of a network; the default family is song.
 NetworkConfig = Annotated[
     Annotated[SongUNetConfig, Tag("song")] | Annotated[DhariwalUNetConfig, Tag("dhariwal")], Discriminator(_family)
 ]
@@ -74,7 +74,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load(path: Path) -> Network:
-    """The network in `path`, in evaluation mode; the file is data, nothing in it is executed.
+    """The network in `path`, in evaluation mode. Nothing in the file is executed.
 
     Raises:
         BadInput: not a file of `save`, or its tensors are not those of its configuration.
@@ -82,7 +82,7 @@ def load(path: Path) -> Network:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copies: the file is mapped, and may change under a network that is at work.
+            # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         with torch.device("meta"):
             network = build(parse_config(json.loads(metadata["network"])))

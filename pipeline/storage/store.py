@@ -263,7 +263,7 @@ class Bucket:
         return f"{self._prefix}/{name}"
 
     def _request(self, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
-        """What the store answers; every backend has its own exceptions, and callers know only OSError."""
+        """Call `method` of the file system; every exception of a backend becomes an OSError."""
         seconds = REQUEST_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
         if self._filesystem.async_impl:
             options["timeout"] = seconds

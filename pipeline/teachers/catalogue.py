@@ -1,11 +1,11 @@
-"""The teachers by name: the public ones of catalogue.yaml, and the user's own in the folder of teachers.
+"""Teachers by name: the public ones of catalogue.yaml, and the user's own in the folder of teachers.
 
-A user's own is a file NAME.yaml with one entry: a checkpoint in a format that is known here, and its network.
+A user's own teacher is a file NAME.yaml with one entry: a checkpoint in a supported format, and its network.
 """
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -38,8 +38,8 @@ class PublishedFid(BaseModel):
 class Entry(BaseModel):
     """A teacher's file: what it holds, how to read it, and where it comes from.
 
-    `file` lies in the folder of teachers if it has a `source` to be fetched from, else relative to the entry's own.
-    Its network is `network`; only formats that say it themselves (safetensors, edm) can do without.
+    `file` is in the folder of teachers if it has a `source` to fetch it from, else relative to the folder of the entry.
+    Only formats that store their own configuration (safetensors, edm) can do without `network`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,7 +78,7 @@ class Entry(BaseModel):
 
 
 class NamedTeacher(BaseModel):
-    """An entry, its name, and the folder of the file it was read from."""
+    """An entry, its name, and the folder it was read from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,12 +90,12 @@ class NamedTeacher(BaseModel):
 
     @property
     def path(self) -> Path:
-        """Where the teacher's file has to be."""
+        """The expected path of the teacher's file."""
         return (teachers_folder() if self.entry.source else self.folder) / Path(self.entry.file).expanduser()
 
     @property
     def pin(self) -> Path:
-        """Where the sha256 lies that the file had when it was fetched."""
+        """The file that records the sha256 of the teacher's file when it was first fetched."""
         return self.path.with_name(f"{self.path.name}.sha256")
 
 
@@ -105,20 +105,20 @@ def teachers_folder() -> Path:
 
 
 def named_teachers() -> dict[str, NamedTeacher]:
-    """Every teacher with a name; a user's own entry cannot take a public one's."""
+    """Every named teacher; a public name takes precedence over a user's own entry."""
     return {**_own()[0], **_public()}
 
 
 def find_faults() -> list[str]:
-    """What is wrong with files in the folder of teachers that are meant as entries."""
+    """The errors of those .yaml files in the folder of teachers that are not valid entries."""
     return _own()[1]
 
 
 def find(source: str) -> NamedTeacher | None:
-    """The teacher called `source`, or the one that the entry at that path describes; None if it is neither.
+    """The teacher called `source`, or the one that the entry at that path describes; None if there is none.
 
     Raises:
-        BadInput: the entry is not one.
+        BadInput: the entry is not valid.
     """
     if source in _public():
         return _public()[source]
@@ -130,10 +130,10 @@ def find(source: str) -> NamedTeacher | None:
 
 
 def read_entry(path: Path, argument: str) -> NamedTeacher:
-    """The entry in the file `path`, named after it.
+    """The entry in the file `path`, named after the file.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it cannot be read, or is not valid.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -148,7 +148,7 @@ def read_entry(path: Path, argument: str) -> NamedTeacher:
 
 
 def table(entries: dict[str, NamedTeacher]) -> Table:
-    """What `teachers` shows."""
+    """The table that `teachers` prints."""
     shown = Table(box=None, pad_edge=False, collapse_padding=True)
     for title in ("name", "data set", "shape", "parameters", "FID", "at", "licence", "here"):
         shown.add_column(title, no_wrap=True)
@@ -182,7 +182,7 @@ def _own() -> tuple[dict[str, NamedTeacher], list[str]]:
 
 @cache
 def _public() -> dict[str, NamedTeacher]:
-    content: dict[str, Any] = yaml.safe_load(CATALOGUE.read_text())
+    content: dict[str, object] = yaml.safe_load(CATALOGUE.read_text())
     return {
         name: NamedTeacher(
             name=name, argument=name, entry=Entry.model_validate(entry), folder=CATALOGUE.parent, is_own=False

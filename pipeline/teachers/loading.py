@@ -213,11 +213,11 @@ def _refuse_page(path: Path) -> None:
 
 
 def fetch_file(name: str) -> NamedTeacher:
-    """Download the file of the teacher called `name`, unless it is here, and write down its sha256 beside it.
+    """Download the file of the teacher called `name`, unless it exists, and pin its sha256 beside it.
 
     Raises:
-        BadInput: no such teacher, or one that is not fetched from anywhere; or the file is not the pinned one.
-        WorkFailed: it could not be had.
+        BadInput: no such teacher, or it has no source; or the file is not the pinned one.
+        WorkFailed: the download failed.
     """
     with _readable(name):
         named = catalogue.find(name)
@@ -258,13 +258,13 @@ def _format_of(weights: Path) -> str:
     return "edm" if weights.suffix == ".pkl" else "safetensors"
 
 
-def _shape(config: UNetConfig) -> dict[str, Any]:
-    """What of a configuration decides the velocity: all but how it was trained."""
+def _shape(config: UNetConfig) -> dict[str, object]:
+    """The fields of a configuration that decide the velocity: all but those of training."""
     return config.model_dump(mode="json", exclude={"dropout", "label_dropout"})
 
 
 def _identity(named: NamedTeacher, sha256: str) -> str:
-    """Of a user's own entry, the network it describes is a part."""
+    """The `sha256` of a teacher: of its file, and of the network that a user's own entry describes."""
     if not named.is_own or named.entry.network is None:
         return sha256
     return hashlib.sha256(f"{sha256} {named.entry.network.model_dump_json()}".encode()).hexdigest()

@@ -17,6 +17,7 @@ from pipeline.teachers.loading import load_teacher
 from tests.support.problems import make_data, tiny_config
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig, TrainerConfig
+from trainer.distillation.queries import Loss
 from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
 from trainer.distillation.terms import VelocityTerm
 from trainer.step import learning_rate
@@ -150,12 +151,13 @@ def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def broken_at_step_4(monkeypatch: pytest.MonkeyPatch) -> None:
     """A velocity loss whose fifth value is no number."""
-    values, calls = VelocityTerm.values, iter(range(1000))
+    compute, calls = VelocityTerm.compute, iter(range(1000))
 
-    def broken(*args: Any) -> torch.Tensor:
-        return values(*args) * (torch.nan if next(calls) == 4 else 1.0)
+    def broken(*args: Any) -> Loss:
+        values = yield from compute(*args)
+        return values * (torch.nan if next(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(VelocityTerm, "values", broken)
+    monkeypatch.setattr(VelocityTerm, "compute", broken)
 
 
 @pytest.mark.usefixtures("broken_at_step_4")

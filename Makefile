@@ -9,8 +9,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/traflow-pipeline run configs/quickstart.yaml
 
+# Two at a time; the tests of a file stay together, for they share what is dear to make.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not proof and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not proof and not cluster"
 
 # Runs on clusters of several nodes, which lose some, and runs submitted as jobs.
 cluster: .venv/installed-dev

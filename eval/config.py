@@ -1,4 +1,4 @@
-"""What `traflow-pipeline evaluate` takes."""
+"""The configuration of `traflow-pipeline evaluate`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,25 +6,23 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.metrics import distances
-from eval.results import FULL
+from eval.results import FULL_NUM_SAMPLES
 from pipeline.common.config import parse_count
 from pipeline.flow.solver import Solver
 from pipeline.storage.store import Location
 from trainer.checkpoints import mirror
 
 Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
-
-
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
 class EvaluateConfig(BaseModel):
-    """What `traflow-pipeline evaluate` takes.
+    """The configuration of `traflow-pipeline evaluate`.
 
     `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
-    `num_ranges` times `num_samples` samples of the student and of the teacher's solver give mean, spread and minimum;
-    the teacher's few-step samplers are measured on the first range alone. The report is copied to `mirror`; an `out`
-    that is a URL is a mirror, and the report made in the user's cache.
+    The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
+    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report is uploaded to
+    `mirror`. An `out` that is a URL becomes the mirror, and the report is built in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,24 +31,24 @@ class EvaluateConfig(BaseModel):
     out: Path
     mirror: Location | None = None
     weights: str = "ema"
-    reference: str | None = None  # by default the scans for digits; else it has to be given
+    reference: str | None = None  # required, except for digits, whose default is the scans
     features: Names | None = None  # of spaces.FEATURES, or module:factory; the first one gives the headline
-    require: Names = ()  # metrics without which the evaluation has failed
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=distances.MIN_SAMPLES)] = FULL
+    require: Names = ()  # the evaluation fails without these metrics
+    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=distances.MIN_SAMPLES)] = FULL_NUM_SAMPLES
     num_ranges: int = Field(default=3, ge=1)
     steps: tuple[Steps, ...] = (1, 2, 4, 8)
-    teacher: str | None = None  # where it is, if not where it was; "none": without
+    teacher: str | None = None  # where it is now, by default where it was in training; "none": without it
     teacher_solver: Solver = Solver()
     baselines: Names | None = None  # the teacher's few-step samplers; by default all that are installed
     baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
-    data: str | None = None  # trajectories to compare with; by default those of the training
+    data: str | None = None  # trajectories to compare with, by default the training's
     num_trajectories: int = Field(default=2048, ge=1)
-    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, for images of 32 pixels and more
+    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, or none for images below 32 pixels
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=256, ge=1)
     device: str = "auto"
 
     @model_validator(mode="before")
     @classmethod
-    def _place(cls, values: Any) -> Any:
+    def _mirror(cls, values: Any) -> Any:
         return mirror.with_mirror(values)

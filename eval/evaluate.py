@@ -1,7 +1,7 @@
-"""Stage 3: evaluate() scores a student beside its teacher, and beside what a user would draw from that one instead.
+"""Stage 3: evaluate() compares a student with its teacher and with the teacher's own few-step samplers.
 
-All rows begin at the same noise, which no training has seen. What is finished stays finished: a kill loses at most a
-chunk of samples, and further rows, or ranges of noise, are added to those that are there.
+All rows start from the same noise, which no training has seen. Finished work is kept: a kill loses at most one chunk of
+samples, and new rows or ranges of noise are added to existing ones.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from eval.metrics import cost, distances, trajectory_fit
 from eval.metrics.reference import OpenedReference, check_shape, open_reference
 from eval.metrics.sample_chunks import SamplingSettings
 from eval.metrics.scorer import Result, Scorer
-from eval.models import EvaluatedModels, open_subject
+from eval.models import EvaluatedModels, open_models
 from eval.report import files, provenance
-from eval.results import Figure, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
+from eval.results import EvaluatedCheckpoint, Figure, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.image_grid import is_drawable
+from pipeline.common.image_grid import Images, is_drawable
 from pipeline.common.progress import bar
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.lease import hold_lease
@@ -35,21 +35,21 @@ from trainer.checkpoints import mirror
 from trainer.distillation.distance import DistanceConfig
 from trainer.distributed import Ranks, join_ranks
 
-WORK = "samples"  # what is drawn and scored, inside the report's folder
+WORK = "samples"  # the folder of chunks and scores, inside the report's folder
 DIGITS = (1, 8, 8)
-PERCEPTUAL_PIXELS = 32  # images from which LPIPS says something by itself
+MIN_LPIPS_PIXELS = 32  # smaller images are enlarged before LPIPS
 QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
-AGREEMENT = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
+RMSE_TO_TEACHER = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
 
 
 def evaluate(config: EvaluateConfig) -> Report | None:
-    """Sample, measure, and write the report into `config.out`; ranks of torchrun share the sampling.
+    """Draw samples, score them and write the report into `config.out`; torchrun's ranks share the sampling.
 
     Returns the report on the first rank, None on the others.
 
     Raises:
-        BadInput: a checkpoint, reference, feature space or teacher that do not fit together.
-        WorkFailed: samples that are not finite, or a required metric that could not be computed.
+        BadInput: the checkpoint, reference, feature spaces and teacher do not fit together.
+        WorkFailed: a sample is not finite, or a required metric could not be computed.
     """
     with join_ranks(config.device) as ranks:
         if config.out.is_file():
@@ -58,154 +58,153 @@ def evaluate(config: EvaluateConfig) -> Report | None:
             mirror.local(config.checkpoint)
         ranks.wait()
         path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
-        subject = open_subject(path, config.weights, config.teacher, ranks.device)
-        evaluation = _Evaluation(config, subject, ranks)
+        models = open_models(path, config.weights, config.teacher, ranks.device)
+        evaluation = _Evaluation(config, models, ranks)
         with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
             return evaluation.run()
 
 
 class _Evaluation:
-    """A run of the command on this rank. What cannot work is said when it is made, before anything is drawn."""
+    """One run of the command on this rank. The constructor raises every `BadInput`, before anything is drawn."""
 
-    def __init__(self, config: EvaluateConfig, subject: EvaluatedModels, ranks: Ranks) -> None:
-        self.config, self.subject, self.ranks = config, subject, ranks
+    def __init__(self, config: EvaluateConfig, models: EvaluatedModels, ranks: Ranks) -> None:
+        self.config, self.models, self.ranks = config, models, ranks
         self.not_computed: list[NotComputed] = []
         self.warnings: list[str] = []
         self.spaces = dict(self._open_spaces())
         self.reference = self._open_reference()
-        self.columns = list(self._list_columns())
+        self.columns = self._list_columns()
         self.samplers = list(self._list_samplers())
         self._check_required()
-        self.scorer = self._scorer()
+        self.scorer = self._make_scorer()
 
     def run(self) -> Report | None:
-        """Draw and score every row, and write the report, on the first rank."""
-        jobs = [(sampler, number) for sampler in self.samplers for number in range(self._num_ranges(sampler))]
-        share = self.scorer.setting.share(self.config.num_samples, self.ranks)
+        """Draw and score every row; the first rank writes the report and returns it."""
+        jobs = [(sampler, range_index) for sampler in self.samplers for range_index in range(self._num_ranges(sampler))]
+        share = self.scorer.settings.share(self.config.num_samples, self.ranks)
         results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
         with bar("evaluate", len(jobs) * share) as advance:
-            for sampler, number in jobs:
-                if (result := self.scorer.measure(sampler, number, advance)) is not None:
+            for sampler, range_index in jobs:
+                if (result := self.scorer.score(sampler, range_index, advance)) is not None:
                     results[sampler].append(result)
         if not self.ranks.is_first:
             return None
         report = self._report(results)
-        grid = {sampler.title: self.scorer.pictures(sampler) for sampler in self.samplers} if self._draws else {}
-        strips = (
-            draw_strips(self.subject, self.config.teacher_solver, self.config.seed, self.ranks.device)
-            if self._draws
-            else {}
-        )
-        files.write(self.config.out, self.config, report, grid, strips, self.subject.run)
-        self._copy()
-        self.scorer.drop_others()
+        files.write(self.config.out, self.config, report, *self._pictures(), self.models.run)
+        self._upload()
+        self.scorer.discard_other_settings()
         self._check_computed(report)
         return report
 
-    def _copy(self) -> None:
-        if self.config.mirror is not None:
-            files.copy(self.config.out, self.config.mirror)
-        if is_url(self.config.checkpoint):
-            files.copy(self.subject.run, self.config.checkpoint, (files.CARD,))
+    def _pictures(self) -> tuple[dict[str, Images], dict[str, Images]]:
+        """The first images of each sampler, and strips from noise to image; both empty if samples are not images."""
+        if not is_drawable(self.models.shape):
+            return {}, {}
+        grid = {sampler.title: self.scorer.first_images(sampler) for sampler in self.samplers}
+        return grid, draw_strips(self.models, self.config.teacher_solver, self.config.seed, self.ranks.device)
 
-    # What samples are measured in, and against
+    def _upload(self) -> None:
+        if self.config.mirror is not None:
+            files.upload(self.config.out, self.config.mirror)
+        if is_url(self.config.checkpoint):
+            files.upload(self.models.run, self.config.checkpoint, (files.CARD,))
+
+    # Feature spaces, reference and metrics
 
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
-        shape = self.subject.shape
+        shape = self.models.shape
         default = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
         for name in default if self.config.features is None else self.config.features:
             try:
                 space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
-                self._give_up(distances.keys([name]), str(error))
+                self._skip(distances.metric_keys([name]), str(error))
                 continue
             space.check_shape(shape, "the samples")
             yield space.name, space
 
-    def _open_reference(self) -> OpenedReference | None:
-        """On the first rank, which scores."""
-        source = self.config.reference or ("digits" if self.subject.shape == DIGITS else None)
+    def _open_reference(self) -> OpenedReference:
+        """The reference; without statistics on ranks other than the first, which alone scores."""
+        source = self.config.reference or ("digits" if self.models.shape == DIGITS else None)
         if source is None:
             raise BadInput(
-                "evaluate: 'reference' is missing: wanted what to measure against, for example --reference "
-                "cifar10.zip, a folder of images, cleanfid:cifar10/train/32, or the statistics of EDM or ADM"
+                "evaluate: 'reference' is missing: wanted images or statistics to compare with, for example "
+                "--reference cifar10.zip, a folder of images, cleanfid:cifar10/train/32, or EDM's or ADM's statistics"
             )
+        empty = OpenedReference(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
         if not self.ranks.is_first:
-            return None
+            return empty
         try:
-            opened = open_reference(source, list(self.spaces.values()))
+            reference = open_reference(source, list(self.spaces.values()))
         except Unavailable as error:
-            self._give_up(distances.keys(self.spaces), str(error))
-            opened = OpenedReference(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
-        check_shape(opened.reference, self.subject.shape)
-        self.not_computed += opened.not_computed
-        self.warnings += opened.notes
-        for measured in opened.measured.values():
-            self.not_computed += distances.not_computed(self.config.num_samples, measured)
-            self.warnings += distances.cautions(self.config.num_samples, measured)
-        return opened
+            self._skip(distances.metric_keys(self.spaces), str(error))
+            return empty
+        check_shape(reference.reference, self.models.shape)
+        self.not_computed += reference.not_computed
+        self.warnings += reference.notes
+        for stats in reference.stats.values():
+            self.not_computed += distances.not_computed(self.config.num_samples, stats)
+            self.warnings += distances.cautions(self.config.num_samples, stats)
+        return reference
 
     def _open_distance(self) -> DistanceConfig | None:
-        shape, backbone = self.subject.shape, self.config.lpips
-        small = self._draws and min(shape[1:]) < PERCEPTUAL_PIXELS
-        if backbone == "none" or self.subject.teacher is None or (backbone == "auto" and (small or not self._draws)):
+        """LPIPS to the teacher's samples; None if it is not wanted, or its network is missing."""
+        shape, backbone = self.models.shape, self.config.lpips
+        is_small = is_drawable(shape) and min(shape[1:]) < MIN_LPIPS_PIXELS
+        if backbone == "auto":
+            backbone = "alex" if is_drawable(shape) and not is_small else "none"
+        if backbone == "none" or self.models.teacher is None:
             return None
-        name = f"lpips-{'alex' if backbone == 'auto' else backbone}"
-        distance = DistanceConfig.model_validate({"name": name, "resize": 64 if small else None})
+        distance = DistanceConfig.model_validate({"name": f"lpips-{backbone}", "resize": 64 if is_small else None})
         try:
             distance.prepare(shape)
         except BadInput as error:
-            self._give_up(["lpips"], str(error))
+            self._skip(["lpips"], str(error))
             return None
         return distance
 
-    def _list_columns(self) -> Iterator[Metric]:
-        """The headline first; where no features can be had, it is the agreement with the teacher."""
-        if self.reference is None:
-            return
-        left_out = {key for gap in self.not_computed for key in gap.metrics}
-        found = [
+    def _list_columns(self) -> list[Metric]:
+        """The metrics that can be computed, the headline first; without any, the RMSE to the teacher."""
+        skipped = {key for missing in self.not_computed for key in missing.metrics}
+        columns = [
             column
-            for name, measured in self.reference.measured.items()
-            for column in distances.columns(name, measured.features is not None, has_probabilities=True)
-            if column.key not in left_out
+            for name, stats in self.reference.stats.items()
+            for column in distances.columns(name, stats.features is not None, has_probabilities=True)
+            if column.key not in skipped
         ]
-        yield from found or [AGREEMENT]
+        return columns or [RMSE_TO_TEACHER]
 
-    def _give_up(self, keys: Sequence[str], why: str) -> None:
+    def _skip(self, keys: Sequence[str], reason: str) -> None:
         if keys:
-            self.not_computed.append(NotComputed(metrics=tuple(keys), reason=why))
+            self.not_computed.append(NotComputed(metrics=tuple(keys), reason=reason))
 
     def _check_required(self) -> None:
-        asked = [column.key for column in self.columns] + [AGREEMENT.key, "lpips"]
-        asked += [key for missing in self.not_computed for key in missing.metrics]
+        """Raises `BadInput` if a required metric is none of this evaluation's, computed or not."""
+        keys = [column.key for column in self.columns] + [RMSE_TO_TEACHER.key, "lpips"]
+        keys += [key for missing in self.not_computed for key in missing.metrics]
         for key in self.config.require:
-            if self.ranks.is_first and key not in asked:
-                raise BadInput(
-                    f"--require {key}: wanted a metric of this evaluation: {', '.join(dict.fromkeys(asked))}"
-                )
+            if self.ranks.is_first and key not in keys:
+                raise BadInput(f"--require {key}: wanted a metric of this evaluation: {', '.join(dict.fromkeys(keys))}")
 
     def _check_computed(self, report: Report) -> None:
+        """Raises `WorkFailed` if a required metric has no figure."""
         computed = {key for row in report.rows for key in row.scores}
         computed |= {key for row in report.rows for key in ("rmse", "lpips") if getattr(row, key) is not None}
         for key in self.config.require:
             if key not in computed:
-                why = next((missing.reason for missing in report.not_computed if key in missing.metrics), "")
-                raise WorkFailed(f"--require {key}: it was not computed; {why or 'the reference has nothing for it'}")
+                reasons = [missing.reason for missing in report.not_computed if key in missing.metrics]
+                reason = reasons[0] if reasons else "the reference lacks what it needs"
+                raise WorkFailed(f"--require {key}: it was not computed; {reason}")
 
     # The rows
 
-    @property
-    def _draws(self) -> bool:
-        return is_drawable(self.subject.shape)
-
     def _list_samplers(self) -> Iterator[Sampler]:
-        """The teacher's own solver first: the others are compared with its samples."""
-        teacher, student, info = self.subject.teacher, self.subject.student, self.subject.info
+        """All rows. The teacher's own solver comes first: the others are compared with its samples."""
+        teacher, student, info = self.models.teacher, self.models.student, self.models.info
         if teacher is not None:
             yield teacher_sampler(teacher, self.config.teacher_solver)
             for num_evaluations in self.config.baseline_evaluations:
-                yield from baselines.baselines(teacher, num_evaluations, self.config.baselines)
+                yield from baselines.baseline_samplers(teacher, num_evaluations, self.config.baselines)
         if student is not None:
             for steps in self.config.steps:
                 yield student_sampler(student, steps, info.t_start, info.t_end)
@@ -213,41 +212,41 @@ class _Evaluation:
     def _num_ranges(self, sampler: Sampler) -> int:
         return 1 if sampler.group == "few-step" else self.config.num_ranges
 
-    def _scorer(self) -> Scorer:
-        subject, config = self.subject, self.config
-        setting = SamplingSettings(
-            shape=subject.shape,
-            num_classes=subject.num_classes,
-            data_range=subject.data_range,
+    def _make_scorer(self) -> Scorer:
+        models, config = self.models, self.config
+        settings = SamplingSettings(
+            shape=models.shape,
+            num_classes=models.num_classes,
+            data_range=models.data_range,
             seed=config.seed,
             batch_size=config.batch_size,
             spaces=self.spaces,
         )
         distance = self._open_distance()
         identity = {
-            "weights": subject.weights_sha256,
-            "teacher": subject.teacher.sha256 if subject.teacher else None,
-            "guidance_scale": subject.info.guidance_scale,
+            "weights": models.weights_sha256,
+            "teacher": models.teacher.sha256 if models.teacher else None,
+            "guidance_scale": models.info.guidance_scale,
             "solver": str(config.teacher_solver),
             "seed": config.seed,
             "num_samples": config.num_samples,
             "batch_size": config.batch_size,
             "spaces": [(space.name, space.sha256, space.resizer) for space in self.spaces.values()],
-            "reference": self.reference.reference.sha256 if self.reference else None,
+            "reference": self.reference.reference.sha256,
             "lpips": distance.name if distance else None,
             "device": self.ranks.device.type,
         }
-        # The first rank alone knows the reference.
+        # Only the first rank knows the reference, so that its digest counts.
         folder = self.ranks.of_first(hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
-        measured = self.reference.measured if self.reference else {}
-        return Scorer(config.out / WORK / folder, setting, config.num_samples, measured, distance, self.ranks)
+        return Scorer(
+            config.out / WORK / folder, settings, config.num_samples, self.reference.stats, distance, self.ranks
+        )
 
     # The report
 
     def _report(self, results: Mapping[Sampler, list[Result]]) -> Report:
-        assert self.reference is not None
         rows = [self._row(sampler, results[sampler]) for sampler in self.samplers]
-        stored = self._measure_trajectories()
+        trajectories = self._fit_trajectories()
         return Report(
             rows=tuple(self._mark_best(rows)),
             metrics=tuple(self.columns),
@@ -257,16 +256,16 @@ class _Evaluation:
             ),
             reference=self.reference.reference,
             not_computed=tuple(self.not_computed),
-            warnings=tuple(self._warn()),
+            warnings=tuple(self._list_warnings()),
             num_samples=self.config.num_samples,
             num_ranges=self.config.num_ranges,
             seed=self.config.seed,
             quantiser=QUANTISER,
-            cost={name: cost.measure(net, self.config.batch_size) for name, net in self.subject.networks().items()},
-            trajectories=stored,
-            curves=provenance.curves(self.subject.run),
-            checkpoint=str(self.subject.folder),
-            training=self.subject.info.model_dump(mode="json") | {"weights": self.config.weights},
+            cost={name: cost.measure(net, self.config.batch_size) for name, net in self.models.networks().items()},
+            trajectories=trajectories,
+            curves=provenance.curves(self.models.run),
+            checkpoint=str(self.models.folder),
+            training=EvaluatedCheckpoint(**self.models.info.model_dump(), weights=self.config.weights),
             command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
             versions=provenance.versions(),
             machine=provenance.machine(self.ranks.device),
@@ -277,8 +276,8 @@ class _Evaluation:
         keys = [key for key in results[0].scores if all(key in result.scores for result in results)]
         scores = {key: Figure(values=tuple(result.scores[key] for result in results)) for key in keys}
         first = results[0]
-        if AGREEMENT in self.columns and first.rmse is not None:
-            scores[AGREEMENT.key] = Figure(values=(first.rmse,))
+        if RMSE_TO_TEACHER in self.columns and first.rmse is not None:
+            scores[RMSE_TO_TEACHER.key] = Figure(values=(first.rmse,))
         return Row(
             model=sampler.model,
             sampler=sampler.name,
@@ -291,7 +290,7 @@ class _Evaluation:
         )
 
     def _mark_best(self, rows: list[Row]) -> Iterator[Row]:
-        """The rows, the best of the teacher's few-step samplers at each number of evaluations marked."""
+        """The rows, with the teacher's best few-step sampler marked at each number of evaluations."""
         key = self.columns[0].key
         best: dict[float, Row] = {}
         for row in rows:
@@ -300,9 +299,9 @@ class _Evaluation:
         for row in rows:
             yield row.model_copy(update={"best": best.get(row.nfe) is row})
 
-    def _measure_trajectories(self) -> Trajectories | None:
-        """How the student fits the trajectories that are given, or those of its training where they are still there."""
-        info, student = self.subject.info, self.subject.student
+    def _fit_trajectories(self) -> TrajectoryFit | None:
+        """The student's fit to the configured trajectories, by default those of its training if they still exist."""
+        info, student = self.models.info, self.models.student
         source = self.config.data or info.config.get("data")
         if student is None or source is None:
             return None
@@ -311,10 +310,10 @@ class _Evaluation:
         except (BadInput, WorkFailed) as error:
             if self.config.data is not None:
                 raise
-            self.warnings.append(f"no trajectories were compared: {error}")
+            self.warnings.append(f"the student was not compared with trajectories: {error}")
             return None
 
-    def _warn(self) -> Iterator[str]:
+    def _list_warnings(self) -> Iterator[str]:
         yield from self.warnings
-        if (why := baselines.missing()) is not None and self.subject.teacher is not None:
-            yield why
+        if (note := baselines.missing_note()) is not None and self.models.teacher is not None:
+            yield note

@@ -1,4 +1,4 @@
-"""What is evaluated: a student beside its teacher, or a trained teacher alone."""
+"""The models that are evaluated: a student and its teacher, or only a trained teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ NO_TEACHER = "none"
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """A checkpoint and what it holds. One of `teacher` and `student` is there, or both are."""
+    """A checkpoint and its networks: a student, usually with its teacher, or a teacher."""
 
     folder: Path
     info: CheckpointInfo
-    weights: Path  # the file that was taken
+    weights: Path  # the file of `network`
     weights_sha256: str
-    network: Network  # in it
+    network: Network
     teacher: Teacher | None
     student: Student | None
 
@@ -52,52 +52,61 @@ class EvaluatedModels:
 
     @property
     def run(self) -> Path:
-        """The folder of the training run, or of the checkpoint where that lies alone."""
+        """The folder of the training run, or of the checkpoint if that is not in a run."""
         return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
 
     def networks(self) -> dict[str, Network]:
-        """The networks at hand, by what they are."""
-        found = {} if self.teacher is None or self.teacher.network is None else {"teacher": self.teacher.network}
-        return found if self.student is None else {**found, "student": self.network}
+        """The networks by "teacher" and "student"; a teacher that is only a function has none."""
+        teacher, networks = self.teacher, dict[str, Network]()
+        if teacher is not None and teacher.network is not None:
+            networks["teacher"] = teacher.network
+        if self.student is not None:
+            networks["student"] = self.network
+        return networks
 
 
-def open_subject(path: Path, weights: str, teacher: str | None, device: torch.device) -> EvaluatedModels:
-    """The checkpoint at `path`, or the newest of the run there, with its weights of the name `weights`.
+def open_models(path: Path, weights: str, teacher: str | None, device: torch.device) -> EvaluatedModels:
+    """Load the checkpoint at `path`, or the newest of the run there, with its weights called `weights`.
 
-    `teacher` says where a student's teacher is, if not where it was, or "none" to go without.
+    `teacher` says where a student's teacher is now; None: where it was in training; "none": evaluate without it.
 
     Raises:
-        BadInput: no checkpoint, no such weights in it, or another teacher than the student's.
+        BadInput: there is no checkpoint, it lacks those weights, or the teacher is not the student's.
     """
     folder = checkpoint.find(path)
     info = checkpoint.read_info(folder)
     file = folder / f"{weights}.safetensors"
     if not file.is_file():
-        held = [found.stem for found in sorted(folder.glob("*.safetensors")) if found.name != checkpoint.OPTIMIZER]
+        names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name != checkpoint.OPTIMIZER]
         raise BadInput(
-            f"{folder}: wanted the weights {weights!r} ({file.name}); it holds {', '.join(held) or 'none'}: "
+            f"{folder}: wanted the weights {weights!r} ({file.name}); it holds {', '.join(names) or 'none'}: "
             "name one of these with --set weights=NAME, or take another checkpoint"
         )
     network = networks.load(file).to(device).requires_grad_(False)
     if network.config.second_time != (info.trains == "student"):
-        raise BadInput(f"{file}: wanted the network of a {info.trains}, as its checkpoint.json says; it is another one")
-    loaded = _load_teacher(folder, info, file, teacher, device)
+        raise BadInput(
+            f"{file}: wanted the network of a {info.trains}, as its checkpoint.json says; it is of another kind"
+        )
+    loaded_teacher = _load_teacher(folder, info, file, teacher, device)
     student = Student(network) if info.trains == "student" else None
-    if loaded is not None and (loaded.shape, loaded.num_classes) != (network.config.shape, network.config.num_classes):
-        raise BadInput(f"{file}: its samples or classes are not those of its teacher {loaded.name}")
-    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded, student)
+    if loaded_teacher is not None and (loaded_teacher.shape, loaded_teacher.num_classes) != (
+        network.config.shape,
+        network.config.num_classes,
+    ):
+        raise BadInput(f"{file}: wanted the samples and classes of its teacher {loaded_teacher.name}; it has others")
+    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student)
 
 
 def _load_teacher(
-    folder: Path, info: CheckpointInfo, file: Path, given: str | None, device: torch.device
+    folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device
 ) -> Teacher | None:
     if info.trains == "teacher":
-        if given:
-            raise BadInput(f"{folder} is a teacher itself; 'teacher' is for a student")
+        if source:
+            raise BadInput(f"{folder} is a teacher itself: leave 'teacher' out")
         return load_teacher(str(folder if file.name == checkpoint.EMA else file), device)
-    if given == NO_TEACHER:
+    if source == NO_TEACHER:
         return None
-    source = given or info.teacher
+    source = source or info.teacher
     if source is None:
         raise BadInput(f"{folder}: wanted its teacher, which it does not name; give --set teacher=..., or teacher=none")
     try:
@@ -105,5 +114,5 @@ def _load_teacher(
     except BadInput as error:
         raise BadInput(f"{error}; --set teacher=PATH says where it is, teacher=none evaluates without it") from error
     if teacher.sha256 != info.teacher_sha256:
-        raise BadInput(f"the checkpoint was distilled from another teacher than {teacher.name}: its weights differ")
+        raise BadInput(f"{folder} was distilled from another teacher than {teacher.name}: the weights differ")
     return teacher

@@ -10,12 +10,12 @@ from trainer import on_ray
 
 
 def evaluate_on_ray(config: EvaluateConfig, num_workers: int | None, address: str | None) -> Report:
-    """`evaluate` on ranks that share the sampling, each a GPU, or a CPU where there is none.
+    """`evaluate` on ranks of a cluster that share the sampling, each with a GPU, or a CPU if there are none.
 
-    A report that goes to a store is made by one rank: several need a folder that all of them reach.
+    A report that is uploaded to a store is made by one rank, because several need a shared folder.
 
     Raises:
-        BadInput: Ray Train's packages are missing, or no cluster answers.
+        BadInput: Ray Train is not installed, or no cluster answers.
         WorkFailed: see `evaluate`.
     """
     config = config.model_copy(update={"out": config.out.absolute()})

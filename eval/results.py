@@ -1,26 +1,27 @@
-"""What an evaluation found, whole: the content of metrics.json, from which every table and page is made."""
+"""The results of an evaluation: the content of metrics.json, from which every table and page is made."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
+from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
-FULL = 50_000  # samples of a row as published figures have them; with fewer, FID is biased upwards
+FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
 
 
 class _Record(BaseModel):
-    # Not "forbid": what is computed is written too, and left out when read.
+    # Not "forbid": computed fields are written too, and ignored when read.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Figure(_Record):
-    """A figure over ranges of noise: one value for each of them."""
+    """The values of a metric, one for each range of noise."""
 
     values: tuple[float, ...]
 
@@ -32,13 +33,13 @@ class Figure(_Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the ranges, unbiased; None of one value."""
+        """Unbiased standard deviation over the ranges; None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def minimum(self) -> float:
-        """What EDM and its followers print."""
+        """What EDM and its successors report."""
         return min(self.values)
 
 
@@ -52,7 +53,7 @@ class Metric(_Record):
 
 
 class Space(_Record):
-    """Features that sets of images are compared in."""
+    """The features in which sets of images are compared."""
 
     name: str
     title: str
@@ -61,17 +62,17 @@ class Space(_Record):
 
 
 class Reference(_Record):
-    """What samples are measured against."""
+    """The images or statistics that samples are compared with."""
 
-    source: str  # as it was given
+    source: str  # as configured
     title: str
-    num_images: int | None  # None: statistics that do not tell
-    shape: tuple[int, ...] | None
-    sha256: str  # of the images' bytes, or of the statistics' file
+    num_images: int | None  # None if the statistics do not say
+    shape: tuple[int, ...] | None  # [C, H, W], likewise
+    sha256: str  # of the images' bytes, or of the file of statistics
 
 
 class NotComputed(_Record):
-    """Metrics that were asked for and are not there, and what to do."""
+    """Metrics that could not be computed, with the reason and what to do."""
 
     metrics: tuple[str, ...]
     reason: str
@@ -83,12 +84,12 @@ class Row(_Record):
     model: Literal["teacher", "student"]
     sampler: str
     group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
-    nfe: float  # evaluations of the network, counted; a mean, where a solver chooses them
+    nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
     rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
     lpips: float | None = None  # likewise
     images_per_second: float
-    best: bool = False  # the best few-step sampler of the teacher at this number of evaluations
+    best: bool = False  # whether it is the teacher's best few-step sampler at this nfe
 
     @property
     def title(self) -> str:
@@ -96,13 +97,13 @@ class Row(_Record):
 
 
 class Cost(_Record):
-    """What one evaluation of a network costs; FLOPs and multiply-adds for one sample."""
+    """The cost of one evaluation of a network; FLOPs and multiply-adds (MACs) are for one sample."""
 
     parameters: int
     flops: int
     macs: int
     latency_ms: float  # of one evaluation at batch 1, median
-    peak_memory_bytes: int | None  # of one evaluation at the evaluation's batch size; None where nothing counts it
+    peak_memory_bytes: int | None  # of one evaluation at the configured batch size; None on a CPU
 
 
 class Grid(_Record):
@@ -120,8 +121,8 @@ class Line(_Record):
     y: tuple[float, ...]
 
 
-class Trajectories(_Record):
-    """How a student fits stored trajectories of its teacher. All RMS values are in units of [-1, 1]."""
+class TrajectoryFit(_Record):
+    """How well a student fits stored trajectories of its teacher. All values are RMS, in units of [-1, 1]."""
 
     data: str
     data_sha256: str
@@ -130,13 +131,21 @@ class Trajectories(_Record):
     endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
     state_rmse: Grid  # G(x_t, t, s) to the stored x_s
     consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
-    velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None where there are none
+    velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None if none are stored
     student_straightness: float  # see pipeline.flow.path.straightness, of the student's own many-step path
     teacher_straightness: float | None
 
 
+class EvaluatedCheckpoint(CheckpointInfo):
+    """The checkpoint's description, and the name of the weights that were evaluated."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    weights: str
+
+
 class Report(_Record):
-    """Everything a table or a page shows."""
+    """Everything that tables and pages show."""
 
     format: Literal[2] = 2
     rows: tuple[Row, ...]
@@ -146,14 +155,14 @@ class Report(_Record):
     not_computed: tuple[NotComputed, ...] = ()
     warnings: tuple[str, ...] = ()
     num_samples: int  # of each row and range
-    num_ranges: int  # of noise; range r holds the indices from r * num_samples
+    num_ranges: int  # of noise; range r has the indices from r * num_samples
     seed: int
     quantiser: str  # how samples become bytes
     cost: dict[str, Cost]  # "teacher", "student"
-    trajectories: Trajectories | None = None
+    trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps
     checkpoint: str
-    training: dict[str, Any]  # the checkpoint's description
+    training: EvaluatedCheckpoint
     command: str  # runs this evaluation again
     versions: dict[str, str]
     machine: str
@@ -161,11 +170,11 @@ class Report(_Record):
 
     @property
     def title(self) -> str:
-        """What was evaluated, in a line."""
-        recipe = self.training["recipe"]
-        if self.training["trains"] == "teacher":
+        """What was evaluated, in a few words."""
+        recipe = self.training.recipe
+        if self.training.trains == "teacher":
             return f"A teacher, recipe “{recipe}”"
-        return f"A student of “{self.training['teacher']}”, recipe “{recipe}”"
+        return f"A student of “{self.training.teacher}”, recipe “{recipe}”"
 
     @property
     def headline(self) -> Metric:
@@ -173,12 +182,12 @@ class Report(_Record):
         return self.metrics[0]
 
     @property
-    def is_short(self) -> bool:
-        """Whether its figures are over fewer samples than published ones."""
-        return self.num_samples < FULL
+    def has_few_samples(self) -> bool:
+        """Whether its figures are over fewer samples than published ones are."""
+        return self.num_samples < FULL_NUM_SAMPLES
 
     def rows_of(self, group: str) -> list[Row]:
-        """The rows of a group, as they stand."""
+        """The rows of `group`, in order."""
         return [row for row in self.rows if row.group == group]
 
     def value(self, row: Row) -> float | None:
@@ -187,40 +196,37 @@ class Report(_Record):
         return None if figure is None else figure.mean
 
 
-def read_report(place: Path | str) -> Report:
-    """The report at `place`, the folder or URL of an evaluation, or its metrics.json.
+def read_report(location: Path | str) -> Report:
+    """The report at `location`, the folder or URL of an evaluation, or its metrics.json.
 
     Raises:
-        BadInput: there is none that this version reads.
+        BadInput: there is no report, or this version cannot read it.
     """
     try:
-        return Report.model_validate_json(open_store(str(place).removesuffix(f"/{METRICS}")).read(METRICS))
+        return Report.model_validate_json(open_store(str(location).removesuffix(f"/{METRICS}")).read(METRICS))
     except (OSError, ValidationError) as error:
-        raise BadInput(f"{place}: wanted the {METRICS} of an evaluation; run traflow-pipeline evaluate") from error
+        raise BadInput(f"{location}: wanted the {METRICS} of an evaluation; run traflow-pipeline evaluate") from error
 
 
 def gains(report: Report) -> Sequence[str]:
-    """What the distillation bought, a sentence for each of the student's rows; none without metrics."""
+    """The benefit of distillation, a sentence for each of the student's rows; none without metrics."""
     if not report.metrics:
         return []
     few = [(row, value) for row in report.rows_of("few-step") if (value := report.value(row)) is not None]
-    sentences = []
-    for row in report.rows_of("student"):
-        value = report.value(row)
-        if value is None or not few:
-            continue
-        sentences.append(_gain(report, row, value, few))
-    return sentences
+    if not few:
+        return []
+    student = [(row, value) for row in report.rows_of("student") if (value := report.value(row)) is not None]
+    return [_gain(report, row, value, few) for row, value in student]
 
 
 def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
-    """Quality at equal evaluations, and evaluations at equal quality, against the teacher's best."""
+    """Quality at equal evaluations, and evaluations at equal quality, compared with the teacher's best."""
     name, count = report.headline.heading, f"{row.nfe:g} evaluation{'' if row.nfe == 1 else 's'}"
     text = f"At {count} the student has {name} {value:.2f}"
     within = [(r, v) for r, v in few if r.nfe <= row.nfe]
     if within:
         best, best_value = min(within, key=lambda pair: pair[1])
-        text += f"; the teacher's best within as many is {best_value:.2f} ({best.sampler})"
+        text += f"; the teacher's best with at most as many is {best_value:.2f} ({best.sampler})"
     reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
     if reaching:
         nfe, sampler = reaching[0]

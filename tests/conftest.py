@@ -10,9 +10,12 @@ from moto.server import ThreadedMotoServer
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """The networks here are so small that a second thread only waits for the first."""
+def _one_thread() -> Iterator[None]:
+    """The networks here are so small that a second thread, of this process or a child, only waits for the first."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ DOCKER = ROOT / "docker"
 STAGES = ("generate", "train", "evaluate")
 WITH_COMMANDS = sorted(
     path
-    for pattern in ("README.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
+    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )
@@ -125,7 +125,7 @@ def test_every_command_that_is_written_down_is_one_that_the_program_takes(path: 
 
 def test_the_search_for_commands_finds_them_in_every_kind_of_file() -> None:
     found = {path.relative_to(ROOT).parts[0] for path, _ in LINES}
-    assert found >= {"README.md", "Makefile", "docs", "configs", "docker"}
+    assert found >= {"README.md", "CONTRIBUTING.md", "Makefile", "docs", "configs", "docker"}
     assert {path.parent.name for path, words in LINES if words[0] in STAGES} >= {*STAGES, "docker", "configs"}
 
 
@@ -287,8 +287,8 @@ def test_the_image_has_a_cuda_and_a_cpu_target_that_run_as_a_user_without_rights
 
 def test_every_package_of_the_program_gets_into_the_image() -> None:
     copied = {line.split()[1] for line in targets()["wheel"] if line.startswith("COPY ") and len(line.split()) == 3}
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert copied == {package.partition(".")[0] for package in packages}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert copied == {package.rstrip("*") for package in packages}
 
 
 def closed(schema: Any) -> Any:

@@ -34,7 +34,13 @@ ROOMS = {
         {"evaluate"},
         {"on_ray"},
     ],
-    "traflow_pipeline": [{"run"}, {"jobs"}, {"cli"}, {"__main__"}],
+    "traflow_pipeline": [
+        {"installation", "settings", "samples", "trajectory_dataset", "run"},
+        {"student_sampler", "stages", "jobs"},
+        {"loading"},
+        {"api", "cli"},
+        {"__main__"},
+    ],
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.store import Store, open_store
-from tests.traflow_pipeline.test_cli import SCRIPT, run
+from tests.support.command import SCRIPT, run
 
 pytestmark = pytest.mark.cluster
 FLAGS = ("--config", "quickstart", "--n", 1024, "--workers", 2, "--set", "shard_size=128")

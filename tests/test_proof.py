@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.traflow_pipeline.test_cli import SCRIPT, run
+from tests.support.command import SCRIPT, run
 
 pytestmark = pytest.mark.proof
 PATIENCE_SECONDS = 240

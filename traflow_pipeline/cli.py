@@ -1,4 +1,4 @@
-"""The command line of traflow-pipeline. Heavy imports stay inside the commands, so that help answers at once."""
+"""The command line of traflow-pipeline. Heavy imports stay inside the commands, so that --help answers at once."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
+from traflow_pipeline.installation import describe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,43 +19,65 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-# click's own error; taken from typer, which may carry a copy of click.
+# click's own error, taken from typer, which may bundle its own click.
 UsageError: Any = typer.BadParameter.__base__
 
-Config = Annotated[str | None, typer.Option(help="A config of configs/ by name, or a YAML file.")]
+Config = Annotated[str | None, typer.Option(help="The name of a config in configs/, or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
+GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
 
 
-GuidanceScale = Annotated[float, typer.Option(help="Classifier-free guidance; 1: none.", min=0)]
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(describe())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print versions and exit."),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command()
 def generate(
-    teacher: Annotated[str | None, typer.Option(help="A name of `teachers`, a path, or module:factory.")] = None,
-    n: Annotated[str | None, typer.Option(help="Records to make: 4096, 16k, 1M.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A name listed by `teachers`, a path, or module:factory.")] = None,
+    n: Annotated[str | None, typer.Option(help="Number of trajectories: 4096, 16k, 1M.")] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder or URL (s3://bucket/prefix, gs://...) of the data set.")
     ] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1: none.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance; 1 means none.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    states: Annotated[int | None, typer.Option(help="States stored between noise and sample.")] = None,
+    states: Annotated[int | None, typer.Option(help="Number of states to store between noise and sample.")] = None,
     velocities: Annotated[
         bool | None, typer.Option("--velocities/--no-velocities", help="Store the teacher's velocity at each state.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Ray actors; by default one per GPU, or per CPU.")] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="GPUs of each actor: 0.25 puts four on one, 0 keeps them on CPUs.")
+    workers: Annotated[
+        int | None, typer.Option(help="Number of Ray actors; default: one per GPU, or one per CPU without GPUs.")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help="dopri5, bosh3, ...; or rk4, heun2, euler, ...")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs per actor: 0.25 puts four actors on one GPU; 0 uses CPUs only.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Adaptive (dopri5, bosh3, ...) or fixed-step (rk4, heun2, euler, ...).")
+    ] = None,
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of a fixed-step solver.")] = None,
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
+        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
-    executor: Annotated[str | None, typer.Option(help="ray, or inline: in this process.")] = None,
+    executor: Annotated[str | None, typer.Option(help="ray, or inline to work in this process.")] = None,
     is_dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Integrate one batch and say what all would take.")
+        bool, typer.Option("--dry-run", help="Integrate one batch and estimate the cost of all.")
     ] = False,
     config: Config = None,
     set_: Set = None,
@@ -79,7 +102,7 @@ def generate(
         "address": address,
         "executor": executor,
     }
-    settings = _config(stage.GenerateConfig, "generate", config, flags, set_)
+    settings = _settings(stage.GenerateConfig, "generate", config, flags, set_)
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -94,12 +117,16 @@ def generate(
 @app.command()
 def verify(
     data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Remove bad shards, so that generate fills them.")] = False,
-    recheck: Annotated[int, typer.Option(help="Batches to integrate again and compare; 0: none.", min=0)] = 2,
-    teacher: Annotated[str | None, typer.Option(help="Where the teacher is, if not where it was.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove bad shards; generate then makes them again.")
+    ] = False,
+    recheck: Annotated[
+        int, typer.Option(help="Number of batches to integrate again and compare; 0 skips this.", min=0)
+    ] = 2,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, if it has moved since generate ran.")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Hash a data set again, check its counts, ranges and manifest, and integrate a few records again."""
+    """Verify a data set: hash its shards, check counts, ranges and manifest, and integrate a few records again."""
     from pipeline.common.device import pick_device
     from pipeline.common.progress import say
     from pipeline.dataset.manifest import read_dataset
@@ -108,18 +135,17 @@ def verify(
     from pipeline.storage.store import open_store
     from pipeline.teachers.loading import load_teacher
 
-    store, place = open_store(data), pick_device(device)
+    store, processor = open_store(data), pick_device(device)
     with hold_lease(store) if repair and read_dataset(store) else nullcontext():
         findings = verify.verify(store)
         if recheck and findings.markers:
-            source = teacher or findings.dataset.teacher_source
             try:
-                loaded = load_teacher(source, place, findings.dataset.plan.guidance_scale)
-                verify.integrate_again(store, findings, loaded, place, recheck)
+                source, scale = teacher or findings.dataset.teacher_source, findings.dataset.plan.guidance_scale
+                verify.recheck(store, findings, load_teacher(source, processor, scale), processor, recheck)
             except (BadInput, WorkFailed) as error:
-                advice = "--teacher says where it is, --recheck 0 leaves it out"
+                advice = "name the teacher with --teacher, or skip this with --recheck 0"
                 findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
-        for line in (*findings.notes, *findings.again, *findings.faults):
+        for line in (*findings.notes, *findings.rechecks, *findings.faults):
             say(str(line))
         if not findings.faults:
             say(f"{data}: {findings}; digest {findings.digest}")
@@ -135,20 +161,20 @@ def verify(
 @app.command()
 def inspect(
     data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
-    out: Annotated[Path, typer.Option(help="The PNG of a few trajectories to write.")] = Path("trajectories.png"),
-    rows: Annotated[int, typer.Option(help="How many trajectories.", min=1, max=64)] = 8,
+    out: Annotated[Path, typer.Option(help="PNG to write: a few trajectories.")] = Path("trajectories.png"),
+    rows: Annotated[int, typer.Option(help="Number of trajectories in the picture.", min=1, max=64)] = 8,
 ) -> None:
-    """Show what a data set holds: plan, counts, evaluations, straightness, and a few trajectories as a picture."""
+    """Show what a data set holds: plan, counts, evaluations, straightness, and a picture of a few trajectories."""
     from pipeline.common.image_grid import save_rows
     from pipeline.common.progress import console, say
     from pipeline.dataset.summary import summarise
     from pipeline.storage.store import open_store
 
-    found = summarise(open_store(data))
-    console.print(found.table())
-    pictures = found.pictures(rows)
+    summary = summarise(open_store(data))
+    console.print(summary.table())
+    pictures = summary.pictures(rows)
     if pictures is None:
-        say("no picture: only records [C, H, W] of 1 or 3 channels are drawn")
+        say("no picture: only records of shape [C, H, W] with 1 or 3 channels can be drawn")
     else:
         save_rows(out, pictures)
         say(f"{out}: {len(pictures)} trajectories from noise to sample")
@@ -156,60 +182,63 @@ def inspect(
 
 @app.command()
 def probe(
-    teacher: Annotated[str, typer.Option(help="A name of `teachers`, a path, or module:factory.")],
-    num_samples: Annotated[int, typer.Option(help="Samples to integrate, in one batch.", min=1)] = 64,
+    teacher: Annotated[str, typer.Option(help="A name listed by `teachers`, a path, or module:factory.")],
+    num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 64,
     max_error: Annotated[
-        float, typer.Option(help="RMS error to keep nine of ten samples within; default: half an 8-bit step.", min=0)
+        float, typer.Option(help="Largest 90th-percentile RMS error; default: half an 8-bit step.", min=0)
     ] = 1 / 255,
     guidance_scale: GuidanceScale = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
-    """Measure what accuracy costs with a teacher, solver by solver, and recommend the cheapest that is good enough."""
+    """Measure accuracy against cost for each solver, and recommend the cheapest that is accurate enough."""
     from pipeline.common.device import pick_device
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
     from pipeline.teachers.loading import load_teacher
 
-    place = pick_device(device)
-    loaded = load_teacher(teacher, place, guidance_scale)
-    with bar(f"probe {loaded.name}", len(probe.SOLVERS)) as advance:
-        found = probe.probe(loaded, num_samples, seed, place, advance)
-    best = found.recommend(max_error)
-    console.print(found.table(best))
-    for refusal in found.refusals:
+    processor = pick_device(device)
+    flow = load_teacher(teacher, processor, guidance_scale)
+    with bar(f"probe {flow.name}", len(probe.SOLVERS)) as advance:
+        result = probe.probe(flow, num_samples, seed, processor, advance)
+    best = result.recommend(max_error)
+    console.print(result.table(best))
+    for refusal in result.refusals:
         say(f"note: {refusal}")
-    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {found.reference_nfe} evaluations")
-    say("efficient: no other setting beats it in both evaluations and the error of nine in ten samples")
-    say(f"fewest evaluations with nine of ten samples within {max_error:.1e}: {best.solver.flags}")
+    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {result.reference_nfe} evaluations")
+    say("efficient: no other setting has both fewer evaluations and a lower 90th-percentile error")
+    say(f"fewest evaluations with a 90th-percentile error of at most {max_error:.1e}: {best.solver.flags}")
     if not best.solver.is_adaptive:
-        say("it steps on every stored state, so it takes at least one step more than --states")
+        say("a fixed-step solver steps on every stored state: it takes at least one step more than --states")
 
 
 @app.command()
 def train(
     data: Annotated[str | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
-    images: Annotated[str | None, typer.Option(help="Image set, for a teacher: digits, an .npz or a folder.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder or URL of the run; a run there is gone on with.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe of configs/recipes/ by name (anchored is the default), or a YAML file.")
+    images: Annotated[
+        str | None, typer.Option(help="Image set, for a teacher: digits, an .npz, a .zip or a folder.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the order of the data and of all draws.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the run; an existing run is resumed.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe in configs/recipes/ (default: anchored), or a YAML file.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the data order and of all random draws.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     on: Annotated[
-        str, typer.Option(help="here: this process, or torchrun's; or ray: ranks on a Ray cluster.")
+        str, typer.Option(help="here: this process, or torchrun's processes; ray: ranks on a Ray cluster.")
     ] = "here",
     num_workers: Annotated[
-        int | None, typer.Option(help="Ranks on Ray; by default one per GPU, or per CPU.", min=1)
+        int | None,
+        typer.Option(help="Number of ranks on Ray; default: one per GPU, or one per CPU without GPUs.", min=1),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
+        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
     skip_nonfinite: Annotated[
-        bool | None, typer.Option("--skip-nonfinite", help="Skip steps whose gradient is not finite, and count them.")
+        bool | None, typer.Option("--skip-nonfinite", help="Skip and count steps with a non-finite gradient.")
     ] = None,
     is_dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take a few steps, write nothing, and say what all would take.")
+        bool, typer.Option("--dry-run", help="Take a few steps, write nothing, and estimate the cost of all.")
     ] = False,
     config: Config = None,
     set_: Set = None,
@@ -224,11 +253,11 @@ def train(
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     if on == "here" and (num_workers or address):
-        raise BadInput("--num-workers and --address are for --on ray; torchrun starts ranks by itself")
+        raise BadInput("--num-workers and --address need --on ray; torchrun starts its own ranks")
 
     flags: dict[str, Any] = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed}
     flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
-    settings = _config(TrainConfig, "train", config, flags, set_)
+    settings = _settings(TrainConfig, "train", config, flags, set_)
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -239,7 +268,7 @@ def train(
         newest = train_on_ray(settings, num_workers, address)
     else:
         newest = stage.train(settings)
-    say(f"{newest}: the weights; samples are in {newest.parent.parent / preview.FILE}")
+    say(f"{newest}: weights; samples: {newest.parent.parent / preview.FILE}")
     run = settings.mirror or settings.out
     if settings.recipe.trains == "student":
         say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
@@ -250,34 +279,35 @@ def train(
 @app.command()
 def run(
     config: Annotated[
-        str, typer.Argument(help="A config of configs/ by name, a YAML file, or the place of a run started before.")
+        str,
+        typer.Argument(help="The name of a config in configs/, a YAML file, or the folder or URL of an existing run."),
     ],
     out: Annotated[
-        str | None, typer.Option(help="Folder or URL of the whole run; by default where the config says.")
+        str | None, typer.Option(help="Folder or URL of the whole run; default: as the config says.")
     ] = None,
     submit: Annotated[
-        str | None, typer.Option(help="A cluster's dashboard (http://HOST:8265): each stage becomes a job there.")
+        str | None, typer.Option(help="A Ray dashboard (http://HOST:8265): submit each stage there as a job.")
     ] = None,
-    on: Annotated[str, typer.Option(help="here; or ray: training and evaluation on a Ray cluster too.")] = "here",
+    on: Annotated[str, typer.Option(help="here, or ray to train and evaluate on a Ray cluster too.")] = "here",
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster; default RAY_ADDRESS, or a local one.")
+        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="One stage: generate, train or evaluate.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run one stage only: generate, train or evaluate.")] = None,
     after: Annotated[str | None, typer.Option(help="Wait for this job first.", hidden=True)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
 ) -> None:
-    """Generate, train and evaluate as one plan; what is complete is passed over, what was killed goes on."""
+    """Generate, train and evaluate as one plan; complete stages are skipped and interrupted ones resumed."""
     from eval import results
     from eval.report import files, tables
     from pipeline.common.progress import console, say
     from traflow_pipeline import jobs
-    from traflow_pipeline import run as whole
+    from traflow_pipeline.run import open_run, run_stages
 
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
-    plan = whole.open_run(config, out, set_ or [], address, anywhere=submit is not None)
+    plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
         raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
     if submit is not None:
@@ -285,57 +315,59 @@ def run(
         return
     if after is not None:
         jobs.wait_for(after)
-    whole.run(plan, on == "ray" or address is not None, address, only)
+    run_stages(plan, on == "ray" or address is not None, address, only)
     if plan.evaluate is not None and only in (None, "evaluate"):
-        place = plan.evaluate.mirror or plan.evaluate.out
-        console.print(tables.terminal(results.read_report(place)))
-        say(f"{place}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures lie beside it")
-    say(f"where it stands: traflow-pipeline status {plan.place}")
+        location = plan.evaluate.mirror or plan.evaluate.out
+        console.print(tables.terminal(results.read_report(location)))
+        say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
+    say(f"state of each stage: traflow-pipeline status {plan.location}")
 
 
 @app.command()
-def status(place: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
-    """Show where each stage of a run stands, from what lies there."""
+def status(location: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
+    """Show the state of each stage of a run."""
     from pipeline.common.progress import say
-    from traflow_pipeline import run as whole
+    from traflow_pipeline.run import read_run, stage_status
 
-    plan = whole.read_run(place.rstrip("/"))
+    plan = read_run(location.rstrip("/"))
     for stage in plan.stages:
-        say(str(whole.stage_status(plan, stage)))
+        say(str(stage_status(plan, stage)))
 
 
 @app.command()
 def average(
-    run: Annotated[Path, typer.Argument(help="The folder of a run whose config keeps averages by sigma_rel.")],
-    sigma_rel: Annotated[float, typer.Option(help="Relative width of the average to make: 0.02 to 0.25.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run whose config keeps sigma_rel averages.")],
+    sigma_rel: Annotated[float, typer.Option(help="Relative width of the average: 0.02 to 0.25.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    step: Annotated[int | None, typer.Option(help="The step it stands for; by default the last snapshot's.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step that the average ends at; default: the last snapshot's.")
+    ] = None,
 ) -> None:
-    """Make an average of any width from the snapshots of a run, as EDM2 does after training."""
+    """Make an average of any width from a run's snapshots (post-hoc EMA, as in EDM2)."""
     from pipeline.common.progress import say
     from trainer.checkpoints import posthoc_ema
 
     error = posthoc_ema.average(run, sigma_rel, out, step)
-    say(f"{out}: the average of relative width {sigma_rel:g}; its profile is {error:.1%} off")
+    say(f"{out}: the average of relative width {sigma_rel:g}; its profile deviates by {error:.1%}")
     if error > posthoc_ema.POOR:
-        say("note: more snapshots (a smaller checkpoint_every), or a width nearer to theirs, would be closer")
+        say("note: more snapshots (a smaller checkpoint_every), or a width nearer to theirs, would fit better")
 
 
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
-    out: Annotated[Path, typer.Option(help="Folder to make: the network's file, and a model card beside it.")],
+    out: Annotated[Path, typer.Option(help="Folder to create, with the network's file and a model card.")],
     format_: Annotated[
-        str, typer.Option("--format", help="safetensors (this program's), onnx, or torch-export.")
+        str, typer.Option("--format", help="safetensors (this program's own), onnx or torch-export.")
     ] = "safetensors",
 ) -> None:
-    """Write a student, or a trained teacher, as one file for other programs, checked against torch, with a card."""
+    """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
     from trainer.checkpoints import mirror
     from trainer.export import exporter as stage
 
     file = stage.export(mirror.local(checkpoint), format_, out)
-    say(f"{file}: the network; {file.with_name(stage.CARD)} says how to draw images with it")
+    say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
 
 
 @app.command()
@@ -346,17 +378,15 @@ def evaluate(
     out: Annotated[str | None, typer.Option(help="Folder or URL of the report.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            help="What to measure against: digits, images (folder, .zip, .npz), a data set, statistics (.npz)."
-        ),
+        typer.Option(help="Reference: digits, images (folder, .zip, .npz), a data set, or statistics (.npz)."),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="Feature spaces, by commas: inception, inception-tf, inception-torch, dinov2, ..."),
+        typer.Option(help="Feature spaces, comma-separated: inception, inception-tf, inception-torch, dinov2, ..."),
     ] = None,
-    num_samples: Annotated[str | None, typer.Option(help="Samples of each row: 4096, 50k.")] = None,
+    num_samples: Annotated[str | None, typer.Option(help="Samples per row: 4096, 50k.")] = None,
     require: Annotated[
-        str | None, typer.Option(help="Metrics, by commas, without which it fails: fid, kid, is, lpips, ...")
+        str | None, typer.Option(help="Fail without these metrics, comma-separated: fid, kid, is, lpips, ...")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
@@ -379,24 +409,27 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    settings = _config(EvaluateConfig, "evaluate", config, flags, set_)
+    settings = _settings(EvaluateConfig, "evaluate", config, flags, set_)
     report = stage.evaluate(settings)
     if report is not None:  # the first rank's
         console.print(tables.terminal(report))
-        place = settings.mirror or settings.out
-        say(f"{place}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures lie beside it")
+        location = settings.mirror or settings.out
+        say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
 
 
 @app.command()
 def reference(
-    source: Annotated[str, typer.Argument(help="Images (a name, folder, .zip, .npz), or a data set.", metavar="PATH")],
-    features: Annotated[str, typer.Option(help="Feature spaces, by commas.")] = "inception,inception-tf",
+    source: Annotated[
+        str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="PATH")
+    ],
+    features: Annotated[str, typer.Option(help="Feature spaces, comma-separated.")] = "inception,inception-tf",
     out: Annotated[
-        Path | None, typer.Option(help="The .npz to write, of one space; by default one for each in the cache.")
+        Path | None,
+        typer.Option(help="The .npz to write, for one feature space; default: one per space, in the cache."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
-    """MetricGroup a set of images once, for every evaluation against it."""
+    """Compute the statistics of a set of images once, for every evaluation against it."""
     from eval.metrics import reference as references
 
     references.command(source, features.split(","), out, device)
@@ -419,11 +452,11 @@ def compare(
 def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    n: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
-    first: Annotated[int, typer.Option(help="The index of the first; an evaluation's begin at 0.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Evaluations of each image.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    n: Annotated[int, typer.Option(help="Number of images.", min=1)] = 64,
+    first: Annotated[int, typer.Option(help="Index of the first image; an evaluation starts at 0.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Evaluations per image.", min=1)] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Draw a grid of images from a student or a trained teacher."""
     from eval.sampling import samplers
@@ -431,13 +464,13 @@ def sample(
     from trainer.checkpoints import mirror
 
     samplers.save_grid(mirror.local(checkpoint), out, range(first, first + n), steps, seed, device)
-    say(f"{out}: {n} images of {steps} evaluation{'s' if steps > 1 else ''} each")
+    say(f"{out}: {n} images, {steps} evaluation{'s' if steps > 1 else ''} each")
 
 
 teachers = typer.Typer(invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one.")
 app.add_typer(teachers, name="teachers")
 
-TeacherName = Annotated[str, typer.Argument(help="A name of `teachers`.", metavar="NAME")]
+TeacherName = Annotated[str, typer.Argument(help="A name listed by `teachers`.", metavar="NAME")]
 
 
 @teachers.callback()
@@ -448,74 +481,68 @@ def list_teachers(context: typer.Context) -> None:
     from pipeline.common.progress import console, say
     from pipeline.teachers import catalogue
 
-    console.print(catalogue.table(catalogue.known()))
-    for fault in catalogue.faults():
+    console.print(catalogue.table(catalogue.named_teachers()))
+    for fault in catalogue.find_faults():
         say(f"no teacher: {fault}")
-    say("FID: as published, at so many evaluations")
-    say(f"here: whether its file lies in {catalogue.folder()} (set {catalogue.FOLDER} for another folder)")
+    say("FID: as published, with the number of evaluations")
+    say(f"here: whether its file is in {catalogue.teachers_folder()} (set {catalogue.FOLDER} to use another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
-    say(
-        "module:factory, and the names of the entry point group traflow_pipeline.teachers: see README, Your own teacher"
-    )
+    say("module:factory, and names in the entry point group traflow_pipeline.teachers (README, Teachers)")
 
 
 @teachers.command("fetch")
 def fetch_teacher(name: TeacherName) -> None:
-    """Download a teacher's file into the folder of teachers, going on where it broke off, and pin its sha256."""
+    """Download a teacher's file into the teachers folder, resuming a partial download, and pin its sha256."""
     from pipeline.common.progress import say
     from pipeline.storage.hashing import file_sha256
     from pipeline.teachers import loading
 
-    known = loading.fetch_known(name)
-    say(f"{known.path}: sha256 {file_sha256(known.path)}, pinned in {known.pin.name}")
+    named = loading.fetch_file(name)
+    say(f"{named.path}: sha256 {file_sha256(named.path)}, pinned in {named.pin.name}")
 
 
 @teachers.command("check")
 def check_teacher(
     name: Annotated[str, typer.Argument(help="Whatever --teacher takes.", metavar="TEACHER")],
-    out: Annotated[Path, typer.Option(help="The PNG of its samples to write.")] = Path("teacher.png"),
-    num_samples: Annotated[int, typer.Option(help="Samples to integrate, in one batch.", min=1)] = 16,
+    out: Annotated[Path, typer.Option(help="PNG to write: its samples.")] = Path("teacher.png"),
+    num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 16,
     guidance_scale: GuidanceScale = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
-    """Load a teacher and integrate a few samples: does it turn noise into data, at what cost, how straight?"""
+    """Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
     from pipeline.common.device import pick_device
     from pipeline.common.image_grid import is_drawable, save_square, to_bytes
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
 
-    place = pick_device(device)
-    teacher = load_teacher(name, place, guidance_scale)
-    found = check.check_teacher(teacher, num_samples, seed, place)
-    console.print(found.table())
+    processor = pick_device(device)
+    teacher = load_teacher(name, processor, guidance_scale)
+    result = check.check_teacher(teacher, num_samples, seed, processor)
+    console.print(result.table())
     if is_drawable(teacher.shape):
-        save_square(out, to_bytes(found.samples.numpy(), teacher.data_range))
+        save_square(out, to_bytes(result.samples.numpy(), teacher.data_range))
         say(f"{out}: {num_samples} samples")
     else:
-        say("no picture: only samples [C, H, W] of 1 or 3 channels are drawn")
-    if not found.is_data_like:
-        raise WorkFailed(f"teacher {name}: integrating it from noise to data does not end in data: {found.complaint}")
+        say("no picture: only samples of shape [C, H, W] with 1 or 3 channels can be drawn")
+    if not result.is_data_like:
+        raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
 
 
-def _config(model: Any, command: str, source: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
-    """The configuration of `command`: its config's section, then flags, then --set."""
-    from pipeline.common import config
+def _settings(model: Any, stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
+    from pipeline.common.config import given
+    from traflow_pipeline.settings import build_settings
 
-    section = config.load_section(source, command)
-    if flags.get("solver", {}).get("name"):
-        section = {k: v for k, v in section.items() if k != "solver"}  # another solver, another accuracy
-    values = config.merge(section, config.given(flags), *map(config.parse_assignment, assignments or []))
-    return config.validate(model, values, command)
+    return build_settings(model, stage, config, given(flags), assignments or ())
 
 
 def main() -> None:
-    """Run the program: 0 done, 1 failed work, 2 bad input, 130 interrupted or terminated; errors are one red line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted machine says it so
+    """Run a command and exit: 0 done, 1 work failed, 2 bad input, 130 or 143 interrupted. Errors are one red line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the signal that a preempted machine gets
     try:
         code = app(standalone_mode=False)
-        if code == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
+        if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
             raise KeyboardInterrupt
     except UsageError as error:
         code = _fail(error.format_message(), 2)
@@ -524,13 +551,13 @@ def main() -> None:
     except WorkFailed as error:
         code = _fail(str(error), 1)
     except Stopped as error:
-        code = _fail(f"{error}; the same command goes on from there", 128 + error.signal)
+        code = _fail(f"{error}; run the same command to resume", 128 + error.signal)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; the same command goes on from what is finished", INTERRUPTED)
+        code = _fail("interrupted; run the same command to resume", INTERRUPTED)
     sys.exit(code)
 
 
 def _fail(message: str, code: int) -> int:
-    if message:  # there is none where click has printed the help instead
+    if message:  # empty where click has printed the help instead
         typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
     return code

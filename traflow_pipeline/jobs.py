@@ -1,52 +1,53 @@
-"""The stages of a run as jobs of a Ray cluster, each after the one before, whoever watches."""
+"""The stages of a run as jobs on a Ray cluster, one after another, which outlive the command that submits them."""
 
 import asyncio
 import shlex
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import console, say
-from traflow_pipeline.run import CONFIG, Run, stage_status, write_down
+from traflow_pipeline.run import CONFIG, Run, resumable_status, save_run
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 POLL_SECONDS = 2.0
 LIVE, DONE = ("PENDING", "RUNNING"), "SUCCEEDED"
 
 
-def submit(plan: Run, address: str) -> None:
-    """Submit every stage that is not complete to the cluster whose dashboard is at `address`, and follow their logs.
+def submit(run: Run, address: str) -> None:
+    """Submit every incomplete stage to the cluster whose dashboard is at `address`, and follow the jobs' logs.
 
-    A stage that is at work already is followed and not submitted again. Ctrl-C ends the following alone.
+    A stage whose job is already waiting or running is followed and not submitted again. Ctrl-C only stops following.
 
     Raises:
-        BadInput: no cluster answers there, or a stage's inputs have changed since its outputs were made.
-        WorkFailed: a stage failed; those after it end by themselves.
+        BadInput: no cluster answers, or a stage's inputs have changed since its outputs were made.
+        WorkFailed: a stage failed; the jobs after it end by themselves.
     """
     client = _client(address)
-    write_down(plan)
+    save_run(run)
     jobs: list[str] = []
-    for stage in plan.stages:
-        standing = stage_status(plan, stage)
-        if standing.fault:
-            raise BadInput(f"{standing.location}: {standing.fault}")
-        if standing.complete:
-            say(f"{stage}: {standing.location}, {standing.progress}, complete")
+    for stage in run.stages:
+        status = resumable_status(run, stage)
+        if status.complete:
+            say(status.message)
             continue
-        job = _find_live(client, plan, stage) or _submit(client, plan, stage, jobs[-1:])
+        job = _find_live(client, run, stage) or _submit(client, run, stage, jobs[-1:])
         say(f"{stage}: job {job}")
         jobs.append(job)
     try:
         for job in jobs:
             _follow(client, job)
     except KeyboardInterrupt:
-        say("detached: the jobs go on; the same command follows them again, and status shows where they stand")
+        say("detached: the jobs continue; the same command follows them again, and status shows their progress")
 
 
 def wait_for(job: str) -> None:
     """Wait, inside a job, until the job before it has succeeded.
 
     Raises:
-        WorkFailed: it did not.
+        WorkFailed: that job did not succeed.
     """
     client = _client(None)
     while (status := client.get_job_status(job).value) in LIVE:
@@ -55,7 +56,7 @@ def wait_for(job: str) -> None:
         raise WorkFailed(f"the job before this one, {job}, ended as {status}: see its log, and submit the run again")
 
 
-def _client(address: str | None) -> Any:
+def _client(address: str | None) -> "JobSubmissionClient":
     try:
         from ray.job_submission import JobSubmissionClient
 
@@ -69,26 +70,26 @@ def _client(address: str | None) -> Any:
         ) from error
 
 
-def _find_live(client: Any, plan: Run, stage: str) -> str | None:
-    """The job of `stage` in the same place that is still to end."""
+def _find_live(client: "JobSubmissionClient", run: Run, stage: str) -> str | None:
+    """The waiting or running job of the same stage of the same run."""
     for job in client.list_jobs():
-        if job.status.value in LIVE and job.metadata == _metadata(plan, stage):
+        if job.status.value in LIVE and job.metadata == _metadata(run, stage):
             return str(job.submission_id)
     return None
 
 
-def _submit(client: Any, plan: Run, stage: str, after: list[str]) -> str:
-    words = ["traflow-pipeline", "run", plan.place, "--only", stage, "--on", "ray"]
+def _submit(client: "JobSubmissionClient", run: Run, stage: str, after: list[str]) -> str:
+    command = ["traflow-pipeline", "run", run.location, "--only", stage, "--on", "ray"]
     for job in after:
-        words += ["--after", job]
-    return str(client.submit_job(entrypoint=shlex.join(words), metadata=_metadata(plan, stage)))
+        command += ["--after", job]
+    return str(client.submit_job(entrypoint=shlex.join(command), metadata=_metadata(run, stage)))
 
 
-def _metadata(plan: Run, stage: str) -> dict[str, str]:
-    return {"traflow-run": f"{plan.place}/{CONFIG}", "traflow-stage": stage}
+def _metadata(run: Run, stage: str) -> dict[str, str]:
+    return {"traflow-run": f"{run.location}/{CONFIG}", "traflow-stage": stage}
 
 
-def _follow(client: Any, job: str) -> None:
+def _follow(client: "JobSubmissionClient", job: str) -> None:
     """Print the log of `job` until it ends."""
 
     async def tail() -> None:
@@ -98,4 +99,4 @@ def _follow(client: Any, job: str) -> None:
     asyncio.run(tail())
     status = client.get_job_status(job).value
     if status != DONE:
-        raise WorkFailed(f"job {job} ended as {status}: its log stands above; submit the run again to go on")
+        raise WorkFailed(f"job {job} ended as {status}: see its log above; submit the run again to resume it")

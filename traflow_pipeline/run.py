@@ -1,4 +1,4 @@
-"""The three stages as one plan in one place: each goes on until it is complete, and is passed over when it is."""
+"""The three stages as one run in one folder or store: each stage is resumed until complete, then skipped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,232 +36,252 @@ from trainer.on_ray import train_on_ray
 from trainer.train import train
 
 CONFIG = "run.yaml"
+StageConfig = GenerateConfig | TrainConfig | EvaluateConfig
 
 
 class Run(BaseModel):
-    """The stages of a config, in their order, and the place where they lie unless the config says otherwise."""
+    """The stages of a config, in order, and the folder or URL of the run, the default place of their outputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    place: Location
+    location: Location
     generate: GenerateConfig | None = None
     train: TrainConfig | None = None
     evaluate: EvaluateConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        made, read = self.generate, self.train
-        if made and read and read.data is not None and read.data != made.out:
-            raise ValueError(f"train.data is {read.data}; wanted {made.out}, where generate writes")
-        if read and self.evaluate and self.evaluate.checkpoint != _location(read):
+        data, training, evaluation = self.generate, self.train, self.evaluate
+        if data and training and training.data is not None and training.data != data.out:
+            raise ValueError(f"train.data is {training.data}; wanted {data.out}, where generate writes")
+        if training and evaluation and evaluation.checkpoint != _output_of(training):
             raise ValueError(
-                f"evaluate.checkpoint is {self.evaluate.checkpoint}; wanted {_location(read)}, train's run"
+                f"evaluate.checkpoint is {evaluation.checkpoint}; wanted {_output_of(training)}, train's run"
             )
         return self
 
     @property
-    def stages(self) -> list[str]:
-        return [stage for stage in COMMANDS if getattr(self, stage) is not None]
+    def stages(self) -> dict[str, StageConfig]:
+        """The configuration of each stage, in order."""
+        configs = {"generate": self.generate, "train": self.train, "evaluate": self.evaluate}
+        return {stage: config for stage, config in configs.items() if config is not None}
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The resolved configuration of each stage."""
-        return {stage: yaml.safe_load(resolved(getattr(self, stage), stage))[stage] for stage in self.stages}
+        """The resolved configuration of each stage, as in a YAML file."""
+        return {stage: yaml.safe_load(resolved(config, stage))[stage] for stage, config in self.stages.items()}
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where a stage stands, by its markers alone."""
+    """A stage's progress, read from its markers."""
 
     stage: str
     location: str
     progress: str
     complete: bool
-    fault: str = ""  # why it cannot go on as it is
+    fault: str = ""  # why the stage cannot be resumed
 
     def __str__(self) -> str:
         state = self.fault or ("complete" if self.complete else "to do")
         return f"{self.stage:<9} {self.location}: {self.progress}; {state}"
 
+    @property
+    def message(self) -> str:
+        """What a run says before it starts or skips the stage."""
+        return f"{self.stage}: {self.location}, {self.progress}{', complete' if self.complete else ''}"
+
 
 def open_run(
     source: str, out: str | None, assignments: Sequence[str], address: str | None, anywhere: bool = False
 ) -> Run:
-    """The run of the config `source`, in the folder or URL `out`, by default runs/NAME or where the config says.
+    """The run of the config `source`, in the folder or URL `out`, by default runs/NAME or as the config says.
 
-    `source` may also be the place of a run that was started before. `assignments` are "STAGE.key=value". `anywhere`
-    names places so that processes in other working folders find them.
+    `source` may also be the folder or URL of an existing run. `assignments` are "STAGE.key=value". With `anywhere`,
+    paths are absolute, so that processes in other working folders find them.
 
     Raises:
-        BadInput: the config, or an assignment, is none of these stages', or they do not fit together.
+        BadInput: the config or an assignment is invalid, or the stages do not fit together.
     """
     if is_url(source) or (Path(source) / CONFIG).is_file():
-        given, place = read_run(source.rstrip("/")).sections(), source.rstrip("/")
+        given, location = read_run(source.rstrip("/")).sections(), source.rstrip("/")
     else:
-        given, place = load_sections(source), (out or f"runs/{find_config(source).stem}").rstrip("/")
+        given, location = load_sections(source), (out or f"runs/{find_config(source).stem}").rstrip("/")
     sections = merge(given, *map(parse_assignment, assignments))
-    place = absolute(place) if anywhere else place
+    location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in COMMANDS]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
-    places = {stage: values for stage, values in _places(place, sections).items() if stage in sections}
-    layers = (sections, places) if out or anywhere else (places, sections)
+    locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
+    layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
-    return validate(Run, {"place": place, **merge(*layers, on_cluster)}, "run")
+    return validate(Run, {"location": location, **merge(*layers, on_cluster)}, "run")
 
 
-def _places(place: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Where each stage reads and writes in `place`."""
-    data = {"data": f"{place}/data"} if "generate" in sections else {}
+def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The inputs and outputs of each stage inside the run at `location`."""
+    data = {"data": f"{location}/data"} if "generate" in sections else {}
     return {
-        "generate": {"out": f"{place}/data"},
-        "train": {**data, "out": f"{place}/train"},
-        "evaluate": {"checkpoint": f"{place}/train", "out": f"{place}/report"},
+        "generate": {"out": f"{location}/data"},
+        "train": {**data, "out": f"{location}/train"},
+        "evaluate": {"checkpoint": f"{location}/train", "out": f"{location}/report"},
     }
 
 
-def read_run(place: str) -> Run:
-    """The run whose stages lie in `place`, as it was last started.
+def read_run(location: str) -> Run:
+    """The run at `location`, as it was last started.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no run.
     """
     try:
-        text = open_store(place).read(CONFIG)
+        text = open_store(location).read(CONFIG)
     except OSError as error:
-        raise BadInput(f"{place}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first") from error
-    return validate(Run, {"place": place, **parse_sections(text, f"{place}/{CONFIG}")}, "run")
+        raise BadInput(
+            f"{location}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first"
+        ) from error
+    return validate(Run, {"location": location, **parse_sections(text, f"{location}/{CONFIG}")}, "run")
 
 
-def run(plan: Run, on_cluster: bool, address: str | None, only: str | None = None) -> None:
-    """Bring every stage to its end, or the stage `only`; on a Ray cluster or here.
-
-    Raises:
-        BadInput, WorkFailed: see the stages; a stage whose inputs have changed since is refused.
-    """
-    write_down(plan)
-    for stage in plan.stages if only is None else [only]:
-        standing = stage_status(plan, stage)
-        if standing.fault:
-            raise BadInput(f"{standing.location}: {standing.fault}")
-        say(f"{stage}: {standing.location}, {standing.progress}{', complete' if standing.complete else ''}")
-        # What is complete still says whether it is what the config asks for, and needs no cluster for that.
-        _work(plan, stage, on_cluster and not standing.complete, address)
-
-
-def _work(plan: Run, stage: str, on_cluster: bool, address: str | None) -> None:
-    if stage == "generate" and plan.generate is not None:
-        generate(plan.generate)
-    elif stage == "train" and plan.train is not None:
-        train_on_ray(plan.train, None, address) if on_cluster else train(plan.train)
-    elif stage == "evaluate" and plan.evaluate is not None and not stage_status(plan, stage).complete:
-        evaluate_on_ray(plan.evaluate, None, address) if on_cluster else evaluate(plan.evaluate)
-
-
-def write_down(plan: Run) -> None:
-    """Write what `status` and a later run read.
+def save_run(run: Run) -> None:
+    """Write the run's configuration, which `read_run` reads.
 
     Raises:
-        BadInput: the place cannot be written.
+        BadInput: the run's folder or store cannot be written.
     """
     try:
-        open_store(plan.place).write(CONFIG, yaml.safe_dump(plan.sections(), sort_keys=False).encode())
+        open_store(run.location).write(CONFIG, yaml.safe_dump(run.sections(), sort_keys=False).encode())
     except OSError as error:
-        raise BadInput(f"{plan.place}: cannot be written ({reason(error)})") from error
+        raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
 
 
-def stage_status(plan: Run, stage: str) -> StageStatus:
-    """Where `stage` stands.
+def run_stages(run: Run, on_cluster: bool, address: str | None, only: str | None = None) -> None:
+    """Complete every stage, or only the stage `only`, on a Ray cluster or in this process.
 
     Raises:
-        BadInput: its place cannot be read.
+        BadInput, WorkFailed: see the stages; or a stage's inputs have changed since its outputs were made.
     """
-    looks = {"generate": _look_at_data, "train": _look_at_training, "evaluate": _look_at_report}
+    save_run(run)
+    for stage in run.stages if only is None else [only]:
+        status = resumable_status(run, stage)
+        say(status.message)
+        # A complete stage still checks that it is what the config asks for, which needs no cluster.
+        _run_stage(run.stages[stage], status, on_cluster and not status.complete, address)
+
+
+def _run_stage(config: StageConfig, status: StageStatus, on_cluster: bool, address: str | None) -> None:
+    match config:
+        case GenerateConfig():
+            generate(config)
+        case TrainConfig():
+            train_on_ray(config, None, address) if on_cluster else train(config)
+        case EvaluateConfig() if not status.complete:
+            evaluate_on_ray(config, None, address) if on_cluster else evaluate(config)
+
+
+def resumable_status(run: Run, stage: str) -> StageStatus:
+    """`stage_status` of a stage that can be resumed.
+
+    Raises:
+        BadInput: its inputs have changed since its outputs were made, or its outputs cannot be read.
+    """
+    status = stage_status(run, stage)
+    if status.fault:
+        raise BadInput(f"{status.location}: {status.fault}")
+    return status
+
+
+def stage_status(run: Run, stage: str) -> StageStatus:
+    """The progress of `stage`.
+
+    Raises:
+        BadInput: its outputs cannot be read.
+    """
     try:
-        return looks[stage](plan)
+        match run.stages[stage]:
+            case GenerateConfig() as config:
+                return _data_status(config)
+            case TrainConfig() as config:
+                return _training_status(config)
+            case EvaluateConfig() as config:
+                return _report_status(config)
     except OSError as error:
-        raise BadInput(f"{plan.place}: {stage} cannot be looked at ({reason(error)})") from error
+        raise BadInput(f"{run.location}: the status of {stage} cannot be read ({reason(error)})") from error
 
 
-def _look_at_data(plan: Run) -> StageStatus:
-    config = plan.generate
-    assert config is not None
+def _data_status(config: GenerateConfig) -> StageStatus:
     store = open_store(config.out)
-    found = read_dataset(store)
-    if found is None:
+    dataset = read_dataset(store)
+    if dataset is None:
         return StageStatus("generate", config.out, "not begun", complete=False)
-    num_shards = len(found.plan.shards(config.n))
+    num_shards = len(dataset.plan.shards(config.n))
     sizes = store.sizes()
-    made = sum(1 for name in sizes if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" in sizes)
-    whole = made >= num_shards and MANIFEST in sizes and read_manifest(store).num_records >= config.n
-    progress = f"{min(made, num_shards):,} of {num_shards:,} shards, {config.n:,} records"
-    # Whether they are of this plan generate says itself, for which it needs no cluster.
-    return StageStatus("generate", config.out, progress, complete=whole)
+    num_made = sum(1 for name in sizes if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" in sizes)
+    complete = num_made >= num_shards and MANIFEST in sizes and read_manifest(store).num_records >= config.n
+    progress = f"{min(num_made, num_shards):,} of {num_shards:,} shards, {config.n:,} records"
+    # generate itself checks, without a cluster, that the shards are of the configured plan.
+    return StageStatus("generate", config.out, progress, complete)
 
 
-def _look_at_training(plan: Run) -> StageStatus:
-    config = plan.train
-    assert config is not None
-    location, num_steps = _location(config), config.trainer.num_steps
-    info = _newest(location)
+def _training_status(config: TrainConfig) -> StageStatus:
+    location, num_steps = _output_of(config), config.trainer.num_steps
+    info = _newest_checkpoint(location)
     if info is None:
         return StageStatus("train", location, f"0 of {num_steps:,} steps", complete=False)
-    data = _data_sha256(plan)
+    data_sha256 = _data_sha256(config)
     fault = ""
-    if data is not None and info.data_sha256 != data:
+    if data_sha256 is not None and info.data_sha256 != data_sha256:
         fault = (
-            f"it was trained on other data than there is now in {config.data} (that was {info.data_sha256}, this is "
-            f"{data}): remove it to train again, or choose another place"
+            f"it was trained on other data than {config.data} holds now (that was {info.data_sha256}, this is "
+            f"{data_sha256}): remove it to train again, or choose another folder"
         )
     complete = info.step >= num_steps and (preview.FILE in open_store(location).sizes())
     return StageStatus("train", location, f"{info.step:,} of {num_steps:,} steps", complete and not fault, fault)
 
 
-def _look_at_report(plan: Run) -> StageStatus:
-    config = plan.evaluate
-    assert config is not None
-    location = str(config.mirror or config.out)
-    found = open_store(location).read_all([METRICS, files.CONFIG])
-    if METRICS not in found:
+def _report_status(config: EvaluateConfig) -> StageStatus:
+    location = _output_of(config)
+    contents = open_store(location).read_all([METRICS, files.CONFIG])
+    if METRICS not in contents:
         return StageStatus("evaluate", location, "no report", complete=False)
     try:
-        report = Report.model_validate_json(found[METRICS])
+        report = Report.model_validate_json(contents[METRICS])
     except ValidationError:
         return StageStatus("evaluate", location, "a report of another version", complete=False)
-    newest = _newest(config.checkpoint)
-    is_current = newest is not None and report.training.get("files") == newest.files
-    is_asked = _identity(found.get(files.CONFIG, b"")) == _identity(resolved(config, "evaluate").encode())
-    progress = f"a report of step {report.training['step']:,}"
-    if not is_asked:
+    newest = _newest_checkpoint(config.checkpoint)
+    is_current = newest is not None and report.training.files == newest.files
+    is_same_config = _identity(contents.get(files.CONFIG, b"")) == _identity(resolved(config, "evaluate").encode())
+    progress = f"a report of step {report.training.step:,}"
+    if not is_same_config:
         progress += ", of another configuration"
     elif not is_current:
         progress += ", which is not the newest checkpoint"
-    return StageStatus("evaluate", location, progress, complete=is_current and is_asked)
+    return StageStatus("evaluate", location, progress, complete=is_current and is_same_config)
 
 
 def _identity(text: bytes) -> dict[str, Any]:
-    """What decides the figures of an evaluation that ran with `text`: all but where it ran, and wrote."""
+    """The settings in an evaluation's configuration that decide its figures: all but where it ran and wrote."""
     section = parse_sections(text, files.CONFIG).get("evaluate", {})
     return {key: value for key, value in section.items() if key not in ("out", "mirror", "device")}
 
 
-def _location(config: TrainConfig) -> str:
+def _output_of(config: TrainConfig | EvaluateConfig) -> str:
     return str(config.mirror or config.out)
 
 
-def _newest(location: str) -> CheckpointInfo | None:
-    """The description of the newest whole checkpoint of the run at `location`, a folder or URL."""
+def _newest_checkpoint(location: str) -> CheckpointInfo | None:
+    """The description of the newest readable checkpoint of the training run at `location`, a folder or URL."""
     for name in reversed(mirror.steps(location)):
-        found = open_store(f"{location}/checkpoints/{name}").read_all([checkpoint.INFO])
-        if checkpoint.INFO in found:
+        contents = open_store(f"{location}/checkpoints/{name}").read_all([checkpoint.INFO])
+        if checkpoint.INFO in contents:
             try:
-                return CheckpointInfo.model_validate_json(found[checkpoint.INFO])
+                return CheckpointInfo.model_validate_json(contents[checkpoint.INFO])
             except ValidationError:
                 continue
     return None
 
 
-def _data_sha256(plan: Run) -> str | None:
-    """The digest of the data that `plan` trains on, where they are all there."""
-    if plan.train is None or plan.train.data is None:
+def _data_sha256(config: TrainConfig) -> str | None:
+    """The digest of the data that `config` trains on; None unless it is a complete data set."""
+    if config.data is None:
         return None
-    store = open_store(plan.train.data)
+    store = open_store(config.data)
     return read_manifest(store).sha256 if MANIFEST in store.sizes() else None

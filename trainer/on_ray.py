@@ -10,7 +10,7 @@ import torch
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import say
-from pipeline.common.ray_cluster import connected, places
+from pipeline.common.ray_cluster import connected, worker_slots
 from pipeline.storage.store import is_url
 from trainer.checkpoints import checkpoint, mirror
 from trainer.config import TrainConfig
@@ -80,7 +80,7 @@ def launch(
     import ray
 
     with connected(address):
-        slots, gpus = places(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
+        slots, gpus = worker_slots(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
         workers = choose(slots)
         trainer = TorchTrainer(
             _in_folder,

@@ -12,7 +12,7 @@ from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
-from pipeline.teachers.loading import absolute_source, load_teacher
+from pipeline.teachers.loading import load_teacher, resolve
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
@@ -117,7 +117,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
     manifest = read_manifest(open_store(config.data))
-    plan, source = manifest.plan, absolute_source(config.teacher or manifest.dataset.teacher_source)
+    plan, source = manifest.plan, resolve(config.teacher or manifest.dataset.teacher_source)
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
@@ -126,12 +126,14 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
         term.prepare(plan.shape)
-    teacher = load_teacher(source, guidance_scale=plan.guidance_scale)
+    teacher = source.load(guidance_scale=plan.guidance_scale)
     if teacher.sha256 != plan.teacher_sha256:
-        raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=...")
+        raise BadInput(
+            f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=..."
+        )
     provenance = Provenance(
         data_sha256=manifest.sha256,
-        teacher=source,
+        teacher=source.absolute,
         teacher_sha256=plan.teacher_sha256,
         t_start=plan.t_start,
         t_end=plan.t_end,

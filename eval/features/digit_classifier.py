@@ -1,7 +1,7 @@
-"""A small classifier of 8x8 digits: its penultimate layer is the feature space for the embedded teacher.
+"""A small classifier of 8x8 digits, whose penultimate layer is the feature space for the embedded teacher.
 
-Inception features mean nothing at 8x8, so distances between sets of digits are measured here, and named so.
-`python -m eval.features.digit_classifier FILE` trains it again and prints its accuracy on scans it never saw.
+Inception's features mean nothing at 8x8, so distances between sets of digits are computed here, under their own name.
+`python -m eval.features.digit_classifier FILE` trains it again and prints its accuracy on unseen scans.
 """
 
 import sys
@@ -52,7 +52,7 @@ def load() -> DigitClassifier:
 
 
 def train(seed: int = 0, num_epochs: int = 60, batch_size: int = 64) -> tuple[DigitClassifier, float]:
-    """Train on the first four fifths of the digits; returns the network and its accuracy on the rest."""
+    """Train on the first four fifths of the digits; return the network and its accuracy in [0, 1] on the rest."""
     from trainer.data.images import load_digits, to_float
 
     digits = load_digits()
@@ -80,4 +80,4 @@ def train(seed: int = 0, num_epochs: int = 60, batch_size: int = 64) -> tuple[Di
 if __name__ == "__main__":
     network, accuracy = train()
     save_file(network.state_dict(), sys.argv[1])
-    print(f"{sys.argv[1]}: {accuracy:.2%} of the unseen scans are named rightly")
+    print(f"{sys.argv[1]}: {accuracy:.2%} of the unseen scans are classified correctly")

@@ -1,7 +1,7 @@
-"""Feature spaces in which sets of images are compared. A new one is a line in `FEATURES`, or a factory of one's own.
+"""Feature spaces in which sets of images are compared. Add one as a line in `FEATURES`, or by a factory of your own.
 
-Resizers and networks of Inception are clean-fid's own (Parmar et al. 2022, arXiv 2104.11222), so that its numbers are
-ours. A distance over other features than Inception's is not an FID, and is never called one.
+Inception's resizers and networks are clean-fid's (Parmar et al. 2022, arXiv 2104.11222), so figures agree with its own.
+A distance over features other than Inception's is not an FID, and is never called one.
 """
 
 import os
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,23 +29,20 @@ from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
 from trainer.data.images import to_float
 
-BATCH_SIZE = 64  # images that are resized ahead; 299x299 in float32 are 69 MB
+BATCH_SIZE = 64  # images resized ahead: 69 MB at 299x299 in float32
 DIGITS_BATCH_SIZE = 1024
 DINOV2_PIXELS = 224
-# Of ImageNet's images in [0, 1], by channel.
+# Per channel of ImageNet's images in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Features = NDArray[np.float32]  # [N, D]
-Resize = Callable[[NDArray[np.uint8]], NDArray[Any]]  # [H, W, 3] to the network's size, [S, S, 3] in [0, 255]
-Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # [B, 3, S, S] to features [B, D], probabilities [B, K]
+Resize = Callable[[NDArray[np.uint8]], NDArray[Any]]  # [H, W, 3] -> [S, S, 3] in [0, 255], the network's size
+Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # [B, 3, S, S] -> features [B, D], probabilities [B, K]
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a network sees in N images: features float32 [N, D]; of one that classifies, probabilities float32 [N, K].
-
-    Probabilities are there where an Inception Score is made of them, else None.
-    """
+    """Features float32 [N, D] of N images, and probabilities float32 [N, K] if an Inception Score needs them."""
 
     features: Features
     probabilities: Features | None = None
@@ -52,20 +50,20 @@ class Extracted:
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Features of images uint8 [N, *shape]; of grey and colour images of any size where `shape` is None.
+    """A network's features of images uint8 [N, *shape].
 
-    Grey images are then repeated to three channels.
+    Without a `shape`, images may have any size and 1 or 3 channels; grey images are repeated to three channels.
     """
 
-    name: str  # in keys of metrics and after --features
+    name: str  # in metrics' keys, and for --features
     title: str
-    resizer: str  # from the images' size to the network's, for the report
+    resizer: str  # describes the step from the images' size to the network's, for the report
     sha256: str  # of the network's weights
     extract: Callable[[NDArray[np.uint8]], Extracted]
     shape: tuple[int, ...] | None = None
 
     def check_shape(self, shape: tuple[int, ...], what: str) -> None:
-        """Raises `BadInput` if these are no features of images of `shape`; `what` holds them."""
+        """Raises `BadInput` unless images of `shape` [C, H, W] have such features; `what` names them in the error."""
         if self.shape is not None and shape != self.shape:
             raise BadInput(f"{what}: wanted images of {list(self.shape)} for {self.title}; they are {list(shape)}")
         if not is_drawable(shape):
@@ -73,11 +71,11 @@ class FeatureSpace:
 
 
 def load_space(name: str, device: torch.device) -> FeatureSpace:
-    """The space called `name` in `FEATURES`, or the one that the factory "module:factory" returns for `device`.
+    """The space called `name` in `FEATURES`, or the one that "module:factory" returns for `device`.
 
     Raises:
-        BadInput: there is none, or the factory does not return one.
-        Unavailable: what its network needs is not here and could not be had.
+        BadInput: the name is unknown, or the factory fails or returns something else.
+        Unavailable: the network's weights or package are missing and cannot be downloaded.
     """
     if name in FEATURES:
         return FEATURES[name](device)
@@ -119,9 +117,9 @@ def inception(device: torch.device) -> FeatureSpace:
 
 
 def inception_tf(device: torch.device) -> FeatureSpace:
-    """The space of the original FID as StyleGAN, EDM and ADM measure it, and of the Inception Score.
+    """The space of the original FID, as StyleGAN, EDM and ADM compute it, and of the Inception Score.
 
-    The softmax is without the bias of the last layer, as in the Inception Score's own code and StyleGAN's.
+    The softmax leaves out the last layer's bias, as do the Inception Score's own code and StyleGAN's.
     """
     network, sha256 = _torchscript(device, resize_inside=True)
 
@@ -151,9 +149,9 @@ def inception_torch(device: torch.device) -> FeatureSpace:
 
 
 def dinov2(device: torch.device) -> FeatureSpace:
-    """The class token of DINOv2 ViT-L/14, as Stein et al. 2023 (arXiv 2306.04675) and EDM2 (arXiv 2312.02696) take it.
+    """The class token of DINOv2 ViT-L/14, as in Stein et al. 2023 (arXiv 2306.04675) and EDM2 (arXiv 2312.02696).
 
-    Images are resized to bytes by PIL, as in the former's code and in EDM2's slow mode.
+    PIL resizes images to bytes, as in the code of Stein et al. and in EDM2's slow mode.
     """
     path = weights.require("dinov2")
     network = _vision_transformer(path).to(device)
@@ -181,23 +179,23 @@ FEATURES: dict[str, Callable[[torch.device], FeatureSpace]] = {
 
 
 def extractor(resize: Resize, network: Network, device: torch.device) -> Callable[[NDArray[np.uint8]], Extracted]:
-    """Features of images of any size, grey or in colour, by `network` after `resize`."""
+    """A function from images uint8 [N, 1 or 3, H, W] to the features that `network` gives after `resize`."""
 
     def extract(images: NDArray[np.uint8]) -> Extracted:
         features, probabilities = [], []
         for batch in _resized(images, resize):
             with torch.no_grad():
-                found, classified = network(batch.to(device))
-            features.append(found.float().cpu())
-            if classified is not None:
-                probabilities.append(classified.float().cpu())
+                batch_features, batch_probabilities = network(batch.to(device))
+            features.append(batch_features.float().cpu())
+            if batch_probabilities is not None:
+                probabilities.append(batch_probabilities.float().cpu())
         return Extracted(torch.cat(features).numpy(), torch.cat(probabilities).numpy() if probabilities else None)
 
     return extract
 
 
 def _resized(images: NDArray[np.uint8], resize: Resize) -> Iterator[Tensor]:
-    """Batches float32 [B, 3, S, S] of `images` in [0, 255]; one is resized while the network works on another."""
+    """Batches float32 [B, 3, S, S] in [0, 255]; the next one is resized while the network processes the current one."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
         ahead = pool.map(resize, _in_colour(next(batches)))
@@ -218,8 +216,8 @@ def _stack(resized: Iterator[NDArray[Any]]) -> Tensor:
 
 
 def resizer(mode: str) -> Resize:
-    """clean-fid's resizer of `mode`: clean, legacy_tensorflow or legacy_pytorch."""
-    with warnings.catch_warnings():  # clean-fid silences every warning there is
+    """clean-fid's resizer for `mode`: clean, legacy_tensorflow or legacy_pytorch."""
+    with warnings.catch_warnings():  # clean-fid silences all warnings
         from cleanfid.resize import build_resizer
 
         resize: Resize = build_resizer(mode)
@@ -232,10 +230,10 @@ def _to_dinov2(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:
-    """clean-fid's wrapper of the checked TorchScript file, and the file's sha256."""
+    """clean-fid's network from the checked TorchScript file, and the file's sha256."""
     path = weights.require("inception")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's notice that TorchScript is going
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
         from cleanfid.inception_torchscript import InceptionV3W
 
         network = InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside)
@@ -245,15 +243,15 @@ def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:
 def _pytorch_inception(state: dict[str, Tensor]) -> nn.Module:
     from cleanfid import inception_pytorch
 
-    with warnings.catch_warnings(), _replaced(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+    with warnings.catch_warnings(), _patched(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
         warnings.simplefilter("ignore")  # torchvision's deprecations
         network: nn.Module = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
     return network.eval()
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    """`value` under `name` in `module` for a while: clean-fid would download, and unpickle what came."""
+def _patched(module: Any, name: str, value: object) -> Iterator[None]:
+    """Set `name` in `module` to `value` for a while, because clean-fid would download a file and unpickle it."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -262,7 +260,7 @@ def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _vision_transformer(path: Any) -> Any:
+def _vision_transformer(path: Path) -> Any:
     """transformers' Dinov2Model with the weights at `path`."""
     try:
         transformers = import_module("transformers")
@@ -275,38 +273,29 @@ def _vision_transformer(path: Any) -> Any:
         )
     except (BadInput, WorkFailed):
         raise
-    except Exception as error:  # those of transformers, safetensors and json have no common ancestor
+    except Exception as error:  # errors of transformers, safetensors and json share no base class
         raise BadInput(f"{path}: wanted the weights of {weights.DINOV2}; {one_line(error)}") from error
     network.embeddings.position_embeddings = nn.Parameter(_positions(network.embeddings))
     return network.eval().requires_grad_(False)
 
 
 def _positions(embeddings: Any) -> Tensor:
-    """The position embeddings [1, 1 + P, D] at 224x224, interpolated as DINOv2's own code does.
+    """The position embeddings [1, 1 + P, D] at 224x224, interpolated as in DINOv2's own code.
 
-    Its grid is off by a tenth of a patch, where transformers' is not, and published figures have it so.
+    That code scales the grid by an extra tenth of a patch, which transformers' does not; published figures include it.
     """
-    given: Tensor = embeddings.position_embeddings.detach()
-    old, new = round((given.shape[1] - 1) ** 0.5), DINOV2_PIXELS // embeddings.patch_size
+    trained: Tensor = embeddings.position_embeddings.detach()
+    old, new = round((trained.shape[1] - 1) ** 0.5), DINOV2_PIXELS // embeddings.patch_size
     if old == new:
-        return given
-    grid = given[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        return trained
+    grid = trained[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, scale_factor=(new + 0.1) / old, mode="bicubic")
-    return torch.cat([given[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([trained[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _from_factory(source: str, device: torch.device) -> FeatureSpace:
-    make = plugins.find(source, "features")
-    try:
-        space = make(device)
-    except (BadInput, WorkFailed):
-        raise
-    except Exception as error:  # it is the user's own code
-        raise BadInput(
-            f"features {source}: the factory failed with {type(error).__name__}: {one_line(error)}"
-        ) from error
-    if not isinstance(space, FeatureSpace):
-        raise BadInput(f"features {source}: wanted an eval.features.spaces.FeatureSpace, got {type(space).__name__}")
+    factory = plugins.import_function(source, "features")
+    space = plugins.call_factory(factory, device, FeatureSpace, source, "features")
     if space.name in FEATURES:
         raise BadInput(f"features {source}: wanted a name of its own; {space.name!r} is taken")
     return replace(space, extract=_blamed(source, space.extract))

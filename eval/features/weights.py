@@ -1,6 +1,6 @@
-"""Files of others that feature networks need: where they lie, where they come from, and that they are the right ones.
+"""Published files that feature networks need: where to find them, where to download them, and their checksums.
 
-The sha256 of a pinned file is checked before anything loads it: a TorchScript file is code.
+A pinned file's sha256 is checked before the file is loaded, because a TorchScript file is code.
 """
 
 import os
@@ -23,16 +23,16 @@ DINOV2 = "facebook/dinov2-large"
 
 
 class Unavailable(WorkFailed):
-    """A file or a package that others publish is not here and could not be had."""
+    """A published file or package is missing and cannot be downloaded."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published file: its name in the folder of weights, its source for `fetch`, and where other programs put it."""
+    """A published file: its name in the folder of weights, its source for `fetch`, and its paths in other programs."""
 
     name: str
     source: str
-    sha256: str | None  # None: not pinned, since it is data whatever it holds
+    sha256: str | None  # None: not pinned, because it can only hold data
     elsewhere: Callable[[], Sequence[Path]]
 
 
@@ -49,8 +49,8 @@ def _at_torch_hub() -> Sequence[Path]:
 def _at_hub(file: str) -> Sequence[Path]:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(DINOV2, file)
-    return [Path(found)] if isinstance(found, str) else []
+    path = try_to_load_from_cache(DINOV2, file)
+    return [Path(path)] if isinstance(path, str) else []
 
 
 FILES: dict[str, WeightsFile] = {
@@ -84,36 +84,37 @@ def folder() -> Path:
 
 
 def require(key: str) -> Path:
-    """The path of the file FILES[key], which is downloaded if it is nowhere; a pinned one has its sha256.
+    """The path of the file FILES[key], downloaded if this machine lacks it. A pinned file's sha256 is checked.
 
     Raises:
-        BadInput: another file has its place.
-        Unavailable: it could not be had.
+        BadInput: the file has another sha256.
+        Unavailable: the file is missing and cannot be downloaded.
+        WorkFailed: the file cannot be written.
     """
     file = FILES[key]
     path = folder() / file.name
     if not path.is_file():
-        found = _adopt(file, path)
-        if found is not None:
-            return found
+        existing = _find_elsewhere(file, path)
+        if existing is not None:
+            return existing
         obtain(file.source, path)
     digest = file_sha256(path)
     if digest != (file.sha256 or digest):
         raise BadInput(
             f"{path}: wanted the file whose sha256 is {file.sha256}; it is {digest}: "
-            f"remove it, and put the file from {page(file.source)} there"
+            f"replace it by the file from {page(file.source)}"
         )
     return path
 
 
-def _adopt(file: WeightsFile, path: Path) -> Path | None:
-    """Where another program has put the file: copied from there to `path` if it is pinned, else in its place."""
+def _find_elsewhere(file: WeightsFile, path: Path) -> Path | None:
+    """Another program's copy of the file: its own path, or `path` for a pinned file, which is copied there."""
     for other in file.elsewhere():
         if not other.is_file():
             continue
         if file.sha256 is None:
             return other
-        # What is loaded must be what was hashed, and clean-fid's /tmp is open to everybody.
+        # Copied, because anybody may change clean-fid's file in /tmp after it was hashed.
         payload = other.read_bytes()
         if sha256(payload).hexdigest() == file.sha256:
             _put(path, payload)
@@ -126,21 +127,21 @@ def _put(path: Path, payload: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, payload)
     except OSError as error:
-        raise WorkFailed(f"{path} could not be written: {reason(error)}; choose another folder by {FOLDER}") from error
+        raise WorkFailed(f"{path}: cannot be written ({reason(error)}); set {FOLDER} to another folder") from error
 
 
 def obtain(source: str, path: Path) -> Path:
-    """`path`, downloaded from `source` unless it is there.
+    """Download `source` to `path` unless the file exists; return `path`.
 
     Raises:
-        Unavailable: it could not be had, or downloads are forbidden.
+        Unavailable: the download failed, or downloads are forbidden.
     """
     if path.is_file():
         return path
     forbidding = [name for name in OFFLINE if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
     if forbidding:
         raise Unavailable(
-            f"{path}: wanted this file; it is not there, and {forbidding[0]} forbids to download it: "
+            f"{path}: wanted this file; it is missing, and {forbidding[0]} forbids downloads: "
             f"put the file from {page(source)} there"
         )
     try:

@@ -1,4 +1,4 @@
-"""What one evaluation of a network costs."""
+"""The cost of one evaluation of a network."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ NUM_TIMINGS = 20
 
 @torch.no_grad()
 def measure(network: Network, batch_size: int) -> Cost:
-    """Parameters, operations of one sample, latency at batch 1, and on a GPU the peak memory at `batch_size`."""
+    """Parameters, FLOPs of one sample, latency at batch 1, and on a GPU the peak memory at `batch_size`."""
     flops = count_flops(network)
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -28,9 +28,9 @@ def measure(network: Network, batch_size: int) -> Cost:
 
 @torch.no_grad()
 def count_flops(network: Network) -> int:
-    """Operations of one evaluation of one sample, on any device, "meta" too.
+    """FLOPs of one evaluation of one sample, on any device, including "meta".
 
-    By torch's own counter, which counts matrix products and convolutions, two operations a multiply-add.
+    torch's counter counts matrix products and convolutions, two operations per multiply-add.
     """
     with FlopCounterMode(display=False) as counter:
         network(*_inputs(network, 1))
@@ -45,7 +45,7 @@ def _inputs(network: Network, batch_size: int) -> tuple[Tensor, Tensor, Tensor |
 
 
 def _latency_ms(network: Network) -> float:
-    """Median of `NUM_TIMINGS` evaluations of one sample, each waited for; the first is not counted."""
+    """Median of `NUM_TIMINGS` synchronised evaluations of one sample, after one to warm up."""
     inputs, seconds = _inputs(network, 1), []
     for _ in range(NUM_TIMINGS + 1):
         started = time.perf_counter()
@@ -57,7 +57,7 @@ def _latency_ms(network: Network) -> float:
 
 
 def _peak_memory_bytes(network: Network, batch_size: int) -> int | None:
-    """What torch allocated on the GPU at most, weights included; a CPU keeps no such count."""
+    """The most memory that torch allocated on the GPU, including weights; None on a CPU."""
     inputs = _inputs(network, batch_size)
     if not inputs[0].is_cuda:
         return None

@@ -1,4 +1,4 @@
-"""How far one set of features is from another. The maths are clean-fid's, torch-fidelity's and prdc's own."""
+"""Distances between two sets of features, computed by clean-fid, torch-fidelity and prdc themselves."""
 
 import io
 import warnings
@@ -17,11 +17,11 @@ from pipeline.common.errors import WorkFailed
 
 NEIGHBOURHOOD = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 and ADM's evaluator use
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
-MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that span its ball
-MOST_NEIGHBOURS = 10_000  # samples and images of which manifolds are made: Naeem et al. 2020 and others take as many
+MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that set the radius of its ball
+MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
-KERNEL_SEED = 0  # of the subsets that the kernel distance is a mean over
-CHUNK = 4096  # features that are in float64 at a time
+KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
+CHUNK = 4096  # feature vectors converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """What samples are compared with in the feature space called `space`."""
+    """The reference's statistics in one feature space."""
 
-    space: str
+    space: str  # its name
     moments: Moments
-    features: Features | None  # of at most MOST_NEIGHBOURS images; None: statistics alone
-    num_images: int | None  # None: statistics that do not tell
+    features: Features | None  # of at most MAX_MANIFOLD_SIZE images; None if only moments are known
+    num_images: int | None  # None if the statistics do not say
 
 
 class RunningMoments:
@@ -51,7 +51,7 @@ class RunningMoments:
         self._scatter = np.zeros(())
 
     def add(self, features: Features) -> None:
-        """Count `features` in; at most `CHUNK` of them are in float64 at a time."""
+        """Update the moments with features [B, D], in chunks of `CHUNK` to bound the memory of their float64 copies."""
         for start in range(0, len(features), CHUNK):
             chunk = features[start : start + CHUNK].astype(np.float64)
             mean = chunk.mean(axis=0)
@@ -63,12 +63,12 @@ class RunningMoments:
             self.count = total
 
     def result(self) -> Moments:
-        """The covariance is unbiased, as numpy's; `count` must be above 1."""
+        """Mean and unbiased covariance (as numpy's); needs `count` > 1."""
         return Moments(self._mean, self._scatter / (self.count - 1))
 
 
 def moments(features: Features) -> Moments:
-    """Of features [N, D], N > 1."""
+    """Mean and unbiased covariance of features [N, D], N > 1."""
     running = RunningMoments()
     running.add(features)
     return running.result()
@@ -78,10 +78,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) (Heusel et al. 2017, Eq. 6), by clean-fid.
 
     Raises:
-        WorkFailed: the root of the covariances' product is not real, which singular ones bring about.
+        WorkFailed: the square root of the covariances' product is not real, as singular covariances can make it.
     """
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # scipy's notice that sqrtm's `disp` is going
+        warnings.simplefilter("ignore")  # scipy deprecates sqrtm's `disp`
         from cleanfid.fid import frechet_distance as distance
 
         try:
@@ -93,19 +93,20 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def kernel_distance(samples: Features, reference: Features) -> float:
-    """The squared MMD with the kernel (x.y / D + 1)^3, unbiased (KID; Binkowski et al. 2018, Eq. 4), by clean-fid.
+    """The unbiased squared MMD with the kernel (x.y / D + 1)^3 (KID; Binkowski et al. 2018, Eq. 4), by clean-fid.
 
-    A mean over 100 random subsets of at most 1,000, the same ones in every run. May be slightly negative.
+    The mean over 100 random subsets of at most 1,000 features, the same subsets in every run. May be slightly negative.
+    Both arguments are features [N, D].
     """
-    with warnings.catch_warnings(), _drawing_from(KERNEL_SEED):
+    with warnings.catch_warnings(), _numpy_seed(KERNEL_SEED):
         from cleanfid.fid import kernel_distance as distance
 
         return float(distance(reference, samples))
 
 
 @contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Numpy's global generator begins at `seed`, and is afterwards as it was."""
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, and restore its state afterwards."""
     state = np.random.get_state()  # noqa: NPY002 - clean-fid draws from it
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -115,14 +116,15 @@ def _drawing_from(seed: int) -> Iterator[None]:
 
 
 def precision_recall(samples: Features, reference: Features) -> tuple[float, float]:
-    """Shares of samples inside the reference's manifold, and of the reference inside theirs; by torch-fidelity.
+    """The share of samples in the reference's manifold, and of the reference in the samples'; by torch-fidelity.
 
-    Manifolds are unions of balls to the third neighbour (Kynkaanniemi et al. 2019, arXiv 1904.06991).
+    A manifold is the union of balls that reach to each point's third neighbour (Kynkaanniemi et al. 2019, arXiv
+    1904.06991). Both arguments are features [N, D]; both results are in [0, 1].
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    # In float64, since torch's matrix form of distances loses the near ones in float32.
-    found = prc_features_to_metric(
+    # In float64: torch computes distances by a matrix product, which loses small ones in float32.
+    values = prc_features_to_metric(
         torch.from_numpy(samples).double(),
         torch.from_numpy(reference).double(),
         prc_neighborhood=NEIGHBOURHOOD,
@@ -130,47 +132,48 @@ def precision_recall(samples: Features, reference: Features) -> tuple[float, flo
         save_cpu_ram=True,
         verbose=False,
     )
-    return float(found["precision"]), float(found["recall"])
+    return float(values["precision"]), float(values["recall"])
 
 
 def density_coverage(samples: Features, reference: Features) -> tuple[float, float]:
-    """How many of the reference's balls a sample is in, over k; the share of them that hold a sample; by prdc.
+    """The mean number of the reference's balls that hold a sample, over k, and the share that hold any; by prdc.
 
-    Balls reach to the fifth neighbour (Naeem et al. 2020, arXiv 2002.09797, Eqs. 5 and 6). Density may exceed 1.
+    Each ball reaches to the fifth neighbour (Naeem et al. 2020, arXiv 2002.09797, Eqs. 5 and 6). Both arguments are
+    features [N, D]. Density may exceed 1; coverage is in [0, 1].
     """
     from prdc import compute_prdc
 
     with redirect_stdout(io.StringIO()):
-        found = compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
-    return float(found["density"]), float(found["coverage"])
+        values = compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
+    return float(values["density"]), float(values["coverage"])
 
 
 def inception_score(probabilities: Features) -> float:
     """exp(E KL(p(y|x) | p(y))) (Salimans et al. 2016, arXiv 1606.03498), the mean over 10 splits; by torch-fidelity.
 
-    `probabilities` [N, K], N >= 10.
+    `probabilities` are [N, K], N >= 10. The result is in [1, K].
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    # It takes logits, which these are up to a constant; a probability may have underflown.
+    # The function takes logits; log-probabilities equal them up to a constant. A probability may be 0 by underflow.
     logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return float(isc_features_to_metric(torch.from_numpy(logits), splits=NUM_SPLITS)[KEY_METRIC_ISC_MEAN])
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics that are computed together, from what they need of the samples and of the reference."""
+    """Metrics that are computed together, and what they need."""
 
     names: tuple[str, ...]
     lower_is_better: bool
-    needs: Literal["moments", "features", "probabilities"]  # the last of the samples, the others of the reference
-    num_needed: int  # samples, and images where features of them are needed
+    needs: Literal["moments", "features", "probabilities"]  # probabilities of the samples, the others of the reference
+    num_needed: int  # samples, and reference images if their features are needed
     compute: Callable[[Extracted, ReferenceStats], tuple[float, ...]]
 
 
 def _neighbours(sample: Extracted, reference: ReferenceStats) -> tuple[Features, Features]:
     assert reference.features is not None
-    return sample.features[:MOST_NEIGHBOURS], reference.features[:MOST_NEIGHBOURS]
+    return sample.features[:MAX_MANIFOLD_SIZE], reference.features[:MAX_MANIFOLD_SIZE]
 
 
 def _kernel_distance(sample: Extracted, reference: ReferenceStats) -> tuple[float]:
@@ -184,7 +187,7 @@ def _inception_score(sample: Extracted, reference: ReferenceStats) -> tuple[floa
 
 
 # In the order of columns.
-MEASURES = (
+METRIC_GROUPS = (
     MetricGroup(("fd",), True, "moments", 2, lambda s, r: (frechet_distance(moments(s.features), r.moments),)),
     MetricGroup(("kd",), True, "features", 2, _kernel_distance),
     MetricGroup(("is",), False, "probabilities", NUM_SPLITS, _inception_score),
@@ -196,8 +199,8 @@ MEASURES = (
         ("density", "coverage"), False, "features", NEAREST + 2, lambda s, r: density_coverage(*_neighbours(s, r))
     ),
 )
-# The key and the heading of a metric where they are not "NAME-SPACE" and the one below. Only distances over Inception's
-# features have the names that published figures have, and only with clean-fid's resizer are they without an addition.
+# Key and heading of a metric in a space, by default "NAME-SPACE" and the heading below. Only distances over Inception's
+# features have the published names, and only those with clean-fid's resizer have them without a suffix.
 PUBLISHED = {
     ("fd", "inception"): ("fid", "FID"),
     ("fd", "inception-tf"): ("fid-tf", "FID (legacy TensorFlow)"),
@@ -218,87 +221,87 @@ HEADINGS = {
 
 
 def columns(space: str, has_features: bool, has_probabilities: bool) -> list[Metric]:
-    """The metrics in `space` against a reference whose features are at hand or not, of samples with probabilities."""
+    """The metrics in `space`, given whether the reference has features and the samples have probabilities."""
     return [
-        Metric(key=key, heading=heading, space=space, lower_is_better=measure.lower_is_better)
-        for measure in _measures(space)
-        if _is_given(measure, has_features, has_probabilities)
-        for key, heading in _names(measure, space)
+        Metric(key=key, heading=heading, space=space, lower_is_better=group.lower_is_better)
+        for group in _groups(space)
+        if _is_available(group, has_features, has_probabilities)
+        for key, heading in _names(group, space)
     ]
 
 
 def score(sample: Extracted, reference: ReferenceStats, distance_only: bool = False) -> dict[str, float]:
-    """The values of `columns` by key, or the Fréchet distance alone; those that `not_computed` names are left out.
+    """The values of `columns` by key, or only the Fréchet distance. Metrics that `not_computed` lists are left out.
 
     Raises:
         WorkFailed: see `frechet_distance`.
     """
     scores: dict[str, float] = {}
-    for measure in _measures(reference.space)[: 1 if distance_only else None]:
-        given = _is_given(measure, reference.features is not None, sample.probabilities is not None)
-        if given and not _shortage(measure, len(sample.features), reference):
-            keys = [key for key, _ in _names(measure, reference.space)]
-            scores.update(zip(keys, measure.compute(sample, reference), strict=True))
+    for group in _groups(reference.space)[: 1 if distance_only else None]:
+        is_available = _is_available(group, reference.features is not None, sample.probabilities is not None)
+        if is_available and not _shortage(group, len(sample.features), reference):
+            keys = [key for key, _ in _names(group, reference.space)]
+            scores.update(zip(keys, group.compute(sample, reference), strict=True))
     return scores
 
 
 def not_computed(num_samples: int, reference: ReferenceStats) -> list[NotComputed]:
-    """What `score` leaves out of `num_samples` samples, and why."""
-    found = []
-    for measure in _measures(reference.space):
+    """The metrics that `score` leaves out for `num_samples` samples, with the reasons."""
+    missing = []
+    for group in _groups(reference.space):
         reason = (
-            "the reference is statistics alone: give its images"
-            if measure.needs == "features" and reference.features is None
-            else _shortage(measure, num_samples, reference)
+            "the reference holds only statistics: give its images"
+            if group.needs == "features" and reference.features is None
+            else _shortage(group, num_samples, reference)
         )
         if reason:
-            found.append(NotComputed(metrics=tuple(key for key, _ in _names(measure, reference.space)), reason=reason))
-    return found
+            missing.append(NotComputed(metrics=tuple(key for key, _ in _names(group, reference.space)), reason=reason))
+    return missing
 
 
 def cautions(num_samples: int, reference: ReferenceStats) -> list[str]:
-    """Why the Fréchet distance of `num_samples` samples says little, if it does: covariances that are singular."""
+    """A warning for each set that is too small for the Fréchet distance, because its covariance is singular."""
     num_features = len(reference.moments.mean)
     heading = PUBLISHED.get(("fd", reference.space), ("", HEADINGS["fd"]))[1]
     return [
-        f"{heading} in {reference.space}: {count} {what} do not span {num_features} features, so that their "
-        f"covariance is singular and the figure compares with no other: take at least {num_features + 1}"
+        f"{heading} in {reference.space}: {count} {what} do not span {num_features} features, so their covariance is "
+        f"singular and the figure is not comparable with others: take at least {num_features + 1}"
         for count, what in ((num_samples, "samples"), (reference.num_images, "images of the reference"))
         if count is not None and count <= num_features
     ]
 
 
-def spread(num_images: int) -> NDArray[np.int64]:
-    """The rows of a reference whose features are kept: all, or `MOST_NEIGHBOURS` at even distances.
+def kept_rows(num_images: int) -> NDArray[np.int64]:
+    """The indices of the images whose features are kept: all, or `MAX_MANIFOLD_SIZE` evenly spaced ones.
 
-    Not the first ones: folders are sorted by class.
+    Evenly spaced, because folders are sorted by class.
     """
-    kept = min(num_images, MOST_NEIGHBOURS)
-    return np.arange(kept, dtype=np.int64) * num_images // kept
+    num_kept = min(num_images, MAX_MANIFOLD_SIZE)
+    return np.arange(num_kept, dtype=np.int64) * num_images // num_kept
 
 
-def keys(spaces: Iterable[str]) -> tuple[str, ...]:
-    """Of every metric against images in `spaces`."""
+def metric_keys(spaces: Iterable[str]) -> tuple[str, ...]:
+    """The keys of every metric in the feature spaces of these names."""
     return tuple(metric.key for space in spaces for metric in columns(space, True, True))
 
 
-def _measures(space: str) -> list[MetricGroup]:
-    return [measure for measure in MEASURES if measure.needs != "probabilities" or ("is", space) in PUBLISHED]
+def _groups(space: str) -> list[MetricGroup]:
+    return [group for group in METRIC_GROUPS if group.needs != "probabilities" or ("is", space) in PUBLISHED]
 
 
-def _is_given(measure: MetricGroup, has_features: bool, has_probabilities: bool) -> bool:
-    return {"moments": True, "features": has_features, "probabilities": has_probabilities}[measure.needs]
+def _is_available(group: MetricGroup, has_features: bool, has_probabilities: bool) -> bool:
+    return {"moments": True, "features": has_features, "probabilities": has_probabilities}[group.needs]
 
 
-def _names(measure: MetricGroup, space: str) -> list[tuple[str, str]]:
+def _names(group: MetricGroup, space: str) -> list[tuple[str, str]]:
     """(key, heading) of each metric."""
-    return [PUBLISHED.get((name, space)) or (f"{name}-{space}", HEADINGS[name]) for name in measure.names]
+    return [PUBLISHED.get((name, space)) or (f"{name}-{space}", HEADINGS[name]) for name in group.names]
 
 
-def _shortage(measure: MetricGroup, num_samples: int, reference: ReferenceStats) -> str:
-    """What there is too little of; empty if there is enough."""
+def _shortage(group: MetricGroup, num_samples: int, reference: ReferenceStats) -> str:
+    """The reason if there are too few samples or reference images; else empty."""
     counts = [(num_samples, "samples")]
-    if measure.needs == "features" and reference.features is not None:
+    if group.needs == "features" and reference.features is not None:
         counts.append((len(reference.features), "images of the reference"))
     count, what = min(counts)
-    return f"wanted at least {measure.num_needed} {what}; there are {count}" if count < measure.num_needed else ""
+    return f"wanted at least {group.num_needed} {what}; there are {count}" if count < group.num_needed else ""

@@ -1,7 +1,7 @@
-"""What samples are measured against: image sets, data sets of ours, published statistics, and references of ours.
+"""References to compare samples with: image sets, our data sets, published statistics, and files that `build` wrote.
 
-Images that took long to measure are kept in the user's cache, by what decides the figures: the images, the feature
-space, its weights and its resizer.
+Statistics of images that took long to compute are kept in the user's cache, keyed by what decides the figures: the
+images, the feature space, its weights and its resizer.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ from trainer.data.images import NPZ_KEYS, UNREADABLE, load_images
 
 Arrays = Mapping[str, NDArray[Any]]
 
-BATCH_SIZE = 1024  # images that are measured together
-WORTH_SECONDS = 10.0  # of measuring, above which a reference is kept
-BLOCKS_AHEAD = 8  # of a data set in an object store
+BATCH_SIZE = 1024  # images per batch
+MIN_CACHE_SECONDS = 10.0  # a reference that took at least as long to compute is cached
+BLOCKS_AHEAD = 8  # blocks of a data set to prefetch
 
-# EDM's and ADM's statistics are of Inception with TensorFlow's own resizing.
+# EDM's and ADM's statistics are of Inception's features after TensorFlow's resizing.
 STATISTICS_SPACE = "inception-tf"
 CLEAN_FID = "cleanfid:"
 CLEAN_FID_STATISTICS = "https://www.cs.cmu.edu/~clean-fid/stats"
@@ -50,17 +50,17 @@ CLEAN_FID_MODES = {"inception": "clean", "inception-tf": "legacy_tensorflow", "i
 
 @dataclass(frozen=True)
 class OpenedReference:
-    """A reference in the feature spaces, by name, that it has something to say in."""
+    """A reference and its statistics, keyed by feature space."""
 
     reference: results.Reference
-    measured: dict[str, ReferenceStats]
-    not_computed: tuple[NotComputed, ...] = ()  # in the spaces that it says nothing in
+    stats: dict[str, ReferenceStats]
+    not_computed: tuple[NotComputed, ...] = ()  # metrics in feature spaces without statistics
     notes: tuple[str, ...] = ()  # for the report
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images uint8 of one shape, in batches [B, C, H, W] that come once."""
+class ImageBatches:
+    """Images uint8 of one shape, in batches [B, C, H, W]; `batches` can be read once."""
 
     title: str
     num_images: int
@@ -70,64 +70,65 @@ class Images:
 
 
 def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
-    """The reference `source`, measured in `spaces`.
+    """The reference `source` and its statistics in `spaces`.
 
-    `source` is what `load_images` takes; a folder or URL of a data set, for its teacher's samples; an .npz of EDM's or
-    ADM's statistics, with images or without; `cleanfid:NAME/SPLIT/RES`; or a file of `build`.
+    `source` is whatever `load_images` takes; the folder or URL of a data set, for its teacher's samples; an .npz of
+    EDM's or ADM's statistics, with or without images; `cleanfid:NAME/SPLIT/RES`; or a file that `build` wrote.
 
     Raises:
-        BadInput: it is none of these, or says nothing in any of `spaces`.
-        Unavailable: clean-fid's statistics could not be had.
-        WorkFailed: a data set that cannot be read.
+        BadInput: it is none of these, or has statistics in none of `spaces`.
+        Unavailable: clean-fid's statistics cannot be downloaded.
+        WorkFailed: a data set cannot be read.
     """
     _check_distinct(spaces)
     if source.startswith(CLEAN_FID):
         return _open_clean_fid(source, spaces)
-    found = _read_keys(Path(source))
-    if {"mu", "sigma", "space"} <= found:
+    keys = _read_keys(Path(source))
+    if {"mu", "sigma", "space"} <= keys:
         return _open_built(source, spaces)
-    if {"mu", "sigma"} <= found:
-        return _open_statistics(source, spaces, has_images=any(key in found for key in NPZ_KEYS))
+    if {"mu", "sigma"} <= keys:
+        return _open_statistics(source, spaces, has_images=any(key in keys for key in NPZ_KEYS))
     images = open_images(source)
-    measured = _measure(source, images, spaces)
-    return OpenedReference(_described(source, images), measured, notes=_notes(images.shape, spaces))
+    stats = _compute_stats(source, images, spaces)
+    return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces))
 
 
 def check_shape(reference: results.Reference, shape: tuple[int, ...]) -> None:
-    """Raises `BadInput` if samples of `shape` are not to be measured against `reference`."""
-    found = reference.shape
-    if found is None or found == shape:
+    """Raises `BadInput` if the reference's images are not of `shape` [C, H, W], that of the samples."""
+    if reference.shape is None or reference.shape == shape:
         return
-    why = "another number of channels" if found[1:] == shape[1:] else "another resolution"
+    difference = "another number of channels" if reference.shape[1:] == shape[1:] else "another resolution"
     raise BadInput(
         f"{reference.source}: wanted a reference of images of {list(shape)}, as the samples are; "
-        f"its images are of {why}, {list(found)}"
+        f"its images have {difference}, {list(reference.shape)}"
     )
 
 
 def build(source: str, spaces: Sequence[FeatureSpace], out: Path | None = None) -> list[Path]:
-    """Measure the images of `source`, and write a reference for each of `spaces`, to `out` or into the user's cache.
+    """Compute the statistics of the images of `source`, and write a file for each of `spaces`.
+
+    With one space, the file may be `out`; else the files go into the user's cache. Returns their paths.
 
     Raises:
-        BadInput: `source` holds no images, `out` is for one space alone, or cannot be written.
-        WorkFailed: a data set that cannot be read.
+        BadInput: `source` holds no images, there is an `out` but not one space, or a file cannot be written.
+        WorkFailed: a data set cannot be read.
     """
     if out is not None and len(spaces) != 1:
         raise BadInput(f"{out}: wanted one feature space for one file; there are {len(spaces)}")
     _check_distinct(spaces)
     images = open_images(source)
-    paths = [out or _cached(images, space) for space in spaces]
-    accumulated = _extract(source, images, spaces)
+    paths = [out or _cache_path(images, space) for space in spaces]
+    stats = _extract(source, images, spaces)
     for space, path in zip(spaces, paths, strict=True):
         try:
-            _write(path, images, space, accumulated[space.name])
+            _write(path, images, space, stats[space.name])
         except OSError as error:
             raise BadInput(f"{path}: cannot be written ({reason(error)})") from error
     return paths
 
 
 def command(source: str, names: Sequence[str], out: Path | None, device_name: str) -> None:
-    """`traflow-pipeline reference`: build one for each of the feature spaces `names`, and print what it is."""
+    """`traflow-pipeline reference`: build a reference for each feature space of `names`, and print its path."""
     device = pick_device(device_name)
     for path in build(source, [spaces.load_space(name, device) for name in names], out):
         arrays = _read(path)
@@ -141,44 +142,44 @@ def _check_distinct(spaces: Sequence[FeatureSpace]) -> None:
         raise BadInput(f"features: wanted spaces of different names; they are {', '.join(names)}")
 
 
-def open_images(source: str) -> Images:
-    """The images of `source`: an image set, or the samples in a data set of ours.
+def open_images(source: str) -> ImageBatches:
+    """The images of `source`: an image set, or the samples in one of our data sets.
 
     Raises:
-        BadInput: it holds none, or too few.
+        BadInput: it holds no images, or fewer than `distances.MIN_SAMPLES`.
         WorkFailed: the data set cannot be read.
     """
     is_data_set = "://" in source or (Path(source) / PLAN).is_file()
-    images = _of_data_set(source) if is_data_set else _of_image_set(source)
+    images = _open_data_set(source) if is_data_set else _open_image_set(source)
     if images.num_images < distances.MIN_SAMPLES:
         raise BadInput(f"{source}: wanted at least {distances.MIN_SAMPLES} images; it holds {images.num_images}")
     return images
 
 
-def _of_image_set(source: str) -> Images:
-    found = load_images(source)
-    num_images = len(found)
-    batches = (found.images[start : start + BATCH_SIZE] for start in range(0, num_images, BATCH_SIZE))
-    digest = hashlib.sha256(f"{found.images.shape}".encode())
-    digest.update(found.images.data)
-    return Images(found.name, num_images, found.shape, digest.hexdigest(), batches)
+def _open_image_set(source: str) -> ImageBatches:
+    image_set = load_images(source)
+    num_images = len(image_set)
+    batches = (image_set.images[start : start + BATCH_SIZE] for start in range(0, num_images, BATCH_SIZE))
+    digest = hashlib.sha256(f"{image_set.images.shape}".encode())
+    digest.update(image_set.images.data)
+    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), batches)
 
 
-def _of_data_set(source: str) -> Images:
+def _open_data_set(source: str) -> ImageBatches:
     manifest = read_manifest(open_store(source))
     plan = manifest.plan
     title = f"samples of teacher {plan.teacher}"
-    # Hashing the samples would read everything once more, and the data set's digest says as much.
-    return Images(title, manifest.num_records, plan.shape, manifest.sha256, _samples(manifest))
+    # The data set's digest identifies its samples; hashing those would read everything twice.
+    return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, _samples(manifest))
 
 
 def _samples(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
-    """The samples of a data set as bytes, about `BATCH_SIZE` at a time."""
+    """The samples of a data set as uint8 [B, C, H, W], B about `BATCH_SIZE`."""
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
     pending: list[NDArray[np.uint8]] = []
     try:
         for block in range(num_blocks):
-            reader.expect(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
+            reader.prefetch(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
             pending.append(to_bytes(reader.read(block).sample.astype(np.float32), manifest.plan.data_range))
             if sum(map(len, pending)) >= BATCH_SIZE or block == num_blocks - 1:
                 yield np.concatenate(pending)
@@ -187,50 +188,49 @@ def _samples(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
         reader.close()
 
 
-class _Accumulated:
-    """Moments of all features, and the features that are kept."""
+class _RunningStats:
+    """The statistics of features that come in batches [B, D], in the order of their images."""
 
     def __init__(self, num_images: int) -> None:
         self.moments = RunningMoments()
-        self._rows, self._kept = distances.spread(num_images), list[Features]()
+        self._rows, self._kept = distances.kept_rows(num_images), list[Features]()
 
     def add(self, batch: Features) -> None:
-        first = self.moments.count
-        rows = self._rows[(self._rows >= first) & (self._rows < first + len(batch))] - first
+        start = self.moments.count
+        rows = self._rows[(self._rows >= start) & (self._rows < start + len(batch))] - start
         self._kept.append(batch[rows])
         self.moments.add(batch)
 
-    def measured(self, space: str) -> ReferenceStats:
+    def result(self, space: str) -> ReferenceStats:
         return ReferenceStats(space, self.moments.result(), np.concatenate(self._kept), self.moments.count)
 
 
-def _measure(source: str, images: Images, spaces: Sequence[FeatureSpace]) -> dict[str, ReferenceStats]:
-    """`images` in `spaces`: from the cache, or anew and then, if it took long, for the cache."""
-    kept = {space.name: found for space in spaces if (found := _read_cached(images, space)) is not None}
-    missing = [space for space in spaces if space.name not in kept]
+def _compute_stats(source: str, images: ImageBatches, spaces: Sequence[FeatureSpace]) -> dict[str, ReferenceStats]:
+    """The statistics of `images` in `spaces`: from the cache, else computed, and cached if that took long."""
+    cached = {space.name: stats for space in spaces if (stats := _read_cached(images, space)) is not None}
+    missing = [space for space in spaces if space.name not in cached]
     started = time.monotonic()
-    accumulated = _extract(source, images, missing) if missing else {}
-    if time.monotonic() - started >= WORTH_SECONDS:
+    computed = _extract(source, images, missing) if missing else {}
+    if time.monotonic() - started >= MIN_CACHE_SECONDS:
         for space in missing:
-            with suppress(OSError):  # a cache that cannot be written is no reason to stop
-                _write(_cached(images, space), images, space, accumulated[space.name])
-    fresh = {name: found.measured(name) for name, found in accumulated.items()}
-    return {space.name: (kept | fresh)[space.name] for space in spaces}
+            with suppress(OSError):  # the evaluation works without a cache
+                _write(_cache_path(images, space), images, space, computed[space.name])
+    return {space.name: (cached | computed)[space.name] for space in spaces}
 
 
-def _extract(source: str, images: Images, spaces: Sequence[FeatureSpace]) -> dict[str, _Accumulated]:
+def _extract(source: str, images: ImageBatches, spaces: Sequence[FeatureSpace]) -> dict[str, ReferenceStats]:
     for space in spaces:
         space.check_shape(images.shape, source)
-    found = {space.name: _Accumulated(images.num_images) for space in spaces}
+    running = {space.name: _RunningStats(images.num_images) for space in spaces}
     with bar("reference", images.num_images * len(spaces)) as advance:
         for batch in images.batches:
             for space in spaces:
-                found[space.name].add(space.extract(batch).features)
+                running[space.name].add(space.extract(batch).features)
                 advance(len(batch), space.name)
-    return found
+    return {name: stats.result(name) for name, stats in running.items()}
 
 
-def _described(source: str, images: Images) -> results.Reference:
+def _describe(source: str, images: ImageBatches) -> results.Reference:
     return results.Reference(
         source=source,
         title=images.title,
@@ -247,8 +247,8 @@ def _notes(shape: tuple[int, ...] | None, spaces: Sequence[FeatureSpace]) -> tup
     return (f"Grey images are repeated to three channels for {', '.join(repeated)}.",)
 
 
-def _identity(images: Images, space: FeatureSpace) -> dict[str, str]:
-    """What decides the figures."""
+def _identity(images: ImageBatches, space: FeatureSpace) -> dict[str, str]:
+    """What decides the statistics."""
     return {
         "images_sha256": images.sha256,
         "space": space.name,
@@ -257,30 +257,29 @@ def _identity(images: Images, space: FeatureSpace) -> dict[str, str]:
     }
 
 
-def _cached(images: Images, space: FeatureSpace) -> Path:
+def _cache_path(images: ImageBatches, space: FeatureSpace) -> Path:
     name = hashlib.sha256("\n".join(_identity(images, space).values()).encode()).hexdigest()
     return cache_folder("references") / f"{name}.npz"
 
 
-def _read_cached(images: Images, space: FeatureSpace) -> ReferenceStats | None:
-    """None where there is none, or it is not what its name says."""
-    path = _cached(images, space)
+def _read_cached(images: ImageBatches, space: FeatureSpace) -> ReferenceStats | None:
+    """The cached statistics; None if there are none, or the file does not hold what its name says."""
+    path = _cache_path(images, space)
     if not path.is_file():
         return None
     try:
         arrays = _read(path)
         is_same = all(str(arrays[name]) == value for name, value in _identity(images, space).items())
-        return _measured(path, arrays) if is_same else None
+        return _parse_stats(path, arrays) if is_same else None
     except (BadInput, KeyError):
         return None
 
 
-def _write(path: Path, images: Images, space: FeatureSpace, accumulated: _Accumulated) -> None:
-    measured = accumulated.measured(space.name)
+def _write(path: Path, images: ImageBatches, space: FeatureSpace, stats: ReferenceStats) -> None:
     arrays: Any = {
-        "mu": measured.moments.mean,
-        "sigma": measured.moments.covariance,
-        "features": measured.features,
+        "mu": stats.moments.mean,
+        "sigma": stats.moments.covariance,
+        "features": stats.features,
         "num_images": images.num_images,
         "shape": images.shape,
         "title": images.title,
@@ -296,45 +295,42 @@ def _open_built(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
     try:
         name, title = str(arrays["space"]), str(arrays["title"])
         shape, digest = tuple(map(int, arrays["shape"])), str(arrays["images_sha256"])
-        made_with = {"weights": str(arrays["weights_sha256"]), "resizer": str(arrays["resizer"])}
+        built_with = {"weights": str(arrays["weights_sha256"]), "resizer": str(arrays["resizer"])}
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{source}: wanted a reference; {one_line(error)}: build it again") from error
-    measured = _measured(Path(source), arrays)
-    own = [space for space in spaces if space.name == name]
-    for space in own:
+    stats = _parse_stats(Path(source), arrays)
+    matching = [space for space in spaces if space.name == name]
+    for space in matching:
         for part, value in {"weights": space.sha256, "resizer": space.resizer}.items():
-            if made_with[part] != value:
+            if built_with[part] != value:
                 raise BadInput(
-                    f"{source}: wanted a reference in {name} of {part} {value}; it was built with {made_with[part]}: "
-                    "build it again"
+                    f"{source}: wanted a reference in {name} with {part} {value}; it was built with "
+                    f"{built_with[part]}: build it again"
                 )
-        _check_length(source, measured.moments, space, shape)
-    reference = results.Reference(
-        source=source, title=title, num_images=measured.num_images, shape=shape, sha256=digest
-    )
-    found = {space.name: measured for space in own}
-    return OpenedReference(
-        reference, found, _missing(source, found, spaces, f"was built for {name}"), _notes(shape, own)
-    )
+        _check_length(source, stats.moments, space, shape)
+    reference = results.Reference(source=source, title=title, num_images=stats.num_images, shape=shape, sha256=digest)
+    by_space = {space.name: stats for space in matching}
+    not_computed = _list_not_computed(source, by_space, spaces, f"was built for {name}")
+    return OpenedReference(reference, by_space, not_computed, _notes(shape, matching))
 
 
 def _open_statistics(source: str, spaces: Sequence[FeatureSpace], has_images: bool) -> OpenedReference:
-    """EDM's statistics, or ADM's, which may have images beside them; those are fewer than the statistics are of."""
+    """EDM's or ADM's statistics. ADM's files also hold images, fewer than the statistics are over."""
     path = Path(source)
-    given = _moments(source, _read(path))
+    moments = _parse_moments(source, _read(path))
     images = open_images(source) if has_images else None
     shape = None if images is None else images.shape
-    measured = {} if images is None else _measure(source, images, spaces)
+    stats = {} if images is None else _compute_stats(source, images, spaces)
     for space in spaces:
         if space.name == STATISTICS_SPACE:
-            _check_length(source, given, space, shape)
-            found = measured.get(space.name)
-            measured[space.name] = ReferenceStats(space.name, given, None if found is None else found.features, None)
+            _check_length(source, moments, space, shape)
+            features = stats[space.name].features if space.name in stats else None
+            stats[space.name] = ReferenceStats(space.name, moments, features, None)
     notes = _notes(shape, spaces)
-    if images is not None and STATISTICS_SPACE in measured:
+    if images is not None and STATISTICS_SPACE in stats:
         notes += (
-            f"The Fréchet distance in {STATISTICS_SPACE} is to the statistics in {path.name}; all else is to the "
-            f"{images.num_images} images in it.",
+            f"The Fréchet distance in {STATISTICS_SPACE} is to the statistics in {path.name}; all other metrics are to "
+            f"the {images.num_images} images in it.",
         )
     reference = results.Reference(
         source=source,
@@ -343,29 +339,29 @@ def _open_statistics(source: str, spaces: Sequence[FeatureSpace], has_images: bo
         shape=shape,
         sha256=_digest([path]),
     )
-    why = f"holds statistics alone, which are of {STATISTICS_SPACE}"
-    return OpenedReference(reference, measured, _missing(source, measured, spaces, why), notes)
+    reason = f"holds only statistics, which are of {STATISTICS_SPACE}"
+    return OpenedReference(reference, stats, _list_not_computed(source, stats, spaces, reason), notes)
 
 
 def _open_clean_fid(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
-    """What clean-fid publishes of a data set: statistics, and of some the features too."""
+    """What clean-fid publishes for a data set: moments, and for some data sets the features too."""
     parts = source.removeprefix(CLEAN_FID).split("/")
     if len(parts) != 3 or not all(parts):
         raise BadInput(f"{source}: wanted {CLEAN_FID}NAME/SPLIT/RES, such as {CLEAN_FID}cifar10/train/32")
     name, split, resolution = parts
     shape = (3, int(resolution), int(resolution)) if resolution.isdecimal() else None
-    measured, paths = {}, []
-    own = [space for space in spaces if space.name in CLEAN_FID_MODES]
-    for space in own:
+    stats, paths = {}, []
+    for space in spaces:
+        if space.name not in CLEAN_FID_MODES:
+            continue
         stem = f"{name}_{CLEAN_FID_MODES[space.name]}_{split}_{resolution}".lower()
         path = _clean_fid_file(f"{stem}.npz")
-        given = _moments(str(path), _read(path))
-        _check_length(str(path), given, space, shape)
-        kept, more = _clean_fid_features(f"{stem}_kid.npz")
-        measured[space.name] = ReferenceStats(space.name, given, kept, None)
-        paths += [path, *more]
-    why = "is of Inception's features"
-    not_computed = _missing(source, measured, spaces, why)
+        moments = _parse_moments(str(path), _read(path))
+        _check_length(str(path), moments, space, shape)
+        features, more_paths = _clean_fid_features(f"{stem}_kid.npz")
+        stats[space.name] = ReferenceStats(space.name, moments, features, None)
+        paths += [path, *more_paths]
+    not_computed = _list_not_computed(source, stats, spaces, "is of Inception's features")
     reference = results.Reference(
         source=source,
         title=f"clean-fid's {name}, {split}, {resolution}",
@@ -373,11 +369,11 @@ def _open_clean_fid(source: str, spaces: Sequence[FeatureSpace]) -> OpenedRefere
         shape=shape,
         sha256=_digest(paths),
     )
-    return OpenedReference(reference, measured, not_computed)
+    return OpenedReference(reference, stats, not_computed)
 
 
 def _clean_fid_file(name: str) -> Path:
-    """clean-fid's own copy, or ours, downloaded if there is none."""
+    """The path of the file in clean-fid's package, else in our folder of weights, downloaded if it is missing."""
     import cleanfid
 
     theirs = Path(cleanfid.__file__).parent / "stats" / name
@@ -386,36 +382,38 @@ def _clean_fid_file(name: str) -> Path:
 
 
 def _clean_fid_features(name: str) -> tuple[Features | None, list[Path]]:
-    """The features in that file, and the file; none where clean-fid publishes none."""
+    """The kept features of the file `name`, and its path; none if clean-fid does not publish it."""
     try:
         path = _clean_fid_file(name)
     except Unavailable:
         return None, []
     try:
-        found = np.asarray(_read(path)["feats"], np.float32)
+        features = np.asarray(_read(path)["feats"], np.float32)
     except (KeyError, ValueError) as error:
         raise BadInput(f"{path}: wanted clean-fid's features ({one_line(error)}): remove it, and run again") from error
-    return found[distances.spread(len(found))], [path]
+    return features[distances.kept_rows(len(features))], [path]
 
 
-def _missing(
-    source: str, measured: Mapping[str, ReferenceStats], spaces: Sequence[FeatureSpace], why: str
+def _list_not_computed(
+    source: str, stats: Mapping[str, ReferenceStats], spaces: Sequence[FeatureSpace], reason: str
 ) -> tuple[NotComputed, ...]:
-    """The spaces that a reference says nothing in.
+    """The metrics of the spaces without statistics.
 
     Raises:
-        BadInput: it says nothing in any.
+        BadInput: no space has any.
     """
-    missing = [space.name for space in spaces if space.name not in measured]
+    missing = [space.name for space in spaces if space.name not in stats]
     if not missing:
         return ()
-    if not measured:
-        raise BadInput(f"{source} {why}; wanted a reference in {', '.join(missing)}: choose other features, or images")
-    return (NotComputed(metrics=distances.keys(missing), reason=f"{source} {why}: give images"),)
+    if not stats:
+        raise BadInput(
+            f"{source} {reason}; wanted a reference in {', '.join(missing)}: choose other features, or give images"
+        )
+    return (NotComputed(metrics=distances.metric_keys(missing), reason=f"{source} {reason}: give images"),)
 
 
 def _read_keys(path: Path) -> set[str]:
-    """The arrays in an .npz; none where `path` is something else."""
+    """The names of the arrays in an .npz; none if `path` is something else."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return set()
     try:
@@ -426,7 +424,7 @@ def _read_keys(path: Path) -> set[str]:
 
 
 def _read(path: Path) -> Arrays:
-    """All arrays of an .npz but for images.
+    """All arrays of an .npz except images.
 
     Raises:
         BadInput: it cannot be read.
@@ -440,16 +438,16 @@ def _read(path: Path) -> Arrays:
         ) from error
 
 
-def _measured(path: Path, arrays: Arrays) -> ReferenceStats:
-    """What a file of `build` holds."""
-    given = _moments(str(path), arrays)
-    kept = arrays.get("features")
-    if kept is None or kept.dtype != np.float32 or kept.shape[1:] != given.mean.shape or "num_images" not in arrays:
-        raise BadInput(f"{path}: wanted features float32 [N, {len(given.mean)}] and their number: build it again")
-    return ReferenceStats(str(arrays["space"]), given, kept, int(arrays["num_images"]))
+def _parse_stats(path: Path, arrays: Arrays) -> ReferenceStats:
+    """The statistics in the arrays of a file that `build` wrote."""
+    moments = _parse_moments(str(path), arrays)
+    features, shape = arrays.get("features"), moments.mean.shape
+    if features is None or features.dtype != np.float32 or features.shape[1:] != shape or "num_images" not in arrays:
+        raise BadInput(f"{path}: wanted features float32 [N, {shape[0]}] and their number: build it again")
+    return ReferenceStats(str(arrays["space"]), moments, features, int(arrays["num_images"]))
 
 
-def _moments(source: str, arrays: Arrays) -> Moments:
+def _parse_moments(source: str, arrays: Arrays) -> Moments:
     mean, covariance = arrays.get("mu"), arrays.get("sigma")
     if mean is None or covariance is None or mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = [None if array is None else list(array.shape) for array in (mean, covariance)]
@@ -459,17 +457,17 @@ def _moments(source: str, arrays: Arrays) -> Moments:
     return Moments(mean.astype(np.float64), covariance.astype(np.float64))
 
 
-def _check_length(source: str, given: Moments, space: FeatureSpace, shape: tuple[int, ...] | None) -> None:
-    """Raises `BadInput` if the statistics are of another number of features than the space has for a black picture."""
+def _check_length(source: str, moments: Moments, space: FeatureSpace, shape: tuple[int, ...] | None) -> None:
+    """Raises `BadInput` unless the moments have as many features as the space extracts from a black image."""
     black = np.zeros((1, *(space.shape or shape or (3, 32, 32))), np.uint8)
-    num_features = space.extract(black).features.shape[1]
-    if len(given.mean) != num_features:
+    num_features, length = space.extract(black).features.shape[1], len(moments.mean)
+    if length != num_features:
         raise BadInput(
-            f"{source}: wanted statistics of the {num_features} features of {space.name}; they are of {len(given.mean)}"
+            f"{source}: wanted statistics of the {num_features} features of {space.name}; they are of {length}"
         )
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """The sha256 of a file; of several, that of theirs."""
+    """The sha256 of a file; of several files, the sha256 of their digests."""
     digests = [file_sha256(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

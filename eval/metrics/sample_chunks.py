@@ -1,7 +1,7 @@
-"""Samples of one sampler over a range of noise, kept as features in chunks: a kill loses at most one of them.
+"""Samples of one sampler over a range of noise, stored as chunks of features: a kill loses at most one chunk.
 
-Images are never all in memory: each batch becomes features as soon as it is drawn. When a range is scored, its chunks
-go, and the figures stay.
+The images are never all in memory: each batch is turned into features as soon as it is drawn. Once a range is scored,
+its chunks are deleted.
 """
 
 import io
@@ -29,7 +29,7 @@ CHUNK_SAMPLES = 1024  # at least; whole batches
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What is the same for all rows: the shape of samples, their noise, and what is taken from them."""
+    """What all rows share: the samples' shape and range, their noise, and the feature spaces to extract."""
 
     shape: tuple[int, ...]
     num_classes: int
@@ -43,14 +43,14 @@ class SamplingSettings:
         return -(-CHUNK_SAMPLES // self.batch_size) * self.batch_size
 
     def share(self, num_samples: int, ranks: Ranks) -> int:
-        """How many of `num_samples` this rank draws."""
+        """How many of `num_samples` samples this rank draws."""
         starts = range(ranks.rank * self.chunk_size, num_samples, ranks.world * self.chunk_size)
         return sum(min(self.chunk_size, num_samples - start) for start in starts)
 
 
 @dataclass(frozen=True)
 class SampleRange:
-    """The samples `indices` of one sampler, as they lie in `folder`."""
+    """The samples `indices` of one sampler, in chunks in `folder`."""
 
     folder: Path
     indices: range
@@ -65,24 +65,28 @@ class SampleRange:
             for start in starts
         ]
 
-    def draw(self, sampler: Sampler, setting: SamplingSettings, ranks: Ranks, advance: Advance) -> None:
-        """Draw this rank's share of the chunks that are not there yet.
+    def draw(self, sampler: Sampler, settings: SamplingSettings, ranks: Ranks, advance: Advance) -> None:
+        """Draw this rank's share of the missing chunks.
 
         Raises:
-            WorkFailed: samples that are not finite, or no room for the features.
+            WorkFailed: a sample is not finite, or a chunk cannot be written.
         """
         for number, (path, indices) in enumerate(self.chunks):
             if number % ranks.world != ranks.rank:
                 continue
             if not path.is_file():
-                chunk = _draw_chunk(sampler, setting, indices, ranks.device)
+                chunk = _draw_chunk(sampler, settings, indices, ranks.device)
                 if number > 0:
-                    del chunk["samples"]  # the first are looked at, of the others only their features
+                    del chunk["samples"]  # only the first chunk's images are used again
                 _write(path, chunk)
             advance(len(indices), sampler.title)
 
     def extracted(self, space: str) -> Extracted:
-        """The features of all samples in `space`, in the order of their indices."""
+        """The features of all samples in `space`, in index order.
+
+        Raises:
+            WorkFailed: a chunk cannot be read.
+        """
         features, probabilities = list(self._read(f"{space}.features")), list(self._read(f"{space}.probabilities"))
         return Extracted(np.concatenate(features), np.concatenate(probabilities) if probabilities else None)
 
@@ -94,7 +98,7 @@ class SampleRange:
 
     @property
     def nfe(self) -> float:
-        """Evaluations of the network for a sample."""
+        """Mean number of network evaluations per sample."""
         return float(sum(self._read("evaluations"))) / len(self.indices)
 
     @property
@@ -107,7 +111,7 @@ class SampleRange:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, name: str) -> Iterator[NDArray[Any]]:
-        """The arrays called `name` of the chunks that have one."""
+        """The array `name` of each chunk that has it."""
         for path, _ in self.chunks:
             try:
                 with np.load(path, allow_pickle=False) as arrays:
@@ -118,19 +122,19 @@ class SampleRange:
 
 
 def _draw_chunk(
-    sampler: Sampler, setting: SamplingSettings, indices: range, device: torch.device
+    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device
 ) -> dict[str, NDArray[Any]]:
     samples, evaluations, seconds = [], 0, 0.0
     features: dict[str, list[NDArray[np.float32]]] = {}
     for batch in draw_samples(
-        sampler, setting.shape, setting.num_classes, setting.seed, indices, setting.batch_size, device
+        sampler, settings.shape, settings.num_classes, settings.seed, indices, settings.batch_size, device
     ):
         if not torch.isfinite(batch.samples).all():
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
         samples.append(batch.samples.numpy())
         evaluations += batch.nfe * len(batch.samples)
         seconds += batch.wall_seconds
-        for name, array in _extract(samples[-1], setting).items():
+        for name, array in _extract(samples[-1], settings).items():
             features.setdefault(name, []).append(array)
     chunk = {name: np.concatenate(arrays) for name, arrays in features.items()}
     return {
@@ -141,15 +145,15 @@ def _draw_chunk(
     }
 
 
-def _extract(samples: NDArray[np.float32], setting: SamplingSettings) -> dict[str, NDArray[np.float32]]:
-    """What each feature space sees in a batch of samples."""
-    images, found = to_bytes(samples, setting.data_range), {}
-    for name, space in setting.spaces.items():
+def _extract(samples: NDArray[np.float32], settings: SamplingSettings) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a chunk that each feature space makes of a batch: features, and probabilities if it classifies."""
+    images, arrays = to_bytes(samples, settings.data_range), {}
+    for name, space in settings.spaces.items():
         extracted = space.extract(images)
-        found[f"{name}.features"] = extracted.features
+        arrays[f"{name}.features"] = extracted.features
         if extracted.probabilities is not None:
-            found[f"{name}.probabilities"] = extracted.probabilities
-    return found
+            arrays[f"{name}.probabilities"] = extracted.probabilities
+    return arrays
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""From a sampler to its figures: draws, measures, and keeps what is finished, so that it is never done twice."""
+"""From a sampler to its figures: draws and scores samples, and keeps every result so that no range is drawn twice."""
 
 import io
 import re
@@ -22,11 +22,11 @@ from pipeline.storage.store import write_file
 from trainer.distillation.distance import Distance
 from trainer.distributed import Ranks
 
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 
 
 class Result(BaseModel):
-    """One sampler's figures over one range of noise; what stays when its chunks are gone."""
+    """One sampler's figures over one range of noise, kept after the range's chunks are deleted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,95 +39,96 @@ class Result(BaseModel):
 
 @dataclass
 class Scorer:
-    """Scores samplers in `folder`, which belongs to one setting and one reference.
+    """Scores samplers in `folder`, which belongs to these settings and one reference.
 
-    Agreement is measured on the first chunk of the first range, against the samples of the teacher's solver: it has to
-    be scored before the others.
+    RMSE and LPIPS are to the samples of the teacher's own solver, over the first chunk of the first range. So that
+    solver must be scored before the others.
     """
 
     folder: Path
-    setting: SamplingSettings
+    settings: SamplingSettings
     num_samples: int  # of a range
-    measured: Mapping[str, ReferenceStats]  # what samples are measured against, by feature space
-    distance: Distance | None  # perceptual, for the agreement
+    reference_stats: Mapping[str, ReferenceStats]  # by feature space
+    distance: Distance | None  # LPIPS
     ranks: Ranks
     teacher_samples: NDArray[np.float32] | None = field(default=None, init=False)
 
-    def measure(self, sampler: Sampler, number: int, advance: Advance) -> Result | None:
-        """The figures of `sampler` over the range `number` of noise: on the first rank; all take part in drawing.
+    def score(self, sampler: Sampler, range_index: int, advance: Advance) -> Result | None:
+        """The figures of `sampler` over one range of noise, on the first rank; None on the others, which help to draw.
+
+        Range r holds the noise of the indices from r * num_samples.
 
         Raises:
-            WorkFailed: samples that are not finite, or no room for their features.
+            WorkFailed: a sample is not finite, or a chunk cannot be written or read.
         """
-        file = self._place(sampler) / f"range-{number}.json"
-        found = _read(file)
-        if found is None:
-            indices = range(number * self.num_samples, (number + 1) * self.num_samples)
-            samples = SampleRange(file.with_suffix(""), indices, self.setting.chunk_size)
-            samples.draw(sampler, self.setting, self.ranks, advance)
+        file = self._folder(sampler) / f"range-{range_index}.json"
+        result = _read_result(file)
+        if result is None:
+            indices = range(range_index * self.num_samples, (range_index + 1) * self.num_samples)
+            samples = SampleRange(file.with_suffix(""), indices, self.settings.chunk_size)
+            samples.draw(sampler, self.settings, self.ranks, advance)
             self.ranks.wait()
             if self.ranks.is_first:
-                found = self._score(sampler, samples, number)
-                write_file(file, found.model_dump_json().encode())
+                result = self._compute(sampler, samples, range_index)
+                write_file(file, result.model_dump_json().encode())
                 samples.discard()
         else:
-            advance(self.setting.share(self.num_samples, self.ranks), sampler.title)
-        if self.ranks.is_first and sampler.group == "solver" and number == 0:
-            self.teacher_samples = np.load(self._first(sampler), allow_pickle=False)
-        return found if self.ranks.is_first else None
+            advance(self.settings.share(self.num_samples, self.ranks), sampler.title)
+        if self.ranks.is_first and sampler.group == "solver" and range_index == 0:
+            self.teacher_samples = np.load(self._first_file(sampler), allow_pickle=False)
+        return result if self.ranks.is_first else None
 
-    def pictures(self, sampler: Sampler) -> Images:
-        """The first images of the first range, uint8 [n, C, H, W]."""
-        return to_bytes(np.load(self._first(sampler), allow_pickle=False)[:NUM_PICTURES], self.setting.data_range)
+    def first_images(self, sampler: Sampler) -> Images:
+        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`."""
+        return to_bytes(np.load(self._first_file(sampler), allow_pickle=False)[:NUM_IMAGES], self.settings.data_range)
 
-    def drop_others(self) -> None:
-        """Remove what was drawn in other settings."""
+    def discard_other_settings(self) -> None:
+        """Delete chunks and results of other settings."""
         for other in self.folder.parent.iterdir():
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def _place(self, sampler: Sampler) -> Path:
+    def _folder(self, sampler: Sampler) -> Path:
         return self.folder / sampler.group / re.sub(r"[^a-z0-9.+-]+", "-", sampler.name.lower())
 
-    def _first(self, sampler: Sampler) -> Path:
-        return self._place(sampler) / "first.npy"
+    def _first_file(self, sampler: Sampler) -> Path:
+        return self._folder(sampler) / "first.npy"
 
-    def _score(self, sampler: Sampler, samples: SampleRange, number: int) -> Result:
+    def _compute(self, sampler: Sampler, samples: SampleRange, range_index: int) -> Result:
         scores: dict[str, float] = {}
-        for space, measured in self.measured.items():
-            # Manifolds and kernels of many samples take minutes, and the few-step samplers are many.
-            scores |= distances.score(samples.extracted(space), measured, distance_only=sampler.group == "few-step")
-        agreement = {}
-        if number == 0:
+        for space, stats in self.reference_stats.items():
+            # Manifolds and kernels take minutes, and there are many few-step samplers.
+            scores |= distances.score(samples.extracted(space), stats, distance_only=sampler.group == "few-step")
+        errors = {}
+        if range_index == 0:
             first = samples.first_samples
-            agreement = self._compare(first)
-            kept = first if sampler.group == "solver" else first[:NUM_PICTURES]
+            errors = self._compare(first)
+            kept = first if sampler.group == "solver" else first[:NUM_IMAGES]
             buffer = io.BytesIO()
             np.save(buffer, kept)
-            write_file(self._first(sampler), buffer.getvalue())
-        return Result(nfe=samples.nfe, images_per_second=samples.images_per_second, scores=scores, **agreement)
+            write_file(self._first_file(sampler), buffer.getvalue())
+        return Result(nfe=samples.nfe, images_per_second=samples.images_per_second, scores=scores, **errors)
 
     def _compare(self, samples: NDArray[np.float32]) -> dict[str, float]:
-        """How far samples are from the teacher's own of the same noise."""
+        """RMSE and LPIPS to the teacher's samples of the same noise, in units of [-1, 1]."""
         if self.teacher_samples is None:
             return {}
-        low, high = self.setting.data_range
+        low, high = self.settings.data_range
         ours, theirs = (torch.from_numpy((x - low) * (2 / (high - low)) - 1) for x in (samples, self.teacher_samples))
-        found = {"rmse": float((ours - theirs).double().square().mean().sqrt())}
+        errors = {"rmse": float((ours - theirs).double().square().mean().sqrt())}
         if self.distance is not None:
-            size = self.setting.batch_size
-            pairs = zip(torch.split(ours, size), torch.split(theirs, size), strict=True)
-            with torch.no_grad():
-                found["lpips"] = float(torch.cat([self._far(*pair) for pair in pairs]).mean())
-        return found
+            errors["lpips"] = self._mean_distance(self.distance, ours, theirs)
+        return errors
 
-    def _far(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        assert self.distance is not None
-        return self.distance(x.to(self.ranks.device), y.to(self.ranks.device)).cpu()
+    @torch.no_grad()
+    def _mean_distance(self, distance: Distance, x: torch.Tensor, y: torch.Tensor) -> float:
+        batches = zip(*(torch.split(images, self.settings.batch_size) for images in (x, y)), strict=True)
+        device = self.ranks.device
+        return float(torch.cat([distance(a.to(device), b.to(device)).cpu() for a, b in batches]).mean())
 
 
-def _read(file: Path) -> Result | None:
+def _read_result(file: Path) -> Result | None:
     try:
         return Result.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):  # not there, or of another version: to be made again
+    except (OSError, ValidationError):  # missing, or of another version: scored again
         return None

@@ -1,4 +1,4 @@
-"""How a student fits trajectories of its teacher that are stored: from the shards alone, without the teacher."""
+"""How well a student fits stored trajectories of its teacher: from the shards, without the teacher."""
 
 from contextlib import closing
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.results import Grid, Line, Trajectories
+from eval.results import Grid, Line, TrajectoryFit
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
@@ -18,26 +18,26 @@ from trainer.data.stream import TrajectoryBatch, TrajectoryStream
 from trainer.distillation.distance import squared_error
 from trainer.distillation.student import Student, sample_path
 
-MAX_TIMES = 10  # of the grids: all that a data set stores by default
-PATH_STEPS = 16  # of the student's own path
-BATCH_SIZE = 64  # trajectories are held whole, the student's own and the stored ones
-SEED = 0  # of the records that are looked at
+MAX_TIMES = 10  # of a grid: a data set's default number of states
+PATH_STEPS = 16  # of the student's path, for its straightness
+BATCH_SIZE = 64  # whole trajectories, the stored ones and the student's, are in memory
+SEED = 0  # of the choice of records
 
 
-def measure(student: Student, info: CheckpointInfo, data: str, num_records: int, device: torch.device) -> Trajectories:
+def measure(student: Student, info: CheckpointInfo, data: str, num_records: int, device: torch.device) -> TrajectoryFit:
     """The fit of `student`, on `device`, to at most `num_records` of the trajectories in `data`.
 
-    States, and velocities, are compared where they are stored, up to ten places of a trajectory from its start to its
-    end. Integration batches differ in their times inside strata, so a place has the mean of its times in the grids. The
-    data may be what the student was trained on, or more of its teacher's: `seen_in_training` tells whether it is
-    the very data set. The same records are taken every time.
+    States and velocities are compared at the stored times, at most `MAX_TIMES` of them, evenly spaced from the start of
+    a trajectory to its end. Stratified times differ between integration batches, so the grids show their means. `data`
+    may be the student's training data or other trajectories of its teacher; `seen_in_training` tells whether it is the
+    same data set. Every call takes the same records.
 
     Raises:
-        BadInput: no data set there, or not of the student's own teacher.
-        WorkFailed: it cannot be read.
+        BadInput: there is no data set, or it is not of the student's teacher.
+        WorkFailed: the data set cannot be read.
     """
     manifest = read_manifest(open_store(data))
-    _check_same(student, info, manifest.plan, data)
+    _check_teacher(student, info, manifest.plan, data)
     num_records = min(num_records, manifest.num_records)
     totals: dict[str, Tensor] = {}
     with closing(TrajectoryStream(manifest, SEED, min(BATCH_SIZE, num_records))) as stream:
@@ -48,22 +48,22 @@ def measure(student: Student, info: CheckpointInfo, data: str, num_records: int,
     low, high = manifest.plan.data_range
     unit = 2 / (high - low)
     times = tuple(totals["times"].tolist())
-    return Trajectories(
+    return TrajectoryFit(
         data=data,
         data_sha256=manifest.sha256,
         seen_in_training=manifest.sha256 == info.data_sha256,
         num_records=num_records,
         endpoint_rmse=float(totals["states"][0, -1].sqrt() * unit),
-        state_rmse=Grid(times=times, values=_falling(totals["states"].sqrt() * unit)),
-        consistency_gap=Grid(times=times, values=_falling(totals["gaps"].sqrt() * unit)),
+        state_rmse=Grid(times=times, values=_upper_triangle(totals["states"].sqrt() * unit)),
+        consistency_gap=Grid(times=times, values=_upper_triangle(totals["gaps"].sqrt() * unit)),
         velocity_rmse=_line(times, totals["velocities"].sqrt() * unit) if "velocities" in totals else None,
         student_straightness=float(totals["student"] * unit**2),
         teacher_straightness=float(totals["teacher"] * unit**2) if "teacher" in totals else None,
     )
 
 
-def _check_same(student: Student, info: CheckpointInfo, plan: Plan, data: str) -> None:
-    """Raises `BadInput` where the plan's trajectories are not those that the student was to learn."""
+def _check_teacher(student: Student, info: CheckpointInfo, plan: Plan, data: str) -> None:
+    """Raises `BadInput` unless the plan's trajectories are of the student's teacher, guidance, times and data."""
     config = student.network.config
     wanted = {
         "teacher_sha256": info.teacher_sha256,
@@ -83,26 +83,26 @@ def _check_same(student: Student, info: CheckpointInfo, plan: Plan, data: str) -
 
 @torch.no_grad()
 def _means(student: Student, batch: TrajectoryBatch, t_start: float, t_end: float) -> dict[str, Tensor]:
-    """Means over a batch, float64: squared errors [P, P] and [P] at P places, their times [P], and straightness."""
+    """Means over a batch, float64: squared errors [P, P] and [P] at P of the times, the times [P], straightness."""
     count = batch.times.shape[1]
-    places = np.linspace(0, count - 1, min(count, MAX_TIMES)).round().astype(int).tolist()
-    x, times = [batch.x[:, i] for i in places], [batch.times[:, i] for i in places]
+    indices = np.linspace(0, count - 1, min(count, MAX_TIMES)).round().astype(int).tolist()
+    x, times = [batch.x[:, i] for i in indices], [batch.times[:, i] for i in indices]
     means = {"times": torch.stack(times).double().mean(1)}
-    states, gaps = torch.zeros(2, len(places), len(places), dtype=torch.float64)
+    states, gaps = torch.zeros(2, len(indices), len(indices), dtype=torch.float64)
     for i, t in enumerate(times):
         reached = {j: student(x[i], t, s, batch.label) for j, s in enumerate(times) if j > i}
         for j, x_s in reached.items():
             states[i, j] = _mean_square(x_s, x[j])
-            # At the end both ways are one, and the gap is zero.
-            if j < len(places) - 1:
+            # A jump to the last time is the same either way: the gap is 0.
+            if j < len(indices) - 1:
                 finished = student(x_s, times[j], times[-1], batch.label)
-                gaps[i, j] = _mean_square(finished, reached[len(places) - 1])
+                gaps[i, j] = _mean_square(finished, reached[len(indices) - 1])
     means |= {"states": states, "gaps": gaps}
     path, velocities, path_times = _path(student, batch, uniform_times(PATH_STEPS, t_start, t_end))
     means["student"] = torch.tensor(straightness(path, velocities, path_times), dtype=torch.float64)
     if batch.velocity is not None:
         own = [student.mean_velocity(x_t, t, t, batch.label) for x_t, t in zip(x, times, strict=True)]
-        errors = [_mean_square(v, batch.velocity[:, i]) for v, i in zip(own, places, strict=True)]
+        errors = [_mean_square(v, batch.velocity[:, i]) for v, i in zip(own, indices, strict=True)]
         means["velocities"] = torch.stack(errors)
         means["teacher"] = torch.tensor(straightness(batch.x, batch.velocity, batch.times), dtype=torch.float64)
     return means
@@ -121,8 +121,8 @@ def _mean_square(x: Tensor, target: Tensor) -> Tensor:
     return squared_error(x.double(), target.double()).mean()
 
 
-def _falling(values: Tensor) -> tuple[tuple[float | None, ...], ...]:
-    """The rows of `values` [P, P], None where the second time is not below the first."""
+def _upper_triangle(values: Tensor) -> tuple[tuple[float | None, ...], ...]:
+    """The rows of `values` [P, P], with None unless the second time is below the first."""
     return tuple(tuple(v if j > i else None for j, v in enumerate(row)) for i, row in enumerate(values.tolist()))
 
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: their figures, whether these may be compared, and what differs between the trainings."""
+"""Several runs side by side: their figures, why these may not be comparable, and how the trainings differ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ Rows = list[tuple[str, list[Cell]]]  # a sampler and its cells
 
 
 def table(runs: Runs) -> tuple[list[str], list[tuple[str, Rows]]]:
-    """The headings of all runs' columns, and for each run its student's rows (a teacher's own, where it is alone)."""
+    """The headings of all runs' columns, and each run's student rows (all rows, for a teacher alone)."""
     columns = [{column.key: column for column in _columns(report)} for _, report in runs]
     names = {column.key: column.heading for own in columns for column in own.values()}
     headings = [name if list(names.values()).count(name) == 1 else f"{name} ({key})" for key, name in names.items()]
-    found = []
+    run_rows = []
     for (name, report), own in zip(runs, columns, strict=True):
         rows = report.rows_of("student") or list(report.rows)
-        found.append(
+        run_rows.append(
             (name, [(row.sampler, [own[key].cell(row) if key in own else Cell(NONE) for key in names]) for row in rows])
         )
-    return headings, found
+    return headings, run_rows
 
 
 def _columns(report: Report) -> list[Column]:
@@ -29,46 +29,46 @@ def _columns(report: Report) -> list[Column]:
 
 
 def cautions(runs: Runs) -> list[str]:
-    """Why figures of these runs may not be compared, a line for each reason; none where they may."""
-    reasons: dict[str, Callable[[Report], object]] = {
+    """Why figures of these runs are not comparable, a line for each reason; none if they are."""
+    properties: dict[str, Callable[[Report], object]] = {
         "headline metrics": lambda r: r.headline.heading if r.metrics else NONE,
         "references": lambda r: f"{r.reference.title}, sha256 {r.reference.sha256}",
         "numbers of samples": lambda r: f"{r.num_samples:,}",
         "feature networks": lambda r: "; ".join(f"{s.title}, {s.resizer}, sha256 {s.sha256}" for s in r.spaces),
         "quantisers": lambda r: r.quantiser,
         "seeds of the noise": lambda r: r.seed,
-        "teachers (RMSE is to each one's own)": lambda r: r.training["teacher_sha256"],
-        "machines (images/s is of each one)": lambda r: r.machine,
+        "teachers (RMSE is to each run's own)": lambda r: r.training.teacher_sha256,
+        "machines (images/s depends on them)": lambda r: r.machine,
     }
     texts = []
-    for what, tell in reasons.items():
-        told = _runs_by(runs, tell)
-        if len(told) > 1:
-            parts = (f"{', '.join(names)}: {text}" for text, names in told.items())
-            texts.append(f"Not the same {what}. {'. '.join(parts)}.")
+    for name, describe in properties.items():
+        groups = _group_runs(runs, describe)
+        if len(groups) > 1:
+            parts = (f"{', '.join(names)}: {text}" for text, names in groups.items())
+            texts.append(f"Not the same {name}. {'. '.join(parts)}.")
     return texts
 
 
-def _runs_by(runs: Runs, tell: Callable[[Report], object]) -> dict[str, list[str]]:
-    """The names of the runs by what is told of them."""
-    found: dict[str, list[str]] = {}
+def _group_runs(runs: Runs, describe: Callable[[Report], object]) -> dict[str, list[str]]:
+    """The names of the runs, grouped by their descriptions."""
+    groups: dict[str, list[str]] = {}
     for name, report in runs:
-        found.setdefault(str(tell(report)), []).append(name)
-    return found
+        groups.setdefault(str(describe(report)), []).append(name)
+    return groups
 
 
 def differences(runs: Runs) -> dict[str, list[str]]:
-    """The values of each setting of the training that is not the same in all runs, by its dotted key."""
-    settings = [_flat({"step": r.training["step"], **r.training["config"]}) for _, r in runs]
+    """The training settings that differ between runs: the dotted key, and each run's value."""
+    settings = [_flat({"step": r.training.step, **r.training.config}) for _, r in runs]
     keys = dict.fromkeys(key for own in settings for key in own)
     values = {key: [own.get(key, NONE) for own in settings] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} as {"a.b": "1"}; places in lists are numbers."""
+    """{"a": {"b": 1}} as {"a.b": "1"}; a list's keys are indices."""
     if isinstance(value, list):
-        value = {str(number): item for number, item in enumerate(value)}
+        value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping) or not value:
         return {prefix: str(value)}
     return {

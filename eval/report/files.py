@@ -1,22 +1,21 @@
-"""What an evaluation leaves in its folder: figures, tables, pictures, a page, and a model card beside the weights."""
+"""The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from eval.report import model_card, page, tables
 from eval.results import METRICS, Report, read_report
-from pipeline.common.config import write_resolved
+from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.common.image_grid import Images, draw_rows
+from pipeline.common.image_grid import Images, encode_rows
 from pipeline.storage.store import open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
-WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # what tells that it is whole comes last
-GRID_EVALUATIONS = (1, 2, 4)  # of the student, in the picture beside the teacher
+WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
+GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
 
 
 def write(
@@ -27,27 +26,28 @@ def write(
     strips: Mapping[str, Images],
     run: Path,
 ) -> None:
-    """Write all of it into `folder`, and the card into `run`, beside the weights.
+    """Write all files of the report into `folder`, and the model card into `run`, beside the weights.
+
+    `grid` holds images uint8 [n, C, H, W] by `Row.title`; `strips` holds states uint8 [T, C, H, W] by title.
 
     Raises:
-        WorkFailed: something cannot be written.
+        WorkFailed: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_resolved(folder / CONFIG, config, "evaluate")
+    write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
     for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, strips)):
         if rows:
-            write_file(folder / name, _png(rows))
+            write_file(folder / name, encode_rows(rows))
     write_file(folder / PAGE, page.render(report, grid, strips).encode())
     write_file(run / CARD, model_card.card(report).encode())
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
 
 
-def copy(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
-    """Copy those files `names` that are in `folder` to the store at `location`.
+def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
+    """Upload those of the files `names` that exist in `folder` to the store at `location`.
 
     Raises:
-        WorkFailed: it cannot be written.
+        WorkFailed: the store cannot be written.
     """
     store = open_store(location)
     try:
@@ -55,11 +55,11 @@ def copy(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
             if (folder / name).is_file():
                 store.write(name, (folder / name).read_bytes())
     except OSError as error:
-        raise WorkFailed(f"{location}: {name} cannot be copied there ({reason(error)})") from error
+        raise WorkFailed(f"{location}: {name} cannot be uploaded there ({reason(error)})") from error
 
 
 def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
-    """The teacher by its own solver, and the student at few evaluations."""
+    """The rows of the small grid: the teacher with its own solver, and the student with few evaluations."""
     titles = [
         row.title
         for row in report.rows
@@ -68,20 +68,17 @@ def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
     return {title: grid[title] for title in titles if title in grid}
 
 
-def _png(rows: Mapping[str, Images]) -> bytes:
-    buffer = BytesIO()
-    draw_rows(rows).save(buffer, format="png")
-    return buffer.getvalue()
-
-
 def compare(folders: Sequence[Path], out: Path) -> None:
-    """Write a page with the evaluations in `folders`.
+    """Write a page that compares the evaluations in `folders`.
 
     Raises:
         BadInput: a folder holds no evaluation, or `out` cannot be written.
     """
     names = _short_names(folders)
-    runs = [(name, read_report(folder), _bytes(folder / GRID)) for name, folder in zip(names, folders, strict=True)]
+    runs = [
+        (name, read_report(folder), _read_if_present(folder / GRID))
+        for name, folder in zip(names, folders, strict=True)
+    ]
     try:
         write_file(out, page.render_comparison(runs).encode())
     except WorkFailed as error:
@@ -89,10 +86,10 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path where these differ, else the whole paths."""
-    last = [folder.resolve().name for folder in folders]
-    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+    """The last part of each path if all of these differ, else the full paths."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _bytes(path: Path) -> bytes | None:
+def _read_if_present(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None

@@ -58,7 +58,7 @@ save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
 def card(report: Report) -> str:
     """The card in Markdown with front matter; its paths are relative to the folder of the run, where it belongs."""
     training, facts = report.training, tables.facts(report)
-    trains, teacher = training["trains"], training["teacher"]
+    trains, teacher = training.trains, training.teacher
     weights = _weights(report)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
     environment.filters["md"] = tables.escape
@@ -68,7 +68,7 @@ def card(report: Report) -> str:
         what=WHAT[trains],
         is_student=trains == "student",
         made_of={name: facts[name] for name in MADE_OF if name in facts}
-        | {"recipe": recipe(training["recipe"], training["step"])},
+        | {"recipe": recipe(training.recipe, training.step)},
         sentences=tables.bullets(gains(report)),
         table=tables.table(report),
         remarks=tables.bullets(tables.remarks(report)),
@@ -78,11 +78,11 @@ def card(report: Report) -> str:
         sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))} --steps 4 --out samples.png",
         example=EXAMPLES[trains].substitute(
             weights=repr(str(weights)),
-            t_start=float(training["t_start"]),
-            t_end=float(training["t_end"]),
-            data_range=tuple(map(float, training["data_range"])),
+            t_start=training.t_start,
+            t_end=training.t_end,
+            data_range=training.data_range,
         ),
-        configuration=dump_yaml(training["config"]),
+        configuration=dump_yaml(training.config),
         licence=licence(trains, teacher),
         citation="\n\n".join([CITATIONS[trains], *([SCOT] if trains == "student" else [])]),
     )

@@ -1,10 +1,9 @@
-"""One self-contained page of an evaluation, or of several side by side: no scripts, nothing loaded."""
+"""A self-contained page for one evaluation, or for several side by side: no scripts, no external resources."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import chart, comparison, tables
-from eval.results import Grid, Report, Row, Trajectories, gains
-from pipeline.common.image_grid import Images, draw_rows
+from eval.results import Grid, Report, Row, TrajectoryFit, gains
+from pipeline.common.image_grid import Images, encode_rows
 from pipeline.common.progress import format_bytes
 
 TEMPLATES = Path(__file__).with_name("templates")
-DEEPEST = 0.45  # the share of colour behind the largest value of a heat map: ink stays readable on it
+DEEPEST = 0.45  # the share of colour behind a heat map's largest value, on which text stays readable
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A grid's values as texts, each with the share of colour behind it."""
+    """A grid's values as texts, each with the share of colour behind it, in [0, 1]."""
 
     title: str
     times: list[str]
@@ -30,7 +29,7 @@ class HeatMap:
 
     @staticmethod
     def of(title: str, grid: Grid) -> "HeatMap":
-        """Only the rows and columns that hold a value."""
+        """The rows and columns of `grid` that hold a value."""
         largest = max((value for row in grid.values for value in row if value is not None), default=0.0)
         times = [f"{time:.2g}" for time in grid.times]
         columns = [j for j in range(len(times)) if any(row[j] is not None for row in grid.values)]
@@ -47,43 +46,43 @@ class HeatMap:
 
 
 def render(report: Report, pictures: Mapping[str, Images], strips: Mapping[str, Images] | None = None) -> str:
-    """The page of `report`.
+    """The page of `report`, in HTML.
 
-    `pictures` are images uint8 [n, C, H, W] by `Row.title`, of the same noise in each; `strips` are states uint8
-    [T, C, H, W] from noise to image by title.
+    `pictures` holds images uint8 [n, C, H, W] by `Row.title`, from the same noise in every row; `strips` holds states
+    uint8 [T, C, H, W] from noise to image, by title.
     """
     chosen = [row for row in report.rows if _is_chosen(row, report)]
     grid = {row.title: pictures[row.title] for row in chosen if row.title in pictures}
-    everything = len(chosen) == len(report.rows)
+    are_all_chosen = len(chosen) == len(report.rows)
     return _fill(
         "report.html",
         report=report,
-        against=tables.measured_against(report),
+        reference=tables.reference_text(report),
         sentences=gains(report),
         cautions=tables.cautions(report),
         legend=tables.legend(report),
         columns=tables.columns(report),
         chosen=tables.grouped(chosen),
-        others=[] if everything else tables.grouped(report.rows_of("few-step")),
+        others=[] if are_all_chosen else tables.grouped(report.rows_of("few-step")),
         chart=chart.headline_chart(report),
         grid=_png(grid),
-        grid_all=None if everything else _png(pictures),
+        grid_all=None if are_all_chosen else _png(pictures),
         strips=_png(strips or {}),
         heats=_heat_maps(report.trajectories) if report.trajectories else [],
         velocity=chart.velocity_chart(report),
         curves=chart.training_charts(report),
         facts=tables.facts(report),
-        configuration=yaml.safe_dump(report.training["config"], sort_keys=False, allow_unicode=True),
+        configuration=yaml.safe_dump(report.training.config, sort_keys=False, allow_unicode=True),
     )
 
 
 def _is_chosen(row: Row, report: Report) -> bool:
-    """Of the teacher's few-step samplers the best, where these are known."""
+    """Whether the row is in the first table, which has only the best of the teacher's few-step samplers."""
     few = report.rows_of("few-step")
     return row.group != "few-step" or row.best or not any(other.best for other in few)
 
 
-def _heat_maps(trajectories: Trajectories) -> list[HeatMap]:
+def _heat_maps(trajectories: TrajectoryFit) -> list[HeatMap]:
     return [
         HeatMap.of("Error of the state: G(x_t, t, s) to the stored x_s", trajectories.state_rmse),
         HeatMap.of("Consistency: G(x_t, t, 0) to G(G(x_t, t, s), s, 0)", trajectories.consistency_gap),
@@ -91,7 +90,7 @@ def _heat_maps(trajectories: Trajectories) -> list[HeatMap]:
 
 
 def render_comparison(runs: Sequence[tuple[str, Report, bytes | None]]) -> str:
-    """The page of several runs, each with its name, its report, and the PNG of its grid where there is one."""
+    """The page that compares several runs, in HTML. Each has a name, a report, and the PNG of its grid or None."""
     named = [(name, report) for name, report, _ in runs]
     headings, rows = comparison.table(named)
     return _fill(
@@ -118,8 +117,4 @@ def _environment() -> Environment:
 
 def _png(rows: Mapping[str, Images]) -> str | None:
     """The picture of `rows` as text, None of no rows."""
-    if not rows:
-        return None
-    buffer = BytesIO()
-    draw_rows(rows).save(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode_rows(rows)).decode() if rows else None

@@ -1,4 +1,4 @@
-"""Where figures come from: the program, the machine, the training, and the command that makes them again."""
+"""Where figures come from: package versions, the machine, the training, and the command that reproduces them."""
 
 import platform
 import shlex
@@ -19,18 +19,18 @@ NOT_LOSSES = {"step", "images_per_second", "stall", "lr", "skipped"}
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that figures depend on, those that are installed."""
-    found = {}
+    """The versions of the installed packages that figures depend on."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """The GPU, or the CPU's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     num_threads = torch.get_num_threads()
@@ -38,18 +38,18 @@ def machine(device: torch.device) -> str:
 
 
 def command(config: Path, world: int) -> str:
-    """What runs the evaluation again, from the resolved configuration at `config`."""
+    """The command that repeats the evaluation, from the resolved configuration at `config`."""
     program = f"torchrun --nproc-per-node {world} -m traflow_pipeline" if world > 1 else "traflow-pipeline"
     return f"{program} evaluate --config {shlex.quote(str(config))}"
 
 
 def curves(run: Path) -> tuple[Line, ...]:
-    """The losses of a training over its steps, from its log, thinned to `MAX_POINTS`; none without a log."""
+    """The losses of a training over its steps, read from its log and thinned to `MAX_POINTS`; none without a log."""
     lines = log.read_log(run / "log.jsonl")
     kept = lines[:: -(-len(lines) // MAX_POINTS)] if lines else []
     names = dict.fromkeys(name for line in kept for name in line if name not in NOT_LOSSES)
-    found = []
+    curves = []
     for name in names:
         points = [(line["step"], line[name]) for line in kept if name in line]
-        found.append(Line(name=name, x=tuple(x for x, _ in points), y=tuple(y for _, y in points)))
-    return tuple(found)
+        curves.append(Line(name=name, x=tuple(x for x, _ in points), y=tuple(y for _, y in points)))
+    return tuple(curves)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables for a terminal and in Markdown, and what must be said beside them."""
+"""The figures of an evaluation as tables for a terminal and in Markdown, with cautions and provenance."""
 
 import math
 import re
@@ -10,23 +10,23 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.results import FULL, Figure, Metric, Report, Row, Space, gains
+from eval.results import FULL_NUM_SAMPLES, Figure, Metric, Report, Row, Space, gains
 
 GROUPS = {
     "solver": "Teacher, own solver",
     "few-step": "Teacher, few steps",
     "student": "Student",
 }
-# The paper's Tables 4 to 7, from left to right, with what they lack beside its like.
+# As in the paper's Tables 4 to 7, with metrics that they lack beside similar ones.
 ORDER = ("fid", "is", "kid", "precision", "recall", "density", "coverage")
 NONE, BEST = "—", "★"
-INDENT = "    "  # of code in Markdown: no text inside can end such a block
+INDENT = "    "  # marks code in Markdown; no text can end such a block
 MAX_DECIMALS = 5
 NEGLIGIBLE = 10.0**-MAX_DECIMALS
 
 
 class Cell(NamedTuple):
-    """A text of a table, and for a figure over several ranges of noise its spread and the best that was met."""
+    """A table's text; a figure over several ranges of noise also has a spread and a minimum."""
 
     text: str
     spread: str = ""
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and the cell of each row. The key tells columns of one heading apart, over runs too."""
+    """A heading, and a function that makes each row's cell. The key identifies the column, across runs too."""
 
     key: str
     heading: str
@@ -46,7 +46,7 @@ class Column:
 
 
 def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> list[Column]:
-    """A column for each metric of `spaces`, by default of all; a heading that stands twice tells its space."""
+    """A column for each metric of `spaces`, by default of all; a heading that occurs twice names its space."""
     names = {space.name for space in (report.spaces if spaces is None else spaces)}
     metrics = sorted((m for m in report.metrics if m.space in names), key=_rank)
     headings = [metric.heading for metric in metrics]
@@ -61,7 +61,7 @@ def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> lis
 
 
 def distance_columns(report: Report) -> list[Column]:
-    """How far rows are from the teacher's own solution, as far as that was measured."""
+    """RMSE and LPIPS to the teacher's own solution, if any row has them."""
     columns = []
     if any(row.rmse is not None for row in report.rows):
         columns.append(Column("rmse", "RMSE", lambda row: Cell(NONE if row.rmse is None else f"{row.rmse:.4f}")))
@@ -71,7 +71,7 @@ def distance_columns(report: Report) -> list[Column]:
 
 
 def cost_columns(report: Report) -> list[Column]:
-    """The size of each row's network, and what it computes in one evaluation."""
+    """The size and the cost per evaluation of each row's network."""
 
     def column(heading: str, field: str) -> Column:
         return Column(
@@ -88,18 +88,18 @@ SPEED = Column("speed", "images/s", lambda row: Cell(_speed(row.images_per_secon
 
 
 def columns(report: Report) -> list[Column]:
-    """Of the page's table."""
+    """The columns of the page's table."""
     return [NFE, *metric_columns(report), *distance_columns(report), SPEED]
 
 
 def grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows under the titles of their groups, in the order of `GROUPS`; no group is empty."""
-    found = [(title, [row for row in rows if row.group == group]) for group, title in GROUPS.items()]
-    return [(title, members) for title, members in found if members]
+    """The rows under the titles of their groups, in the order of `GROUPS`, without empty groups."""
+    groups = [(title, [row for row in rows if row.group == group]) for group, title in GROUPS.items()]
+    return [(title, members) for title, members in groups if members]
 
 
 def count_text(count: float) -> str:
-    """ "194 k", "9.42 M", "5.2 G": three digits."""
+    """ "194 k", "9.42 M", "5.2 G": three significant digits."""
     for unit in ("", "k", "M", "G", "T"):
         if count < 999.5:
             return f"{count:.3g} {unit}".rstrip()
@@ -108,43 +108,43 @@ def count_text(count: float) -> str:
 
 
 def is_inception(report: Report, space: Space) -> bool:
-    """Whether distances over `space` are an FID and a KID: they are named so for Inception's features alone."""
+    """Whether distances over `space` are an FID and a KID; only Inception's features give those names."""
     return any(_kind(metric) in ("fid", "kid") for metric in report.metrics if metric.space == space.name)
 
 
 def cautions(report: Report) -> list[str]:
-    """What a reader has to know before comparing a figure, a sentence or two for each."""
+    """What a reader must know before comparing figures, in a text for each caution."""
     others = [space.title for space in report.spaces if not is_inception(report, space)]
     texts = [
-        f"Features of {title}, not Inception's: a Fréchet distance over them is no FID and compares with none."
+        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
         for title in others
     ]
-    if report.is_short:
+    if report.has_few_samples:
         texts.append(_few_samples(report))
-    missing = [f"Not computed ({', '.join(gap.metrics)}): {gap.reason}" for gap in report.not_computed]
+    missing = [f"Not computed ({', '.join(each.metrics)}): {each.reason}" for each in report.not_computed]
     return [*texts, *missing, *report.warnings]
 
 
 def _few_samples(report: Report) -> str:
     what = "FIDs" if any(is_inception(report, space) for space in report.spaces) else "figures"
     return (
-        f"{report.num_samples:,} samples: not comparable with {what} over {FULL:,}. "
+        f"{report.num_samples:,} samples: not comparable with {what} over {FULL_NUM_SAMPLES:,}. "
         "With fewer samples a Fréchet distance is biased upwards."
     )
 
 
 def facts(report: Report) -> dict[str, str]:
-    """Where the figures come from, by name."""
+    """Where the figures come from: texts by name."""
     training = report.training
     return {
         "samples": _samples(report),
         "reference": _reference(report),
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
-        "checkpoint": f"{report.checkpoint}, after {training['step']:,} steps",
+        "checkpoint": f"{report.checkpoint}, after {training.step:,} steps",
         "weights": _weights(report),
-        **({"teacher": f"{training['teacher']}, sha256 {training['teacher_sha256']}"} if training["teacher"] else {}),
-        **({"training data": f"sha256 {training['data_sha256']}"} if training.get("data_sha256") else {}),
+        **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
+        **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
         "machine": report.machine,
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
@@ -152,16 +152,16 @@ def facts(report: Report) -> dict[str, str]:
 
 
 def _samples(report: Report) -> str:
-    text = f"{report.num_samples:,} of each row, noise of seed {report.seed}"
+    text = f"{report.num_samples:,} per row, noise of seed {report.seed}"
     if report.num_ranges == 1:
         return text
     return (
-        f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges, "
-        "and what has none is of the first range alone"
+        f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges; "
+        "figures without it are of the first range"
     )
 
 
-def measured_against(report: Report) -> str:
+def reference_text(report: Report) -> str:
     """The reference in a few words."""
     title, count = report.reference.title, report.reference.num_images
     return title if count is None else f"{title} ({count:,} images)"
@@ -170,17 +170,17 @@ def measured_against(report: Report) -> str:
 def _reference(report: Report) -> str:
     reference = report.reference
     shape = "" if reference.shape is None else f" of {'x'.join(map(str, reference.shape))}"
-    return f"{measured_against(report)}{shape}, given as {reference.source}, sha256 {reference.sha256}"
+    return f"{reference_text(report)}{shape}, given as {reference.source}, sha256 {reference.sha256}"
 
 
 def weights_file(report: Report) -> str:
-    """The name of the file of weights that was evaluated, in its checkpoint."""
-    return f"{report.training['weights']}.safetensors"
+    """The name of the evaluated weights' file in the checkpoint."""
+    return f"{report.training.weights}.safetensors"
 
 
 def _weights(report: Report) -> str:
     file = weights_file(report)
-    digest = report.training["files"].get(file)
+    digest = report.training.files.get(file)
     return f"{file}, sha256 {digest}" if digest else file
 
 
@@ -189,10 +189,10 @@ def _features(space: Space) -> str:
 
 
 def terminal(report: Report) -> Table:
-    """The table for a terminal of 100 columns: the metrics of the first space."""
+    """The table for a terminal of 100 columns, with the metrics of the first space."""
     table = Table(
         box=SIMPLE_HEAD,
-        title=Text(f"{report.num_samples:,} samples a row against {measured_against(report)}"),
+        title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),
         caption=Text("\n".join([*cautions(report), *legend(report), _cost_line(report)])),
         title_justify="left",
         caption_justify="left",
@@ -213,18 +213,18 @@ def terminal(report: Report) -> Table:
 
 
 def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
-    """A figure's mean, and of the first metric its spread."""
+    """A figure's mean; the first metric also has its spread."""
     cell = column.cell(row)
     return str(cell._replace(minimum="")) if column is columns[1] else cell.text
 
 
 def legend(report: Report) -> list[str]:
-    """What a star and a distance of the table mean."""
+    """What the table's star and RMSE mean."""
     texts = []
     if any(row.best for row in report.rows):
-        texts.append(f"{BEST}: the teacher's best at as many evaluations.")
+        texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
-        texts.append("RMSE: to the teacher's own solution from the same noise, of values in [-1, 1].")
+        texts.append("RMSE: to the teacher's own solution from the same noise, in units of [-1, 1].")
     return texts
 
 
@@ -237,7 +237,7 @@ def _cost_line(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report as text: what was gained, the table in the layout of the paper's Tables 4 to 7, and its footnotes."""
+    """The report in Markdown: gains, the table in the layout of the paper's Tables 4 to 7, remarks and provenance."""
     parts = [
         f"# {escape(report.title)}",
         bullets(gains(report)),
@@ -251,12 +251,12 @@ def markdown(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """What stands below `table`."""
-    return [*cautions(report), *legend(report), "FLOPs and MACs are of one evaluation for one sample."]
+    """The remarks below `table`."""
+    return [*cautions(report), *legend(report), "FLOPs and MACs are those of one evaluation of one sample."]
 
 
 def table(report: Report) -> str:
-    """The table of `markdown` alone."""
+    """The table of `markdown`, by itself."""
     columns = [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report), SPEED]
     headline = 1
     lines = [["Method", *(column.heading for column in columns)], ["---", *["--:"] * len(columns)]]
@@ -272,12 +272,12 @@ def table(report: Report) -> str:
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """A list of `texts`, shown as they are."""
+    """A Markdown list of `texts`, escaped."""
     return "\n".join(f"- {escape(text)}" for text in texts)
 
 
 def escape(text: str) -> str:
-    """`text` as Markdown that shows it: one line, without markup and HTML."""
+    """Escape `text` to one line of Markdown that shows it as it is."""
     return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
 
 
@@ -290,7 +290,7 @@ def _kind(metric: Metric) -> str:
 
 
 def _rank(metric: Metric) -> int:
-    """The place of a metric's kind in `ORDER`; a Fréchet distance is one kind over whatever features."""
+    """The index of a metric's kind in `ORDER`; every Fréchet distance counts as an FID."""
     kind = {"fd": "fid", "kd": "kid"}.get(_kind(metric), _kind(metric))
     return ORDER.index(kind) if kind in ORDER else len(ORDER)
 
@@ -312,7 +312,7 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
 
 
 def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
-    """As many as show two digits of every distance, and one of every spread."""
+    """Enough decimals for two digits of every distance and one of every spread."""
     sizes = [figure.spread for figure in figures if figure.spread is not None]
     sizes += [abs(figure.mean) / 10 for figure in figures] if metric.lower_is_better else []
     wanted = [-math.floor(math.log10(size)) for size in sizes if NEGLIGIBLE < size < math.inf]
@@ -325,5 +325,5 @@ def _speed(images_per_second: float) -> str:
 
 
 def number_text(value: float, decimals: int) -> str:
-    """`value` with so many decimals; what rounds to zero has no sign."""
+    """`value` with `decimals` decimals; a zero has no sign."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}"

@@ -1,6 +1,6 @@
-"""The teacher's own sampling in few evaluations: what a user would reach for instead of distilling.
+"""The teacher's own few-step samplers: what a user would use instead of distilling.
 
-Every solver is tried on a grid of even times and on EDM's, and has just the evaluations that a student would have.
+Every solver runs on a grid of even times and on EDM's grid, with exactly as many evaluations as a student.
 """
 
 import inspect
@@ -23,13 +23,13 @@ RHO = 7.0  # EDM's
 # diffusers' multistep solvers, all of second order: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et
 # al. 2023, arXiv 2302.04867) and DEIS (Zhang & Chen 2022, arXiv 2204.13902).
 SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
-MIN_MULTISTEP = 3  # on two steps, the last of which is always of first order, these are two Euler steps to data
-MARGIN = 1e-6  # their log(alpha / sigma) is infinite at t = 0 and t = 1; diffusers' UniPC keeps off by as much
+MIN_MULTISTEP = 3  # in two steps they equal Euler: the first step and the last one are of first order
+SIGMA_MARGIN = 1e-6  # as in diffusers' UniPC; log(alpha / sigma) is infinite at t = 0 and t = 1
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A solver: its name in a report, and the steps that it makes of N evaluations, none if it cannot spend N."""
+    """A solver: its name in a report, and its steps for N evaluations, none if it cannot take exactly N."""
 
     title: str
     steps: Callable[[int], tuple[str, ...]]
@@ -45,7 +45,7 @@ def _midpoint(num_evaluations: int) -> tuple[str, ...]:
 
 
 def _heun(num_evaluations: int) -> tuple[str, ...]:
-    # Of an odd number the last step is Euler's, as in EDM's sampler (arXiv 2206.00364, Algorithm 1).
+    # With an odd number, the last step is Euler's, as in EDM's sampler (arXiv 2206.00364, Algorithm 1).
     return ("heun2",) * (num_evaluations // 2) + ("euler",) * (num_evaluations % 2)
 
 
@@ -53,7 +53,7 @@ def _multistep(scheduler: str) -> Callable[[int], tuple[str, ...]]:
     return lambda num_evaluations: (scheduler if num_evaluations >= MIN_MULTISTEP else "euler",) * num_evaluations
 
 
-OPPONENTS = {
+BASELINES = {
     "euler": Baseline("euler", _euler),
     "midpoint": Baseline("midpoint", _midpoint),
     "heun": Baseline("heun", _heun),
@@ -64,11 +64,11 @@ OPPONENTS = {
 
 
 def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
-    """`num_steps` + 1 falling float64 times from `start` to `end`, spread as EDM's noise levels are.
+    """`num_steps` + 1 falling float64 times [T] from `start` to `end`, spaced as EDM's noise levels are.
 
-    sigma_i = (sigma_max^(1/7) + i / (n - 1) (sigma_min^(1/7) - sigma_max^(1/7)))^7 for i < n, and then the end (Karras
-    et al. 2022, arXiv 2206.00364, Eq. 5), as times t = sigma / (1 + sigma). The levels are EDM's, 80 to 0.002, or those
-    of the flow where it starts or ends between them.
+    sigma_i = (sigma_max^(1/7) + i / (n - 1) (sigma_min^(1/7) - sigma_max^(1/7)))^7 for i < n, then the end (Karras
+    et al. 2022, arXiv 2206.00364, Eq. 5), as times t = sigma / (1 + sigma). The levels run from EDM's 80 to its 0.002,
+    or from those of `start` and to those of `end` if these lie in between.
     """
     ends_below = end < T_MIN < start
     low = SIGMA_MIN if ends_below else end / (1 - end)
@@ -79,56 +79,58 @@ def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
     return torch.cat([inner.new_tensor([start]), inner, inner.new_tensor([end])])
 
 
-# By the words that a sampler's name ends in.
+# By the suffix of a sampler's name.
 GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {"": uniform_times, ", EDM grid": edm_times}
 
 
-def baselines(teacher: Teacher, num_evaluations: int, names: Sequence[str] | None = None) -> list[Sampler]:
-    """Samplers of `teacher` at `num_evaluations` (at least 1), each by every grid; of those that coincide, the first.
+def baseline_samplers(teacher: Teacher, num_evaluations: int, names: Sequence[str] | None = None) -> list[Sampler]:
+    """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
-    Those of `names` in `OPPONENTS`, by default all that are installed. A solver that makes Euler steps of so few
-    evaluations, as all do of a single one, is there as Euler's. A sampler "heun 4" has 4 evaluations.
+    `names` are those of `BASELINES`, by default all that are installed. A solver whose steps are all Euler steps, as
+    with one evaluation, is listed as Euler. The sampler "heun 4" takes 4 evaluations.
 
     Raises:
-        BadInput: no solver of that name, or diffusers is needed and not installed.
+        BadInput: a name is unknown, or a solver needs diffusers, which is not installed.
     """
-    found: dict[tuple[tuple[str, ...], tuple[float, ...]], Sampler] = {}
-    for baseline in _chosen(names):
+    samplers: dict[tuple[tuple[str, ...], tuple[float, ...]], Sampler] = {}
+    for baseline in _select(names):
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
         for suffix, grid in GRIDS.items():
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)
                 sampler = _sampler(teacher, f"{title} {num_evaluations}{suffix}", steps, times)
-                found.setdefault((steps, tuple(times.tolist())), sampler)
-    return list(found.values())
+                samplers.setdefault((steps, tuple(times.tolist())), sampler)
+    return list(samplers.values())
 
 
-def missing() -> str | None:
-    """What is left out of `baselines`, and what to do; None where all are installed."""
+def missing_note() -> str | None:
+    """Which baselines are left out, and what to do; None if all are installed."""
     if _has_diffusers():
         return None
-    titles = [baseline.title for baseline in OPPONENTS.values() if baseline.needs_diffusers]
+    titles = [baseline.title for baseline in BASELINES.values() if baseline.needs_diffusers]
     return f"the teacher's samplers {', '.join(titles)} are left out: pip install 'diffusers>=0.32'"
 
 
-def _chosen(names: Sequence[str] | None) -> list[Baseline]:
-    if unknown := [name for name in names or () if name not in OPPONENTS]:
-        raise BadInput(f"no baseline {unknown[0]!r}: wanted one of {', '.join(OPPONENTS)}")
-    chosen = [OPPONENTS[name] for name in (OPPONENTS if names is None else names)]
+def _select(names: Sequence[str] | None) -> list[Baseline]:
+    if unknown := [name for name in names or () if name not in BASELINES]:
+        raise BadInput(f"no baseline {unknown[0]!r}: wanted one of {', '.join(BASELINES)}")
+    chosen = [BASELINES[name] for name in (BASELINES if names is None else names)]
     if not any(baseline.needs_diffusers for baseline in chosen) or _has_diffusers():
         return chosen
     if names is None:
         return [baseline for baseline in chosen if not baseline.needs_diffusers]
-    wanted = [name for name in names if OPPONENTS[name].needs_diffusers]
-    raise BadInput(f"baseline {wanted[0]} is diffusers': pip install 'diffusers>=0.32', or leave it out")
+    wanted = [name for name in names if BASELINES[name].needs_diffusers]
+    raise BadInput(
+        f"baseline {wanted[0]}: wanted diffusers 0.32 or newer; pip install 'diffusers>=0.32', or leave it out"
+    )
 
 
 def _has_diffusers() -> bool:
-    """Whether there is a diffusers that knows flows, as it does from 0.32 on."""
+    """Whether diffusers is installed and supports flows, as it does from 0.32 on."""
     try:
         from diffusers import DEISMultistepScheduler
-    except (ImportError, RuntimeError):  # RuntimeError: what diffusers makes of an import of its own that fails
+    except (ImportError, RuntimeError):  # RuntimeError: diffusers raises it when one of its own imports fails
         return False
     return "use_flow_sigmas" in inspect.signature(DEISMultistepScheduler).parameters
 
@@ -137,16 +139,16 @@ def _sampler(teacher: Teacher, name: str, steps: tuple[str, ...], times: Tensor)
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         start = teacher.t_start * noise
         if steps[0] in SCHEDULERS:
-            return _by_scheduler(teacher.velocity, start, times, label, steps[0])
-        return _by_steps(teacher.velocity, start, times, label, steps)
+            return _run_scheduler(teacher.velocity, start, times, label, steps[0])
+        return _integrate(teacher.velocity, start, times, label, steps)
 
     return Sampler("few-step", name, draw)
 
 
-def _by_steps(
+def _integrate(
     velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, steps: tuple[str, ...]
 ) -> tuple[Tensor, int]:
-    """The state at times[-1] and the evaluations it took, each interval of `times` by the step of its own."""
+    """The state at times[-1] and the number of evaluations; steps[i] integrates the i-th interval of `times`."""
     nfe = 0
     for name, (t, s) in zip(steps, pairwise(times), strict=True):
         solution = integrate(velocity, x, torch.stack([t, s]), label, Solver(name=name, num_steps=1))
@@ -155,20 +157,20 @@ def _by_steps(
 
 
 @torch.no_grad()
-def _by_scheduler(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, name: str) -> tuple[Tensor, int]:
-    """The state at times[-1] and the evaluations it took, by diffusers' scheduler `name`.
+def _run_scheduler(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, name: str) -> tuple[Tensor, int]:
+    """The state at times[-1] and the number of evaluations, by diffusers' scheduler `name`.
 
-    diffusers' flows are x = (1 - sigma) data + sigma noise with the prediction noise - data, so sigma is t here.
+    diffusers' flows are x = (1 - sigma) data + sigma noise and predict noise - data, so sigma is t here.
     """
     import diffusers
 
     scheduler: Any = getattr(diffusers, name)(prediction_type="flow_prediction", use_flow_sigmas=True)
     scheduler.set_timesteps(len(times) - 1)
-    # Its own sigmas start at 0.999 wherever the flow does, and DEIS's stop short of data by a whole step.
-    scheduler.sigmas = times.clamp(MARGIN, 1 - MARGIN)
+    # The scheduler's own sigmas always start at 0.999, and DEIS's end one step before data.
+    scheduler.sigmas = times.clamp(SIGMA_MARGIN, 1 - SIGMA_MARGIN)
     scheduler.set_begin_index(0)
     start, nfe = x, 0
-    x = x.double()  # DEIS subtracts numbers of the size 1 / (1 - t): in single precision it loses them near t = 1
+    x = x.double()  # DEIS subtracts terms as large as 1 / (1 - t), which cancel in float32 near t = 1
     for sigma in scheduler.sigmas[:-1]:
         v = velocity(x.to(start), sigma.to(start).expand(len(x)), label)
         nfe += 1

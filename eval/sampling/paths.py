@@ -1,4 +1,4 @@
-"""Strips from noise to image: the states of the teacher's path, and the student's, from the same noise."""
+"""Strips from noise to image: the states of the teacher's and the student's paths from the same noise."""
 
 import torch
 
@@ -14,21 +14,21 @@ NUM_STEPS = 8
 
 
 @torch.no_grad()
-def draw_strips(subject: EvaluatedModels, solver: Solver, seed: int, device: torch.device) -> dict[str, Images]:
-    """By title, the states at `NUM_STEPS` + 1 even times, uint8 [T, C, H, W], of the first noises of the evaluation.
+def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torch.device) -> dict[str, Images]:
+    """By title, the states uint8 [T, C, H, W] at T = `NUM_STEPS` + 1 even times, from the evaluation's first noises.
 
-    A fixed-step solver of fewer steps has fewer states.
+    A fixed-step solver with fewer steps gives fewer states.
     """
-    noise, label = draw_start(seed, range(NUM_STRIPS), subject.shape, subject.num_classes, device)
-    times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), subject.t_start, subject.t_end)
+    noise, label = draw_start(seed, range(NUM_STRIPS), models.shape, models.num_classes, device)
+    times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), models.t_start, models.t_end)
     paths = {}
     start = times[0].to(noise) * noise
-    if subject.teacher is not None:
-        paths["teacher"] = integrate(subject.teacher.velocity, start, times, label, solver).states
-    if subject.student is not None:
-        paths["student"] = torch.stack(list(sample_path(subject.student, start, times, label)))
+    if models.teacher is not None:
+        paths["teacher"] = integrate(models.teacher.velocity, start, times, label, solver).states
+    if models.student is not None:
+        paths["student"] = torch.stack(list(sample_path(models.student, start, times, label)))
     return {
-        f"{model}, noise {row + 1}": to_bytes(states[:, row].float().cpu().numpy(), subject.data_range)
+        f"{model}, noise {row + 1}": to_bytes(states[:, row].float().cpu().numpy(), models.data_range)
         for row in range(NUM_STRIPS)
         for model, states in paths.items()
     }

@@ -1,4 +1,4 @@
-"""Ways to turn noise into samples: a student's steps, or a teacher's solver. Noise is deterministic by index."""
+"""Samplers that turn noise into samples: a student's steps or a teacher's solver. Noise is a function of its index."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to turn noise into samples: a row of the report. `name` tells it from all others of its model."""
+    """A way to turn noise into samples: a row of the report. `name` is unique among those of its model."""
 
     group: Literal["solver", "few-step", "student"]
     name: str
@@ -47,7 +47,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Samples float32 [B, C, H, W] on the CPU, what they cost, and how long they took."""
+    """Samples float32 [B, C, H, W] on the CPU, evaluations per sample, and the seconds that drawing took."""
 
     samples: Tensor
     nfe: int
@@ -55,10 +55,10 @@ class SampleBatch:
 
 
 def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:
-    """Algorithm 1 on so many even steps, or down the times given: an evaluation a step.
+    """Algorithm 1 in `steps` even steps, or through the times `steps`; each step is one evaluation.
 
     Raises:
-        BadInput: times that do not fall from `t_start` to `t_end`.
+        BadInput: the times do not fall from `t_start` to `t_end`.
     """
     if isinstance(steps, int):
         times, name = uniform_times(steps, t_start, t_end), f"{steps} step{'s' if steps > 1 else ''}"
@@ -74,7 +74,7 @@ def student_sampler(student: Student, steps: int | Sequence[float], t_start: flo
 
 
 def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
-    """The teacher's own ODE by `solver`."""
+    """The teacher's ODE from `t_start` to `t_end`, integrated by `solver`."""
     times = uniform_times(1, teacher.t_start, teacher.t_end)
 
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
@@ -93,9 +93,9 @@ def draw_samples(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[SampleBatch]:
-    """Samples `indices` of `seed`: sample i is the same whatever else is drawn.
+    """Batches of the samples `indices` of `seed`. Sample i does not depend on which others are drawn.
 
-    (Of an adaptive solver only up to its tolerance: it picks its steps for a whole batch.)
+    (With an adaptive solver, only up to its tolerance: it chooses steps for a whole batch.)
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
@@ -107,23 +107,23 @@ def draw_samples(
 
 
 def save_grid(path: Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
-    """Write a PNG of the samples `indices` of `seed`: a student's by Algorithm 1, a trained teacher's by Euler steps.
+    """Write a PNG of the samples `indices` of `seed`: by a student's Algorithm 1, or a trained teacher's Euler steps.
 
     Raises:
-        BadInput: no checkpoint at `path`, or `out` cannot be written.
+        BadInput: there is no checkpoint at `path`, or `out` cannot be written.
     """
     device = pick_device(device_name)
     folder = checkpoint.find(path)
     info = checkpoint.read_info(folder)
+    shape: tuple[int, ...]
     if info.trains == "student":
         network = networks.load(folder / checkpoint.EMA).to(device)
+        shape, num_classes = network.config.shape, network.config.num_classes
         sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
     else:
         teacher = load_teacher(str(folder), device)
+        shape, num_classes = teacher.shape, teacher.num_classes
         sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
-        assert teacher.network is not None
-        network = teacher.network
-    shape, num_classes = network.config.shape, network.config.num_classes
-    drawn = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
-    samples = torch.cat([batch.samples for batch in drawn])
+    batches = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
+    samples = torch.cat([batch.samples for batch in batches])
     image_grid.save_square(out, to_bytes(samples.numpy(), info.data_range))

@@ -1,4 +1,4 @@
-"""Configurations: one YAML file with a section per command, flags and --set on top, one validated model each."""
+"""Configurations: a YAML file with a section per command, overridden by flags and --set, validated by one model."""
 
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -52,8 +52,8 @@ def find_config(source: str) -> Path:
     return path
 
 
-def parse_sections(text: bytes, place: str) -> dict[str, dict[str, Any]]:
-    """The sections in the YAML `text`, which stands at `place`.
+def parse_sections(text: bytes, location: str) -> dict[str, dict[str, Any]]:
+    """The sections in the YAML `text`, which was read from `location`.
 
     Raises:
         BadInput: see `load_sections`.
@@ -61,13 +61,13 @@ def parse_sections(text: bytes, place: str) -> dict[str, dict[str, Any]]:
     try:
         sections = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{place}: not YAML: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{location}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
-        found = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
-        raise BadInput(f"{place}: wanted sections named {', '.join(COMMANDS)}; found {found}")
+        got = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
+        raise BadInput(f"{location}: wanted sections named {', '.join(COMMANDS)}; found {got}")
     for command, section in sections.items():
         if not isinstance(section, dict | None):
-            raise BadInput(f"{place}: section {command!r} is not a mapping of keys to values")
+            raise BadInput(f"{location}: section {command!r} is not a mapping of keys to values")
     return {command: section or {} for command, section in sections.items()}
 
 
@@ -86,7 +86,7 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones, mapping by mapping."""
+    """Merge nested mappings; later layers override earlier ones."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -99,16 +99,16 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given: those that are not None, mapping by mapping."""
+    """The flags that are not None, in nested mappings too."""
     values = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
     return {key: value for key, value in values.items() if value not in (None, {})}
 
 
 def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Model:
-    """`values` as a `model`.
+    """Validate `values` against `model`.
 
     Raises:
-        BadInput: one line with every fault; an unknown key comes with the valid ones.
+        BadInput: one line with every fault; for an unknown key it lists the valid ones.
     """
     try:
         return model.model_validate(values)
@@ -118,8 +118,8 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
 
 
 def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
-    place, models = _place(model, [str(part) for part in fault["loc"]])
-    key = ".".join(place)
+    path, models = _locate(model, [str(part) for part in fault["loc"]])
+    key = ".".join(path)
     if fault["type"] == "extra_forbidden":
         valid = dict.fromkeys(name for candidate in models for name in candidate.model_fields)
         return f"unknown key {key!r}; valid keys: {', '.join(valid)}"
@@ -130,10 +130,10 @@ def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
     return f"{key}: {message}, got {fault['input']!r}" if key else message
 
 
-def _place(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys that a user wrote on the way to a fault, and the models that its last key could be a field of.
+def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys that the user wrote to reach a fault, and the models that may have the last one as a field.
 
-    Pydantic puts the tags of unions between them, which nobody wrote.
+    Pydantic's `loc` also holds the tags of unions, which the user did not write.
     """
     models: list[type[BaseModel]] = [model]
     keys: list[str] = []
@@ -145,7 +145,7 @@ def _place(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type
         keys.append(part)
         fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
         if i < len(loc) - 1 and fields:
-            models = [found for field in fields for found in _models(field.annotation)] or models
+            models = [nested for field in fields for nested in _models(field.annotation)] or models
     return keys, models
 
 
@@ -153,22 +153,22 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The models in an annotation, whatever they are wrapped in."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _models(part)]
+    return [nested for part in get_args(annotation) for nested in _models(part)]
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """What tells a model from the others of its union: the only value that its first such field may have."""
+    """The tag of a model in a discriminated union: the value of its first field with a single literal value."""
     for field in model.model_fields.values():
         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
             return str(get_args(field.annotation)[0])
     return None
 
 
-def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
-    """The fields in which two configurations differ, "key: found there, asked here", or nothing."""
+def differences(existing: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    """The fields in which two configurations differ, as "key: 1 there, 2 asked; ..."; empty if they are equal."""
     fields = []
-    for key in [*asked, *(key for key in found if key not in asked)]:
-        there, here = found.get(key), asked.get(key)
+    for key in [*asked, *(key for key in existing if key not in asked)]:
+        there, here = existing.get(key), asked.get(key)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             fields.append(differences(there, here, f"{prefix}{key}."))
         elif there != here:
@@ -177,7 +177,7 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
 
 
 def resolved(config: BaseModel, command: str) -> str:
-    """What a command runs with, as the YAML of a config that runs it again."""
+    """The resolved configuration of a command, as the YAML of a config that repeats it."""
     text: str = yaml.safe_dump({command: config.model_dump(mode="json")}, sort_keys=False)
     return text
 
@@ -189,10 +189,10 @@ def write_resolved(path: Path, config: BaseModel, command: str) -> None:
 
 
 def parse_count(value: object) -> object:
-    """ "4096", "16k" or "1M" (thousands and millions) as an integer; anything else unchanged, to be refused.
+    """ "4096", "16k" or "1M" (thousands, millions) as an integer; a value that is no text is returned unchanged.
 
     Raises:
-        ValueError: a text that is not a count.
+        ValueError: the text is not a count.
     """
     if not isinstance(value, str):
         return value

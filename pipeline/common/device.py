@@ -1,4 +1,4 @@
-"""Which processor a command works on."""
+"""Choose the device that a command computes on."""
 
 import torch
 
@@ -6,10 +6,10 @@ from pipeline.common.errors import BadInput
 
 
 def pick_device(name: str) -> torch.device:
-    """`name` as a device; "auto" is the GPU if there is one.
+    """The device called `name`; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        BadInput: no such device here.
+        BadInput: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

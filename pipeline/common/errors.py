@@ -8,11 +8,11 @@ class BadInput(Exception):
 
 
 class WorkFailed(Exception):
-    """The work itself failed; what was finished before is kept, and the command exits with 1."""
+    """The work itself failed; finished parts are kept, and the command exits with 1."""
 
 
 class StoreFailed(WorkFailed):
-    """A store could not be read or written; the same work may succeed when it is tried again."""
+    """A store could not be read or written; a retry may succeed."""
 
 
 class Stopped(Exception):
@@ -24,11 +24,11 @@ class Stopped(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line, without keys or signatures of a signed URL."""
+    """The message of an exception on one line, without the keys and signatures of signed URLs."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"(?i)((?:key|secret|token|signature|credential)[\w-]*=)[^\s&]+", r"\1...", text)
 
 
 def reason(error: OSError) -> str:
-    """What an OSError says, without its number and path."""
+    """The message of an OSError, without its number and path."""
     return error.strerror or one_line(error)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.common.errors import BadInput
 
-MIN_CELL = 40  # pixels: 8x8 digits are enlarged until a person can read them
+MIN_CELL = 40  # pixels; smaller images, such as 8x8 digits, are enlarged to be legible
 GAP = 2
 FONT_SIZE = 14
 MARGIN = 8
@@ -36,19 +37,26 @@ def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
     """Write a PNG with one titled row for each of `rows`; columns line up.
 
     Raises:
-        BadInput: `path` cannot be written, or does not end as a picture's does.
+        BadInput: `path` cannot be written, or has no suffix of an image format.
     """
     _save(path, draw_rows(rows))
 
 
 def save_square(path: Path, images: Images) -> None:
-    """Write a PNG of `images` in an about square grid without titles.
+    """Write a PNG of `images` in a nearly square grid without titles.
 
     Raises:
         BadInput: see `save_rows`.
     """
     side = max(1, math.ceil(math.sqrt(len(images))))
     _save(path, _draw([images[start : start + side] for start in range(0, len(images), side)], []))
+
+
+def encode_rows(rows: Mapping[str, Images]) -> bytes:
+    """The PNG of `save_rows`, as bytes."""
+    buffer = BytesIO()
+    draw_rows(rows).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def draw_rows(rows: Mapping[str, Images]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Asking work to stop at its next good moment: the first Ctrl-C or SIGTERM asks, the second one interrupts."""
+"""Graceful interruption: the first Ctrl-C or SIGTERM asks the work to stop, the second one interrupts it."""
 
 import signal
 import threading
@@ -9,29 +9,29 @@ from pipeline.common.progress import say
 
 
 class Stop(threading.Event):
-    """Set once the work is to stop; `signal` is the signal that asked for it, if one did."""
+    """An event that is set when the work should stop; `signal` is the signal that set it, if one did."""
 
     signal: int | None = None
 
 
 @contextmanager
 def stoppable(message: str) -> Iterator[Stop]:
-    """What signals set from here on, in a main thread; `message` then says what is waited for."""
+    """Yield a Stop set by SIGINT or SIGTERM; print `message` on the first signal. Only the main thread gets signals."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, frame: object) -> None:
+    def request_stop(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.signal = number
         stop.set()
         say(f"{message}; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

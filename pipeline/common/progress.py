@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: one bar, with the figures of that stage beside it."""
+"""Console output while a stage works: lines, and one progress bar with the figures of that stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,17 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-# A pipe has no width of its own, and 80 would cut the figures.
+# A pipe has no width; rich's default of 80 would cut the figures.
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
 
 
 def say(message: str) -> None:
-    """Print a line, whole whatever the width of the terminal."""
+    """Print a line; it is never cut to the width of the terminal."""
     console.print(message, markup=False, soft_wrap=True)
 
 
 class Advance(Protocol):
-    """Moves the bar on by `amount` and shows `status` beside it."""
+    """Advances the bar by `amount` and shows `status` beside it."""
 
     def __call__(self, amount: int, status: str = "") -> None: ...
 
@@ -31,7 +31,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         BarColumn(bar_width=16),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
-        # On a narrow terminal the figures give way, not the bar.
+        # On a narrow terminal the figures are cut, not the bar.
         TextColumn("{task.fields[status]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=console, expand=True) as progress:

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, and how many workers it has room for."""
+"""Connect to a Ray cluster, and count the workers that fit on it."""
 
 import os
 import signal
@@ -13,13 +13,11 @@ import torch
 from pipeline.common.errors import BadInput
 
 CONNECT_SECONDS = 10
-
-
 OBJECT_STORE_BYTES = 100 * 2**20  # markers only; Ray's default would take a third of the memory
 
 
 def count_workers(num_workers: int | None, gpus_per_worker: float | None, address: str | None) -> int:
-    """The workers that `run_on_ray` would have; a local cluster is not started to be asked.
+    """The number of workers that `run_on_ray` would start; no local cluster is started to find out.
 
     Raises:
         BadInput: see `run_on_ray`.
@@ -30,32 +28,36 @@ def count_workers(num_workers: int | None, gpus_per_worker: float | None, addres
 
         with connected(address):
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return places(resources, num_workers, gpus_per_worker)[0]
+    return worker_slots(resources, num_workers, gpus_per_worker)[0]
 
 
-def places(resources: Mapping[str, float], num_workers: int | None, gpus_per_worker: float | None) -> tuple[int, float]:
-    """How many workers a cluster of `resources` takes, or `num_workers`, and the GPUs of each.
+def worker_slots(
+    resources: Mapping[str, float], num_workers: int | None, gpus_per_worker: float | None
+) -> tuple[int, float]:
+    """The number of workers that fit on a cluster of `resources`, or `num_workers`, and the GPUs of each.
+
+    Every worker takes one CPU, and `gpus_per_worker` GPUs; by default one GPU where the cluster has any.
 
     Raises:
-        BadInput: there is no place for any.
+        BadInput: not one fits.
     """
     num_gpus = resources.get("GPU", 0)
     gpus = gpus_per_worker if gpus_per_worker is not None else float(num_gpus > 0)
     num_cpus = int(resources.get("CPU", 0))  # each worker takes one
     if 0 < gpus < 1:
-        room = min(num_cpus, int(num_gpus) * int(1 / gpus + 1e-6))
+        slots = min(num_cpus, int(num_gpus) * int(1 / gpus + 1e-6))
     else:
-        room = min(num_cpus, int(num_gpus / gpus)) if gpus else num_cpus
-    if not (num_workers or room):
+        slots = min(num_cpus, int(num_gpus / gpus)) if gpus else num_cpus
+    if not (num_workers or slots):
         raise BadInput(
-            f"the Ray cluster has {num_gpus:g} GPUs and {num_cpus} CPUs, no place for a worker: "
-            f"start some, or say with --workers how many will come"
+            f"the Ray cluster has {num_gpus:g} GPUs and {num_cpus} CPUs, no room for a worker: "
+            f"start some, or give the number that will join with --workers"
         )
-    return num_workers or room, gpus
+    return num_workers or slots, gpus
 
 
-def _knock(address: str) -> None:
-    """Raises OSError if nothing listens at host:port, for which `ray.init` itself would wait for minutes."""
+def _check_listening(address: str) -> None:
+    """Raises OSError if nothing listens at host:port: `ray.init` itself would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address != "auto" and not (colon and port.isdigit()):
         raise BadInput(f"--address {address}: wanted host:port or auto")
@@ -63,13 +65,14 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """The last line of an error's text: Ray's own are tracebacks."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A driver of the cluster at `address` ("auto" or host:port), by default RAY_ADDRESS, or of a local one of its own.
+    """Connect to the cluster at `address` ("auto" or host:port), by default RAY_ADDRESS, or else start a local one.
 
     Raises:
         BadInput: no cluster answers there.
@@ -82,7 +85,7 @@ def connected(address: str | None) -> Iterator[None]:
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            _knock(address)
+            _check_listening(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
@@ -91,10 +94,9 @@ def connected(address: str | None) -> Iterator[None]:
             advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
         else:
             advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
-        reason = _last_line(error)
-        raise BadInput(f"no Ray cluster at {address or 'this machine'} ({reason}): {advice}") from error
+        raise BadInput(f"no Ray cluster at {address or 'this machine'} ({last_line(error)}): {advice}") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # Ray put its own there, which exits at once
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own handler would exit at once
     try:
         yield
     finally:

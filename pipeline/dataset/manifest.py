@@ -1,6 +1,6 @@
-"""What a data set holds: its plan, and a parquet table of where each committed block lies.
+"""The manifest of a data set: its plan, and a parquet table with the position of each committed block.
 
-The markers beside the shards are the truth; the table is derived from them and can be made again at any time.
+The markers beside the shards are authoritative; the table is derived from them and can be rebuilt at any time.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import Block, Marker, Shards
+from pipeline.dataset.shards import Block, Marker
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
-ROWS_AT_ONCE = 2**16  # whose names and digests are spelt out in memory while they are written
+ROWS_AT_ONCE = 2**16  # decoded from their dictionaries in memory while the table is written
 SCHEMA = pa.schema(
     {
         "shard": pa.string(),
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         "nfe": pa.int32(),
     }
 )
-# The same in every row of a shard: in memory once each.
+# The same in every row of a shard; dictionary-encoded in memory.
 OF_SHARD = ("shard", "shard_sha256")
 IN_MEMORY = pa.schema({f.name: pa.dictionary(pa.int32(), f.type) if f.name in OF_SHARD else f.type for f in SCHEMA})
 
@@ -65,12 +65,12 @@ class Manifest:
 
     @property
     def num_records(self) -> int:
-        """Of the committed blocks."""
+        """Number of committed records."""
         return int(self.counts.sum())
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Records of each block."""
+        """Records of each block, int64 [blocks]."""
         counts: NDArray[np.int64] = self.blocks["num_records"].to_numpy()
         return counts
 
@@ -80,7 +80,7 @@ class Manifest:
 
     @property
     def mean_nfe(self) -> float:
-        """Solver evaluations of a sample, averaged over the samples."""
+        """Mean number of solver evaluations per sample."""
         return float(np.average(self.blocks["nfe"].to_numpy(), weights=self.counts))
 
 
@@ -105,14 +105,14 @@ def read_dataset(store: Store) -> DataSet | None:
 
 
 def write_dataset(store: Store, dataset: DataSet) -> None:
-    """Write plan.json; done before the first shard, so that no folder holds shards of unknown origin."""
+    """Write plan.json, before the first shard: so that no store holds shards of an unknown plan."""
     store.write(PLAN, dataset.model_dump_json(indent=1).encode())
 
 
 class Ledger:
-    """What is committed of the first `num_records` records of `plan`, in about fifty bytes a block.
+    """The committed shards of the first `num_records` records of `plan`, in about fifty bytes a block.
 
-    Its columns have a row for every block of the plan, whoever commits it and when, so that markers need not be kept.
+    The columns have a row for every block of the plan, so that markers can be added in any order and need not be kept.
     """
 
     def __init__(self, plan: Plan, num_records: int) -> None:
@@ -122,10 +122,10 @@ class Ledger:
         self._columns = {n: np.zeros(num_blocks, SCHEMA.field(n).type.to_pandas_dtype()) for n in names}
         self._sha256 = [""] * num_shards
         self._numerics: list[Numerics | None] = [None] * num_shards
-        self._kinds: dict[Numerics, Numerics] = {}  # equal ones are kept once
+        self._kinds: dict[Numerics, Numerics] = {}  # equal ones are stored once
 
     def add(self, marker: Marker) -> None:
-        """Write down a marker of the plan (`Marker.is_of`); of one shard the last one stays."""
+        """Record a marker of the plan (see `Marker.is_of`); it replaces an earlier one of the same shard."""
         number, first = marker.shard.number, marker.shard.first_index // self.plan.block_size
         rows = slice(first, first + len(marker.blocks))
         for name, values in zip(Block._fields, zip(*marker.blocks, strict=True), strict=True):
@@ -137,7 +137,7 @@ class Ledger:
 
     @property
     def end(self) -> int:
-        """One more than the index of the last record that is committed; 0 if none is."""
+        """The index after the last committed record; 0 if none is committed."""
         return int((self._columns["first_index"] + self._columns["num_records"]).max(initial=0))
 
     @property
@@ -147,27 +147,27 @@ class Ledger:
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Records of each shard that are committed."""
+        """The number of committed records of each shard, int64 [shards]."""
         first_blocks = range(0, len(self._columns["num_records"]), self.plan.shard_size // self.plan.block_size)
         sizes: NDArray[np.int64] = np.add.reduceat(self._columns["num_records"], first_blocks)
         return sizes
 
     def manifest(self, store: Store, dataset: DataSet) -> Manifest:
-        """The manifest of what is written down; it shares the memory of this ledger, which is not to be added to."""
-        is_there = self._columns["num_records"] > 0
+        """The manifest of the recorded shards. It shares memory with this ledger: add nothing afterwards."""
+        is_committed = self._columns["num_records"] > 0
         blocks_per_shard = self.plan.shard_size // self.plan.block_size
-        numbers = pa.array(np.arange(len(is_there), dtype=np.int32) // blocks_per_shard)
-        names = [shard.name for shard in Shards(self.plan, self.num_records)]
+        numbers = pa.array(np.arange(len(is_committed), dtype=np.int32) // blocks_per_shard)
+        names = [shard.name for shard in self.plan.shards(self.num_records)]
         of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
         columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
         sha256 = _digest(self._sha256)
-        about = {"dataset": dataset.model_dump_json(), "sha256": sha256}
-        table = pa.table(columns, schema=IN_MEMORY.with_metadata(about))
-        return Manifest(store, dataset, table if is_there.all() else table.filter(pa.array(is_there)), sha256)
+        metadata = {"dataset": dataset.model_dump_json(), "sha256": sha256}
+        table = pa.table(columns, schema=IN_MEMORY.with_metadata(metadata))
+        return Manifest(store, dataset, table if is_committed.all() else table.filter(pa.array(is_committed)), sha256)
 
 
 def derive(store: Store, dataset: DataSet, markers: Iterable[Marker]) -> Manifest:
-    """The manifest that the markers of the committed shards add up to."""
+    """The manifest of the committed shards with these markers."""
     ledger = Ledger(dataset.plan, dataset.num_records)
     for marker in markers:
         ledger.add(marker)
@@ -197,15 +197,15 @@ def write_manifest(manifest: Manifest) -> None:
     try:
         manifest.store.write(MANIFEST, buffer.getvalue())
     except OSError as error:
-        place = f"{manifest.store.location}: {MANIFEST}"
-        raise StoreFailed(f"{place} cannot be written ({reason(error)}); run generate again") from error
+        name = f"{manifest.store.location}: {MANIFEST}"
+        raise StoreFailed(f"{name} cannot be written ({reason(error)}); run generate again") from error
 
 
 def read_manifest(store: Store) -> Manifest:
     """The manifest of the data set in `store`, which holds all of its records.
 
     Raises:
-        BadInput: there is none, it cannot be understood, or records of the set are missing.
+        BadInput: there is none, it cannot be parsed, or records of the data set are missing.
         StoreFailed: the store cannot be read.
     """
     try:
@@ -236,14 +236,14 @@ def parse_manifest(store: Store, payload: bytes) -> Manifest:
         BadInput: it is none.
     """
     try:
-        # In this thread alone: a process that ends soon after arrow's pool was made may abort (pyarrow 26, seen often).
+        # Without arrow's thread pool: a process that exits soon after its creation often aborts (pyarrow 26).
         file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
         table = file.read(use_threads=False)
-        about = table.schema.metadata
-        dataset = DataSet.model_validate_json(about[b"dataset"])
+        metadata = table.schema.metadata
+        dataset = DataSet.model_validate_json(metadata[b"dataset"])
         if not table.schema.equals(IN_MEMORY):
             raise KeyError("columns")
-        return Manifest(store, dataset, table, about[b"sha256"].decode())
+        return Manifest(store, dataset, table, metadata[b"sha256"].decode())
     except (pa.ArrowException, ValidationError, KeyError, TypeError) as error:
         raise BadInput(
             f"{store.location}: {MANIFEST} is not one this version reads; run traflow-pipeline generate again"

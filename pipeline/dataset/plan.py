@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self, overload
 
 import numpy as np
 import torch
@@ -37,10 +38,10 @@ class Shard(BaseModel):
 
 
 class Plan(BaseModel):
-    """The identity of a data set; only its number of records may grow.
+    """The identity of a data set; only the number of its records may grow.
 
-    An adaptive solver picks one step for a whole batch, so a sample depends on its batch mates: the integration
-    batch is part of the plan, and shards are fixed ranges of indices cut into fixed batches.
+    An adaptive solver chooses one step for a whole batch, so a sample depends on the others in its batch. Therefore
+    the batch size is part of the plan, and shards are fixed ranges of indices cut into fixed batches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +53,7 @@ class Plan(BaseModel):
     num_classes: int = Field(ge=0, description="0 for an unconditional teacher")
     t_start: float = 1.0
     t_end: float = 0.0
-    # Left out of a plan's text where they are the usual ones: plans made before they were fields stay the same plans.
+    # Defaults are left out of the JSON, so that plans older than these fields keep their digests.
     guidance_scale: float = Field(default=1.0, exclude_if=lambda scale: scale == 1)
     data_range: tuple[float, float] = Field(default=(-1.0, 1.0), exclude_if=lambda values: values == (-1, 1))
     seed: int = Field(ge=0, lt=2**63)
@@ -84,12 +85,12 @@ class Plan(BaseModel):
 
     @property
     def num_times(self) -> int:
-        """Times of a trajectory: the start, `num_states` between, the end."""
+        """Number of times of a trajectory: the start, `num_states` in between, and the end."""
         return self.num_states + 2
 
     @property
     def record_bytes(self) -> int:
-        """Of one record in a shard, but for the headers of its block."""
+        """Bytes of one record in a shard, without the headers of its block."""
         arrays = 2 + self.num_states + (self.num_times if self.velocities else 0)
         return arrays * math.prod(self.shape) * np.dtype(self.dtype).itemsize + 4 * self.num_times + 16
 
@@ -98,19 +99,15 @@ class Plan(BaseModel):
         """Digest of the canonical JSON of the plan."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
-    def shards(self, num_records: int) -> list[Shard]:
+    def shards(self, num_records: int) -> "Shards":
         """The shards of the first `num_records` records; the last one may be short."""
-        starts = range(0, num_records, self.shard_size)
-        return [
-            Shard(number=i, first_index=start, num_records=min(self.shard_size, num_records - start))
-            for i, start in enumerate(starts)
-        ]
+        return Shards(self, num_records)
 
     def times(self, first_index: int) -> Tensor:
         """Times float32 [num_times] of the integration batch that starts at `first_index`, strictly decreasing.
 
-        The interior ones are jittered inside `num_states` equal strata, so that all batches together cover
-        every time of the flow although each record keeps only a few states.
+        The interior ones are jittered within `num_states` equal strata, so that the batches together cover the whole
+        flow although each record stores only a few states.
         """
         rng = generator(self.seed, Stream.TIMES, first_index)
         jitter = rng.integers(1, JITTER_LEVELS, self.num_states) / JITTER_LEVELS
@@ -118,7 +115,34 @@ class Plan(BaseModel):
         fractions = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
         return (self.t_start + (self.t_end - self.t_start) * fractions).float()
 
-    def check_same(self, found: "Plan", place: str) -> None:
-        """Raises `BadInput` with the fields in which the plan `found` in `place` differs from this one."""
-        if fields := differences(found.model_dump(mode="json"), self.model_dump(mode="json")):
-            raise BadInput(f"{place} holds another plan ({fields}); choose another folder or ask for that plan")
+    def check_same(self, existing: "Plan", location: str) -> None:
+        """Raises `BadInput` with the fields in which the `existing` plan at `location` differs from this one."""
+        if fields := differences(existing.model_dump(mode="json"), self.model_dump(mode="json")):
+            raise BadInput(f"{location} holds another plan ({fields}); choose another folder or ask for that plan")
+
+
+class Shards(Sequence[Shard]):
+    """The shards of the first `num_records` records of `plan`, or those of `numbers` among them; the last may be short.
+
+    Each is made when it is asked for, because a plan may have millions of them.
+    """
+
+    def __init__(self, plan: Plan, num_records: int, numbers: Sequence[int] | None = None) -> None:
+        self._plan, self._num_records = plan, num_records
+        self._numbers = range(-(-num_records // plan.shard_size)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Shards": ...
+
+    def __getitem__(self, index: int | slice) -> "Shard | Shards":
+        if isinstance(index, slice):
+            return Shards(self._plan, self._num_records, self._numbers[index])
+        number, size = self._numbers[index], self._plan.shard_size
+        first_index = number * size
+        return Shard(number=number, first_index=first_index, num_records=min(size, self._num_records - first_index))

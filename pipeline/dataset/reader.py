@@ -1,4 +1,4 @@
-"""Blocks of a data set, one contiguous range each: mapped from a local shard, asked ahead of need from a remote one."""
+"""Read blocks of a data set: memory-mapped from a local store, prefetched from a remote one."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,12 +10,12 @@ from pipeline.common.errors import StoreFailed, WorkFailed, reason
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import Layout, Trajectories, read_block, read_layout
 
-CACHED_BLOCKS = 4  # a batch that ends inside a block leaves the rest of it to the next step
-REQUESTS = 8  # at a time
+CACHED_BLOCKS = 4  # a batch may end inside a block, whose rest the next step reads
+REQUESTS = 8  # concurrent
 
 
 class BlockReader:
-    """Reads the blocks of `manifest` by their row in it, and checks the checksum of each the first time."""
+    """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -43,21 +43,21 @@ class BlockReader:
             self._blocks.pop(block, None)
             raise
 
-    def expect(self, blocks: Iterable[int]) -> None:
-        """Start to fetch `blocks`, in the order in which they will be needed, from a remote store."""
+    def prefetch(self, blocks: Iterable[int]) -> None:
+        """Prefetch `blocks`, in the order of their use, from a remote store; does nothing on a local one."""
         if self._pool is not None:
-            expected = list(dict.fromkeys(blocks))
-            self._capacity = max(self._capacity, len(expected) + CACHED_BLOCKS)
-            for block in expected:
+            wanted = list(dict.fromkeys(blocks))
+            self._capacity = max(self._capacity, len(wanted) + CACHED_BLOCKS)
+            for block in wanted:
                 self._keep(block)
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """Cancel the pending requests."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, block: int) -> "Future[Trajectories]":
-        """`block` as the newest of those kept, fetched if it is not among them."""
+        """The future of `block`, moved to the newest end of the cache; started if it is not cached."""
         future = self._blocks.pop(block) if block in self._blocks else self._start(block)
         self._blocks[block] = future
         while len(self._blocks) > self._capacity:
@@ -75,15 +75,15 @@ class BlockReader:
         store, name = self._manifest.store, self._shards[self._shard[block]]
         start = int(self._offset[block])
         end = start + int(self._num_bytes[block])
-        place = f"{store.location}/{name}"
+        location = f"{store.location}/{name}"
         advice = f"see traflow-pipeline verify {store.location}"
         try:
             payload = store.read_range(name, start, end)
         except OSError as error:
-            raise StoreFailed(f"{place}: cannot be read ({reason(error)}); {advice}") from error
+            raise StoreFailed(f"{location}: cannot be read ({reason(error)}); {advice}") from error
         if len(payload) != end - start or not self._checked[block]:
             if crc32(payload) != self._crc32[block]:
-                raise WorkFailed(f"{place}: bytes {start} to {end} are not those that were committed; {advice}")
+                raise WorkFailed(f"{location}: bytes {start} to {end} are not those that were committed; {advice}")
             self._checked[block] = True
         num_records = int(self._num_records[block])
         if num_records not in self._layouts:

@@ -1,7 +1,7 @@
-"""Records to tar bytes and back, and the commit that makes a shard either whole or absent.
+"""Convert records to tar bytes and back, and commit shards atomically.
 
 A shard is a USTAR tar of blocks; a block is one WebDataset sample whose members are .npy arrays with records as
-their leading dimension, so stock `webdataset` reads it and ours reads it without touching single records.
+their leading dimension: stock `webdataset` can read it, and our reader never touches single records.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Trajectories:
         return len(self.index)
 
     def rows(self, rows: slice) -> "Trajectories":
-        """The records `rows` of these."""
+        """The records in `rows`."""
         arrays = {name: getattr(self, name) for name in MEMBERS}
         parts: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
         return Trajectories(**parts)
@@ -63,45 +63,18 @@ COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
 
 
-class Shards(Sequence[Shard]):
-    """The shards of the first `num_records` records of `plan`, or those of `numbers` among them; the last may be short.
-
-    Each is made when it is asked for: a plan can have more of them than fit into memory with ease.
-    """
-
-    def __init__(self, plan: Plan, num_records: int, numbers: Sequence[int] | None = None) -> None:
-        self._plan, self._num_records = plan, num_records
-        self._numbers = range(-(-num_records // plan.shard_size)) if numbers is None else numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, place: int) -> Shard: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> "Shards": ...
-
-    def __getitem__(self, place: int | slice) -> "Shard | Shards":
-        if isinstance(place, slice):
-            return Shards(self._plan, self._num_records, self._numbers[place])
-        number, size = self._numbers[place], self._plan.shard_size
-        first_index = number * size
-        return Shard(number=number, first_index=first_index, num_records=min(size, self._num_records - first_index))
-
-
 class Block(NamedTuple):
-    """Where one block lies: bytes [offset, offset + num_bytes) of its shard hold whole tar members."""
+    """The position of one block: bytes [offset, offset + num_bytes) of its shard are whole tar members."""
 
     offset: int
     num_bytes: int
     first_index: int
     num_records: int
-    crc32: int  # of those bytes: what a reader of single blocks checks
+    crc32: int  # of those bytes, checked when a single block is read
 
 
 class Marker(BaseModel):
-    """A shard's completion marker: what was committed, what it cost, what it was made on."""
+    """A shard's completion marker: the committed bytes, their cost, and the machine that made them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -115,7 +88,7 @@ class Marker(BaseModel):
     numerics: Numerics
 
     def is_of(self, plan: Plan) -> bool:
-        """Whether this is what a shard of `plan` can have."""
+        """Whether a shard of `plan` can have this marker."""
         first_index, num_records = self.shard.first_index, self.shard.num_records
         if first_index != self.shard.number * plan.shard_size or not 0 < num_records <= plan.shard_size:
             return False
@@ -128,15 +101,15 @@ class Marker(BaseModel):
         )
 
     def agrees(self, other: "Marker") -> bool:
-        """Whether both say the same of the same bytes; what it took to make them may differ."""
-        mine, others = (marker.model_dump(exclude={"wall_seconds", "numerics"}) for marker in (self, other))
-        return mine == others
+        """Whether both describe the same bytes; the time and the machine that made them may differ."""
+        ours, theirs = (marker.model_dump(exclude={"wall_seconds", "numerics"}) for marker in (self, other))
+        return ours == theirs
 
 
 def write_shard(plan: Plan, blocks: Iterable[Trajectories]) -> tuple[bytes, tuple[Block, ...]]:
-    """The tar file that holds `blocks`, as bytes that depend on nothing else, and where each block lies in it."""
+    """The bytes of a tar file of `blocks`, which depend on nothing else, and the position of each block in it."""
     buffer = io.BytesIO()
-    places = []
+    index: list[Block] = []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for block in blocks:
             first_index, offset = int(block.index[0]), tar.offset
@@ -145,8 +118,8 @@ def write_shard(plan: Plan, blocks: Iterable[Trajectories]) -> tuple[bytes, tupl
                 info.size = len(payload)
                 tar.addfile(info, io.BytesIO(payload))
             checksum = zlib.crc32(buffer.getbuffer()[offset : tar.offset])
-            places.append(Block(offset, tar.offset - offset, first_index, len(block), checksum))
-    return buffer.getvalue(), tuple(places)
+            index.append(Block(offset, tar.offset - offset, first_index, len(block), checksum))
+    return buffer.getvalue(), tuple(index)
 
 
 def _members(plan: Plan, block: Trajectories) -> Iterable[tuple[str, bytes]]:
@@ -156,23 +129,23 @@ def _members(plan: Plan, block: Trajectories) -> Iterable[tuple[str, bytes]]:
             file = io.BytesIO()
             np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             yield f"{name}.npy", file.getvalue()
-    about = {"teacher": plan.teacher, "seed": plan.seed, "plan_sha256": plan.sha256, "num_records": len(block)}
-    yield "json", json.dumps(about, sort_keys=True).encode()
+    description = {"teacher": plan.teacher, "seed": plan.seed, "plan_sha256": plan.sha256, "num_records": len(block)}
+    yield "json", json.dumps(description, sort_keys=True).encode()
 
 
-class Place(NamedTuple):
-    """Where the values of one array lie in a block."""
+class ArraySlot(NamedTuple):
+    """The position, type and shape of one array in the bytes of a block."""
 
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
-Layout = Mapping[str, Place]  # of the members of a block; under one plan a function of its number of records
+Layout = Mapping[str, ArraySlot]  # of the members of a block; under one plan a function of its number of records
 
 
 def read_layout(payload: bytes | memoryview) -> Layout:
-    """Where the arrays lie in the bytes of one block.
+    """The layout of the arrays in the bytes of one block.
 
     Raises:
         ValueError: they are not a block.
@@ -186,7 +159,7 @@ def read_layout(payload: bytes | memoryview) -> Layout:
                     header = io.BytesIO(payload[info.offset_data : info.offset_data + NPY_HEADER_BYTES])
                     np.lib.format.read_magic(header)
                     shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-                    layout[name] = Place(info.offset_data + header.tell(), dtype, shape)
+                    layout[name] = ArraySlot(info.offset_data + header.tell(), dtype, shape)
     except tarfile.TarError as error:
         raise ValueError(str(error)) from error
     if layout.keys() | {"velocities"} != set(MEMBERS):
@@ -195,7 +168,7 @@ def read_layout(payload: bytes | memoryview) -> Layout:
 
 
 def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Trajectories:
-    """The records in the bytes of one block, as views of those bytes; `layout` where it is known already.
+    """The records in the bytes of one block, as views of them; `layout` saves parsing it again.
 
     Raises:
         ValueError: they are not a block.
@@ -207,38 +180,40 @@ def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Tra
 
 
 def marker_name(shard: Shard) -> str:
-    """The marker of `shard`: beside its tar."""
+    """The file name of the marker of `shard`."""
     return shard.name.removesuffix(".tar") + ".json"
 
 
 def commit(store: Store, payload: bytes, marker: Marker) -> Marker:
-    """Put a shard and then its marker into `store`; a crash leaves the shard whole, or uncommitted.
+    """Write a shard and then its marker to `store`; a crash leaves the shard either whole or uncommitted.
 
-    Two writers of one shard put the same bytes, and the first marker stays. Where the bytes differ, because the
-    machines do, the later one takes the other's marker away, puts its own shard, and then its own marker.
+    Two writers of one shard write the same bytes, and the first marker stays. If their machines make different bytes,
+    the later writer removes the other's marker, writes its own shard, and then its own marker.
 
     Returns:
-        What the marker now says.
+        The marker that is now in the store.
 
     Raises:
-        StoreFailed: the store cannot be written; nothing half-written stands under a shard's name.
+        StoreFailed: the store cannot be written; no file there is half-written.
     """
     shard, name = marker.shard, marker_name(marker.shard)
     try:
         for _ in range(COMMIT_ATTEMPTS):
             markers = store.read_all([name])
-            found = parse_marker(markers[name]) if name in markers else None
-            agrees = found is not None and found.agrees(marker)
+            existing = parse_marker(markers[name]) if name in markers else None
+            agrees = existing is not None and existing.agrees(marker)
             if name in markers and not agrees:
                 store.remove(name)
             store.write(shard.name, payload)
-            if found is not None and agrees:
-                return found
+            if existing is not None and agrees:
+                return existing
             if store.create(name, marker.model_dump_json().encode()):
                 return marker
     except OSError as error:
         raise StoreFailed(f"{shard}: cannot be written to {store.location} ({reason(error)})") from error
-    raise StoreFailed(f"{shard}: others keep committing other bytes to {store.location}: is one plan made twice there?")
+    raise StoreFailed(
+        f"{shard}: others keep committing other bytes to {store.location}: is another driver at work there?"
+    )
 
 
 def committed(store: Store, plan: Plan, shards: Sequence[Shard]) -> dict[int, Marker]:
@@ -247,18 +222,18 @@ def committed(store: Store, plan: Plan, shards: Sequence[Shard]) -> dict[int, Ma
 
 
 def read_markers(store: Store, plan: Plan, shards: Sequence[Shard]) -> Iterator[Marker]:
-    """Markers of those of `shards` that are committed in `store` under `plan`, a few at a time in memory.
+    """Yield the markers of those of `shards` that are committed in `store` under `plan`, in bounded memory.
 
-    The last shard of a set that grew may be there with fewer records: its marker is among them, with its own count.
+    The last shard of a data set that grew may be committed with fewer records; its marker is yielded as it is.
 
     Raises:
         OSError: the store cannot be read.
     """
     sizes = store.sizes()
     present = ((marker_name(shard), shard) for shard in shards if {shard.name, marker_name(shard)} <= sizes.keys())
-    while some := dict(islice(present, MARKERS_AT_ONCE)):
-        for name, payload in store.read_all(list(some)).items():
-            shard, marker = some[name], parse_marker(payload)
+    while chunk := dict(islice(present, MARKERS_AT_ONCE)):
+        for name, payload in store.read_all(list(chunk)).items():
+            shard, marker = chunk[name], parse_marker(payload)
             if marker is None or not marker.is_of(plan) or sizes[shard.name] != marker.num_bytes:
                 continue
             if marker.shard.number == shard.number and marker.shard.num_records <= shard.num_records:
@@ -266,7 +241,7 @@ def read_markers(store: Store, plan: Plan, shards: Sequence[Shard]) -> Iterator[
 
 
 def parse_marker(text: bytes) -> Marker | None:
-    """The marker that `text` spells, if it is one."""
+    """The marker in `text`; None if it is not one."""
     try:
         return Marker.model_validate_json(text)
     except ValidationError:
@@ -274,4 +249,5 @@ def parse_marker(text: bytes) -> Marker | None:
 
 
 def sha256(payload: bytes | memoryview) -> str:
+    """The digest of `payload`, as 64 hexadecimal digits."""
     return hashlib.sha256(payload).hexdigest()

@@ -1,4 +1,4 @@
-"""What a data set holds, in figures and a picture."""
+"""Summarise a data set in figures and a picture."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from pipeline.flow.path import straightness
 from pipeline.storage.store import Store
 
 MAX_BINS = 12
-LOOKED_AT = 16  # blocks, evenly spread
+SAMPLED_BLOCKS = 16  # evenly spread
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A data set, whole or in the making."""
+    """The figures of a data set, complete or not."""
 
     manifest: Manifest  # of what is committed
     num_shards: int  # committed
-    wall_seconds: float  # spent on them, by all workers together
-    numerics: tuple[Numerics, ...]  # the kinds of machine they were made on
-    records: Trajectories  # of a few blocks
+    wall_seconds: float  # of all workers together
+    numerics: tuple[Numerics, ...]  # of the machines that made them
+    records: Trajectories  # of the sampled blocks
 
     @property
     def nfe(self) -> list[tuple[str, int]]:
-        """Histogram of the solver's evaluations per sample: (evaluations, records)."""
+        """Histogram of solver evaluations per sample: (title of the bin, records)."""
         blocks = self.manifest.blocks
         counts: Counter[int] = Counter()
         for nfe, records in zip(blocks["nfe"].to_pylist(), blocks["num_records"].to_pylist(), strict=True):
@@ -56,14 +56,14 @@ class Summary:
 
     @property
     def detour(self) -> float:
-        """Length of the path through the stored states over the distance of its ends, averaged; 1 if straight."""
+        """Mean ratio of the length of the path through the stored states to the distance of its ends; 1 if straight."""
         states = _states(self, self.records)
         steps = np.linalg.norm(np.diff(states, axis=1).reshape(*states.shape[:1], states.shape[1] - 1, -1), axis=-1)
         ends = np.linalg.norm((states[:, -1] - states[:, 0]).reshape(len(states), -1), axis=-1)
         return float((steps.sum(axis=1) / ends).mean())
 
     def table(self) -> Table:
-        """What `inspect` shows."""
+        """The table that `inspect` prints."""
         manifest, plan = self.manifest, self.manifest.plan
         rows = {name: str(value) for name, value in plan.model_dump(exclude={"format"}).items()}
         rows["solver"] = str(plan.solver)
@@ -78,8 +78,8 @@ class Summary:
                 f"{self.straightness:.4f} (mean |mean velocity - velocity|^2; 0: straight, at even speed)"
             )
         rows["detour"] = f"{self.detour:.4f} (path over the distance of its ends; 1: straight)"
-        most = max(records for _, records in self.nfe)
-        bars = [f"{title:>9} {'█' * round(30 * records / most)} {records}" for title, records in self.nfe]
+        largest = max(records for _, records in self.nfe)
+        bars = [f"{title:>9} {'█' * round(30 * records / largest)} {records}" for title, records in self.nfe]
         rows["evaluations"] = "\n".join(bars)
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(no_wrap=True)
@@ -89,14 +89,14 @@ class Summary:
         return table
 
     def pictures(self, num_rows: int) -> dict[str, Images] | None:
-        """Rows of a picture: a few trajectories from noise to sample; None if they are no images."""
+        """A row of images per trajectory, from noise to sample; None if the records are not images."""
         if not is_drawable(self.manifest.plan.shape):
             return None
-        places = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
+        indices = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
         return {
             f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32), self.manifest.plan.data_range)
-            for i in places
+            for i in indices
         }
 
 
@@ -104,8 +104,8 @@ def summarise(store: Store) -> Summary:
     """The summary of the data set in `store`.
 
     Raises:
-        BadInput: there is none, or nothing is committed yet.
-        WorkFailed: it cannot be read.
+        BadInput: there is none, or no shard is committed yet.
+        WorkFailed: the store cannot be read.
     """
     dataset = read_dataset(store)
     if dataset is None:
@@ -118,14 +118,14 @@ def summarise(store: Store) -> Summary:
         raise BadInput(f"{store.location}: no shard of it is committed yet; run traflow-pipeline generate again")
     manifest = derive(store, dataset, markers)
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
-    looked_at = np.linspace(0, num_blocks - 1, min(LOOKED_AT, num_blocks)).round().astype(int).tolist()
-    reader.expect(looked_at)
+    sampled = np.linspace(0, num_blocks - 1, min(SAMPLED_BLOCKS, num_blocks)).round().astype(int).tolist()
+    reader.prefetch(sampled)
     return Summary(
         manifest=manifest,
         num_shards=len(markers),
         wall_seconds=sum(marker.wall_seconds for marker in markers),
         numerics=tuple(dict.fromkeys(marker.numerics for marker in markers)),
-        records=Trajectories.concatenate([reader.read(block) for block in looked_at]),
+        records=Trajectories.concatenate([reader.read(block) for block in sampled]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic that shards are made with: fixed threads and precision, and what it ran on."""
+"""Reproducible arithmetic for shards: a fixed number of threads, fixed precision, and a record of the machine."""
 
 import platform
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Numerics(BaseModel):
-    """What the arithmetic of a shard ran on; shards of other numerics may differ in the last bits."""
+    """The software and hardware that made a shard; under other numerics the last bits may differ."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,8 +18,8 @@ class Numerics(BaseModel):
     threads: int
 
 
-# A convolution's sums are split by thread; with one thread the bytes are the same on any number of cores, and more
-# workers use the cores better than more threads do.
+# Convolutions split their sums by thread: with one thread the bytes do not depend on the number of cores. More workers
+# use the cores better than more threads do.
 NUM_THREADS = 1
 
 
@@ -38,7 +38,7 @@ def fixed_numerics() -> Iterator[None]:
 
 
 def numerics_of(device: torch.device) -> Numerics:
-    """What arithmetic on `device` runs on here; within `fixed_numerics` that of a shard."""
+    """The numerics of `device` on this machine; call it within `fixed_numerics` for those of a shard."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

@@ -1,8 +1,8 @@
-"""The time convention, said once: t = 1 is noise, t = 0 is data.
+"""The time convention: t = 1 is noise, t = 0 is data.
 
 A rectified flow moves along ``x_t = (1 - t) * data + t * noise`` with velocity
 ``v = dx/dt = noise - data`` (Liu et al. 2022, arXiv 2209.03003, Eq. 1). Solvers run from 1 down to 0,
-and every teacher converts to this convention at its own door.
+and every teacher converts to this convention.
 """
 
 import torch

@@ -68,7 +68,7 @@ class Solver(BaseModel):
 
     @property
     def flags(self) -> str:
-        """As `generate` takes it."""
+        """The command-line flags of `generate` for this solver."""
         if not self.is_adaptive:
             return f"--solver {self.name} --num-steps {self.num_steps}"
         return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}"
@@ -99,7 +99,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def refine(times: Tensor, num_steps: int) -> tuple[Tensor, list[int]]:
-    """A grid of `num_steps` steps through all `times` [T], float64, and the places of `times` in it.
+    """A grid of `num_steps` steps through all `times` [T], float64, and the indices of `times` in it.
 
     Each further step halves, thirds, ... the interval whose steps are longest, so steps are as even as they can be.
 
@@ -115,8 +115,8 @@ def refine(times: Tensor, num_steps: int) -> tuple[Tensor, list[int]]:
     pieces = [times[:1]]
     for start, end, count in zip(times[:-1], times[1:], counts.int().tolist(), strict=True):
         pieces.append(torch.linspace(float(start), float(end), count + 1, dtype=times.dtype)[1:])
-    places = [0, *counts.int().cumsum(0).tolist()]
-    return torch.cat(pieces), places
+    indices = [0, *counts.int().cumsum(0).tolist()]
+    return torch.cat(pieces), indices
 
 
 @torch.no_grad()
@@ -146,16 +146,16 @@ def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None
     # A float32 grid would put the end of an interval a rounding error past the time asked for.
     times = times.to(device=x.device, dtype=torch.float64)
     if solver.is_adaptive:
-        grid, places = times, list(range(len(times)))
+        grid, indices = times, list(range(len(times)))
         # step_t: without it the last step passes the end and asks the teacher for times outside the flow.
         options = {"norm": rms_norm, "max_num_steps": MAX_NUM_STEPS, "step_t": times[-1:]}
         tolerances = {"rtol": solver.rtol, "atol": solver.atol}
     else:
         assert solver.num_steps is not None
-        grid, places = refine(times.cpu(), solver.num_steps)
+        grid, indices = refine(times.cpu(), solver.num_steps)
         grid, options, tolerances = grid.to(x.device), {}, {}
     try:
-        states = odeint(func, x, grid, method=solver.name, options=options, **tolerances)[places]
+        states = odeint(func, x, grid, method=solver.name, options=options, **tolerances)[indices]
     except AssertionError as error:  # torchdiffeq's word for both "too many steps" and "step too small"
         raise SolverFailed(f"{solver} gave up after {nfe} evaluations ({error})") from error
     if not torch.isfinite(states).all():

@@ -1,4 +1,4 @@
-"""What a generation would take: one batch integrated here, the rest by arithmetic."""
+"""Estimate the cost of a generation from one batch that is integrated in this process."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
 from pipeline.flow.numerics import fixed_numerics
-from pipeline.generation.generate import GenerateConfig, existing, make_plan, missing_shards
+from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher
@@ -21,7 +21,7 @@ from pipeline.teachers.teacher import errors_named_after
 
 @dataclass(frozen=True)
 class DryRun:
-    """The cost of the records of a plan that are not committed yet."""
+    """The cost of those records of a plan that are not committed yet."""
 
     plan: Plan
     num_records: int
@@ -29,21 +29,21 @@ class DryRun:
     nfe: int  # evaluations per sample of the probe batch
     batch_seconds: float
     num_workers: int
-    num_bytes: int  # of the shards that are missing
-    free_bytes: int | None  # where it is known
+    num_bytes: int  # of the missing records
+    free_bytes: int | None  # None if unknown
 
     @property
     def samples_per_second(self) -> float:
-        """Of one worker."""
+        """Throughput of one worker."""
         return self.plan.batch_size / self.batch_seconds
 
     @property
     def seconds(self) -> float:
-        """On all workers, if they do not slow each other down."""
+        """Wall time on all workers, if they scale perfectly."""
         return (self.num_records - self.num_committed) / self.samples_per_second / self.num_workers
 
     def lines(self) -> Iterator[str]:
-        """What `generate --dry-run` says."""
+        """The lines that `generate --dry-run` prints."""
         committed = f", {self.num_committed} of them committed" if self.num_committed else ""
         yield f"{self.num_records} trajectories{committed}; nothing was written"
         yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
@@ -62,17 +62,17 @@ def dry_run(config: GenerateConfig) -> DryRun:
 
     Raises:
         BadInput: see `generate`.
-        WorkFailed: the batch could not be integrated, or the store not be read.
+        WorkFailed: the batch could not be integrated, or the store cannot be read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
     teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
-    plan, found = make_plan(config, teacher), read_dataset(store)
-    markers = existing(config, store, plan, found)
-    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, markers))
+    plan = make_plan(config, teacher)
+    ledger = read_ledger(config, store, plan, read_dataset(store))
+    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
     with fixed_numerics():
         batch = draw_batch(plan, 0)
         label = batch.label.to(device) if plan.num_classes else None
-        with torch.no_grad(), errors_named_after(teacher):  # the first evaluation also sets things up
+        with torch.no_grad(), errors_named_after(teacher):  # warm-up
             teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
         started = time.perf_counter()
         rows, nfe = solve_batch(plan, batch, teacher, device)

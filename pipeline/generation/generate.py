@@ -1,4 +1,4 @@
-"""Stage 1 as a whole: from a config to a store that holds every record of its plan."""
+"""Generate a data set: from a configuration to a store that holds every record of its plan."""
 
 import threading
 import time
@@ -13,26 +13,26 @@ from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
-from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Marker, Shards, read_markers
+from pipeline.dataset.plan import Plan, Shard, Shards
+from pipeline.dataset.shards import Marker, read_markers
 from pipeline.flow.solver import Solver
 from pipeline.generation import workers
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Lease, hold_lease
 from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
-from pipeline.teachers.loading import absolute_source, load_teacher, weights_sha256
+from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
-OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # what a plan takes over
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
 
 
 class GenerateConfig(BaseModel):
-    """What `traflow-pipeline generate` takes.
+    """The configuration of `traflow-pipeline generate`.
 
-    Where and by whom (`out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address`) is free to change; all else
-    makes the plan.
+    `out`, `n`, `workers`, `gpus_per_worker`, `executor` and `address` may change from run to run; all other fields
+    define the plan.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +70,7 @@ def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
     """The plan that `config` asks for with `teacher`.
 
     Raises:
-        BadInput: sizes that do not fit together.
+        BadInput: the fields contradict each other.
     """
     names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
     return _plan(config, names | {name: getattr(teacher, name) for name in OF_TEACHER})
@@ -86,25 +86,25 @@ def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
 
 
 def generate(config: GenerateConfig) -> Manifest:
-    """Make every shard of the plan that is not committed yet, and the manifest of all.
+    """Generate every shard of the plan that is not committed yet, then write the manifest.
 
     Raises:
-        BadInput: the place holds another plan, more records than asked for, or is another driver's.
+        BadInput: the store holds other files, another plan or more records than asked for; or it has another driver.
         WorkFailed: shards failed; the others are committed.
-        KeyboardInterrupt: it was asked to stop; the shards in flight were committed.
+        KeyboardInterrupt: a signal asked to stop; the shards in flight were committed.
     """
     store = open_store(config.out)
-    found = read_dataset(store)
-    _check_place(config, store, found)
-    # A teacher can take minutes to load: where its name and its weights are those of the plan, it need not be.
-    known = _known_plan(config, found)
-    plan = known or make_plan(config, load_teacher(config.teacher, guidance_scale=config.guidance_scale))
+    existing = read_dataset(store)
+    _check_location(config, store, existing)
+    source = resolve(config.teacher)
+    # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
+    known = _known_plan(config, source, existing)
+    plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
     with hold_lease(store) as lease:
-        dataset, ledger = _claim(config, store, plan)
+        dataset, ledger = _claim(config, store, plan, source)
         missing = missing_shards(plan, config.n, ledger)
         if missing and known:
-            teacher = load_teacher(config.teacher, guidance_scale=config.guidance_scale)
-            make_plan(config, teacher).check_same(known, config.out)
+            make_plan(config, source.load(guidance_scale=config.guidance_scale)).check_same(known, config.out)
         with stoppable("stopping when the shards in flight are committed") as stop:
             lease.on_loss = stop.set
             failures = _fill(config, dataset, ledger, missing, lease, stop)
@@ -115,7 +115,7 @@ def generate(config: GenerateConfig) -> Manifest:
     if stop.is_set():
         raise KeyboardInterrupt
     if failures:
-        num_shards = len(Shards(plan, config.n))
+        num_shards = len(plan.shards(config.n))
         raise WorkFailed(f"{len(failures)} of {num_shards} shards failed: {failures[0]}; the others are committed")
     if len(ledger.numerics) > 1:
         say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
@@ -124,38 +124,41 @@ def generate(config: GenerateConfig) -> Manifest:
     return ledger.manifest(store, dataset)
 
 
-def _known_plan(config: GenerateConfig, found: DataSet | None) -> Plan | None:
-    """The plan that `config` asks for, by what `found` says of its teacher, if that can be trusted unloaded."""
-    if found is None or found.teacher_source != absolute_source(config.teacher):
+def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet | None) -> Plan | None:
+    """The plan that `config` asks for, from what `existing` says of the teacher if it has the same source and weights.
+
+    A factory's weights are only known once it is called: there the same source is enough.
+    """
+    if existing is None or existing.teacher_source != source.absolute:
         return None
-    if weights_sha256(config.teacher) not in (None, found.plan.teacher_sha256):
+    if source.sha256 not in (None, existing.plan.teacher_sha256):
         return None
-    return _plan(config, {name: getattr(found.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
+    return _plan(config, {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
 
 
-def _check_place(config: GenerateConfig, store: Store, found: DataSet | None) -> None:
-    """Raises `BadInput` if there are files but no data set: before the first file of ours is among them."""
+def _check_location(config: GenerateConfig, store: Store, existing: DataSet | None) -> None:
+    """Raises `BadInput` if `store` holds files but no data set; called before the first file is written to it."""
     try:
-        if found is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
+        if existing is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
             raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
     except OSError as error:
         raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
 
 
-def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | None) -> Ledger:
-    """What is committed of `plan` where `found` is the data set.
+def read_ledger(config: GenerateConfig, store: Store, plan: Plan, existing: DataSet | None) -> Ledger:
+    """The shards of `plan` that are committed in `store`, which holds the data set `existing`.
 
     Raises:
-        BadInput: it is another plan's, or goes beyond the records asked for.
-        StoreFailed: it cannot be read.
+        BadInput: the data set has another plan, or more records than asked for.
+        StoreFailed: the store cannot be read.
     """
-    if found is None:
+    if existing is None:
         return Ledger(plan, config.n)
-    plan.check_same(found.plan, config.out)
-    num_records = max(found.num_records, config.n)
+    plan.check_same(existing.plan, config.out)
+    num_records = max(existing.num_records, config.n)
     ledger = Ledger(plan, num_records)
     try:
-        for marker in read_markers(store, plan, Shards(plan, num_records)):
+        for marker in read_markers(store, plan, plan.shards(num_records)):
             ledger.add(marker)
     except OSError as error:
         raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
@@ -165,20 +168,20 @@ def existing(config: GenerateConfig, store: Store, plan: Plan, found: DataSet | 
 
 
 def missing_shards(plan: Plan, num_records: int, ledger: Ledger) -> Shards:
-    """The shards of the first `num_records` records that are not there, or there with fewer records."""
+    """The shards of the first `num_records` records that are not committed, or with fewer records."""
     starts = np.arange(0, num_records, plan.shard_size)
     wanted = np.minimum(plan.shard_size, num_records - starts)
     return Shards(plan, num_records, np.flatnonzero(ledger.sizes[: len(starts)] < wanted).tolist())
 
 
-def _claim(config: GenerateConfig, store: Store, plan: Plan) -> tuple[DataSet, Ledger]:
-    """Write down what is to come, and tell what is committed already; refuses what `existing` refuses."""
-    found = read_dataset(store)
-    ledger = existing(config, store, plan, found)
+def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSource) -> tuple[DataSet, Ledger]:
+    """Write the plan and the configuration; return the data set and what is committed. Raises as `read_ledger` does."""
+    existing = read_dataset(store)
+    ledger = read_ledger(config, store, plan, existing)
     try:
         store.sweep()
-        dataset = DataSet(plan=plan, num_records=config.n, teacher_source=absolute_source(config.teacher))
-        if dataset != found:
+        dataset = DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute)
+        if dataset != existing:
             write_dataset(store, dataset)
         store.write(CONFIG, resolved(config, "generate").encode())
     except OSError as error:
@@ -194,10 +197,10 @@ def _fill(
     lease: Lease,
     stop: threading.Event,
 ) -> list[str]:
-    """Make `missing`, write their markers into `ledger`, and the manifest of whatever there is then; what failed."""
+    """Generate `missing`, record the markers in `ledger`, and write the manifest; return the errors."""
     failures: list[str] = []
     try:
-        for result in _make(config, dataset.plan, missing, stop):
+        for result in _make(config, dataset, missing, stop):
             lease.check()
             if isinstance(result, Failure):
                 failures.append(result.error)
@@ -205,7 +208,7 @@ def _fill(
                 ledger.add(result)
     finally:
         try:
-            lease.confirm()  # a successor's manifest is not ours to write over
+            lease.confirm()  # never overwrite a successor's manifest
             write_manifest(ledger.manifest(lease.store, dataset))
         except (OSError, StoreFailed) as error:
             if not failures:
@@ -215,18 +218,18 @@ def _fill(
 
 
 def _make(
-    config: GenerateConfig, plan: Plan, shards: Sequence[Shard], stop: threading.Event
+    config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event
 ) -> Iterator[Marker | Failure]:
     if not shards:
         return
-    job = Job(plan, absolute_source(config.teacher), absolute(config.out))
+    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out))
     backlog = Backlog(shards, stop)
     if config.executor == "inline":
         results = workers.run_inline(job, backlog)
     else:
         results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
     started, made = time.monotonic(), 0
-    with bar(f"generate {plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
+    with bar(f"generate {dataset.plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
         for result in results:
             if isinstance(result, Marker):
                 made += result.shard.num_records

@@ -1,4 +1,4 @@
-"""One shard, start to finish: a pure function of (plan, shard, teacher)."""
+"""Generate one shard: a pure function of (plan, shard, teacher)."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.teachers.teacher import Teacher, errors_named_after
 
 @dataclass(frozen=True)
 class Batch:
-    """What an integration batch starts from; its rows depend on the plan and their index alone."""
+    """The start of an integration batch; each row depends on the plan and its index alone."""
 
     first_index: int
     noise: Tensor  # float32 [B, *shape], already rounded to the plan's dtype
@@ -30,11 +30,11 @@ class Batch:
 
 
 def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device) -> Marker:
-    """Generate `shard`, put it into `store` and return its marker.
+    """Generate `shard`, commit it to `store` and return its marker.
 
     Raises:
-        WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has no room, which
-            is known before any work is done.
+        WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has too little
+            space, which is checked before any work.
         StoreFailed: `store` cannot be written.
     """
     free, needed = store.free_bytes(), shard.num_records * plan.record_bytes
@@ -48,7 +48,7 @@ def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store
 def generate_shard(
     plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
 ) -> tuple[bytes, Marker]:
-    """The bytes of `shard` and its marker; `store` only takes the batch of a failure (see `WorkFailed` above)."""
+    """The bytes of `shard` and its marker; only the start of a batch that fails is written to `store`."""
     started = time.monotonic()
     blocks: list[Trajectories] = []
     nfe: list[int] = []
@@ -61,19 +61,19 @@ def generate_shard(
             except SolverFailed as error:
                 saved = _save_batch(store, batch)
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
-            # The last batch is integrated whole and cut here: its records must not depend on where the set ends.
+            # The last batch is integrated whole and cut here: its records must not depend on the size of the data set.
             stop = min(plan.batch_size, end - first_index)
             starts = range(0, stop, plan.block_size)
             blocks += [trajectories.rows(slice(i, min(i + plan.block_size, stop))) for i in starts]
             nfe.append(batch_nfe)
         numerics = numerics_of(device)
-    payload, places = write_shard(plan, blocks)
+    payload, index = write_shard(plan, blocks)
     return payload, Marker(
         shard=shard,
         plan_sha256=plan.sha256,
         sha256=sha256(payload),
         num_bytes=len(payload),
-        blocks=places,
+        blocks=index,
         nfe=tuple(nfe),
         wall_seconds=time.monotonic() - started,
         numerics=numerics,
@@ -83,7 +83,7 @@ def generate_shard(
 def draw_batch(plan: Plan, first_index: int) -> Batch:
     """The starting points of records [first_index, first_index + batch_size).
 
-    The noise is rounded to the stored dtype before it is integrated, so that what is stored is what was integrated.
+    The noise is rounded to the stored dtype first, so that the stored noise is exactly what was integrated.
     """
     indices = range(first_index, first_index + plan.batch_size)
     noise = draw_noise(plan.seed, indices, plan.shape).astype(plan.dtype).astype(np.float32)
@@ -110,7 +110,7 @@ def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> 
     states = solution.states.transpose(0, 1)
     velocities = None
     if plan.velocities:
-        # At the points that the trainer will read: the start as it is, the others as they are stored.
+        # At the points that the trainer reads: the exact start, and the other states as rounded for storage.
         points = [start, *_as_stored(states[:, 1:], plan).unbind(dim=1)]
         times = batch.times.to(device)
         at_points = [teacher.velocity(x, t.expand(len(x)), label).float() for x, t in zip(points, times, strict=True)]
@@ -140,7 +140,7 @@ def _to_numpy(x: Tensor, plan: Plan) -> np.ndarray:
 
 
 def failed_batch_name(first_index: int) -> str:
-    """The file that keeps the start of an integration batch that could not be integrated."""
+    """The name of the file with the start of a batch that could not be integrated."""
     return f"failed-batch-{first_index:09d}.safetensors"
 
 

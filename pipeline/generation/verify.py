@@ -1,7 +1,7 @@
-"""Whether a data set is what its plan says: every byte hashed again, a few records integrated again."""
+"""Verify a data set against its plan: hash every byte, and integrate a few batches again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from zlib import crc32
@@ -41,14 +41,14 @@ from pipeline.storage.lease import LEASE
 from pipeline.storage.store import Store, is_aside
 from pipeline.teachers.teacher import Teacher
 
-# How far a batch integrated on another kind of machine may lie from what is stored, as a root mean square over data of
-# about unit scale. Rounding alone moves it by less; another teacher, seed or solver by far more.
+# The largest RMS difference from a stored batch, on data of about unit scale, that another kind of machine may make.
+# Rounding alone makes less; another teacher, seed or solver makes far more.
 OTHER_MACHINE_RMS = 0.02
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a file, and the shard that is bad for it."""
+    """A problem with a file, and the shard that it makes bad, if any."""
 
     name: str
     problem: str
@@ -60,11 +60,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Recheck:
-    """An integration batch that was integrated again."""
+    """The comparison of a stored integration batch with the same batch integrated again."""
 
     first_index: int
     same_machine: bool  # the kind of machine, by `Numerics`
-    rms: float  # of the differences; 0 if every bit is the same
+    rms: float  # of the differences; 0 if bit-identical
 
     def __str__(self) -> str:
         kind = "this kind of machine" if self.same_machine else "another kind of machine than this"
@@ -74,14 +74,14 @@ class Recheck:
 
 @dataclass
 class VerifyResult:
-    """What `verify` found; nothing is wrong if there are no `faults`."""
+    """What `verify` found; the data set is good if there are no `faults`."""
 
     dataset: DataSet
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     markers: dict[int, Marker] = field(default_factory=dict)  # of the shards whose bytes are as committed
-    again: list[Recheck] = field(default_factory=list)
-    num_bytes: int = 0  # that were hashed
+    rechecks: list[Recheck] = field(default_factory=list)
+    num_bytes: int = 0  # hashed
 
     @property
     def bad_shards(self) -> list[Shard]:
@@ -90,13 +90,13 @@ class VerifyResult:
 
     @property
     def good_markers(self) -> list[Marker]:
-        """Those of the shards that `repair` keeps."""
+        """The markers of the shards that `repair` keeps."""
         bad = {shard.number for shard in self.bad_shards}
         return [marker for number, marker in self.markers.items() if number not in bad]
 
     @property
     def digest(self) -> str:
-        """Of the good shards: that of the data set if nothing is wrong."""
+        """The digest of the good shards; the data set's own if there are no faults."""
         return digest(self.good_markers)
 
     @property
@@ -116,7 +116,7 @@ class VerifyResult:
 
 
 def verify(store: Store) -> VerifyResult:
-    """Hash every shard of the data set in `store` again, and check its markers, blocks, manifest and names.
+    """Hash every shard of the data set in `store`, and check its markers, blocks, manifest and file names.
 
     Raises:
         BadInput: there is no data set.
@@ -126,83 +126,81 @@ def verify(store: Store) -> VerifyResult:
     if dataset is None:
         raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
     shards = dataset.plan.shards(dataset.num_records)
-    findings = VerifyResult(dataset)
+    result = VerifyResult(dataset)
     try:
         sizes = store.sizes()
         markers = store.read_all([marker_name(shard) for shard in shards if marker_name(shard) in sizes])
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
-    findings.faults += _aliens(dataset, shards, sizes)
-    findings.notes += [f"{n}: left aside by a writer that was killed" for n in sizes if is_aside(n)]
-    findings.notes += [f"{n}: the start of a batch that could not be integrated" for n in sizes if _is_failed_batch(n)]
+    result.faults += _foreign_files(dataset, shards, sizes)
+    result.notes += [f"{n}: left aside by a writer that was killed" for n in sizes if is_aside(n)]
+    result.notes += [f"{n}: the start of a batch that could not be integrated" for n in sizes if _is_failed_batch(n)]
 
     def check(shard: Shard) -> Marker | list[Fault]:
         return _check_shard(store, dataset.plan, shard, sizes.get(shard.name), markers.get(marker_name(shard)))
 
-    # hashlib lets other threads run while it hashes.
+    # hashlib releases the GIL while it hashes.
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar("verify", len(shards)) as advance:
-        for shard, found in zip(shards, pool.map(check, shards), strict=True):
-            if isinstance(found, Marker):
-                findings.markers[shard.number] = found
-                findings.num_bytes += found.num_bytes
+        for shard, checked in zip(shards, pool.map(check, shards), strict=True):
+            if isinstance(checked, Marker):
+                result.markers[shard.number] = checked
+                result.num_bytes += checked.num_bytes
             else:
-                findings.faults += found
+                result.faults += checked
             advance(1)
-    findings.faults += _not_made(shards, sizes)
-    findings.faults += _check_manifest(store, findings)
-    return findings
+    result.faults += _not_made(shards, sizes)
+    result.faults += _check_manifest(store, result)
+    return result
 
 
-def integrate_again(
-    store: Store, findings: VerifyResult, teacher: Teacher, device: torch.device, num_batches: int
-) -> None:
-    """Integrate `num_batches` batches of the good shards again, evenly spread, and add what differs to `findings`.
+def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.device, num_batches: int) -> None:
+    """Integrate `num_batches` evenly spread batches of the good shards again; add comparisons and faults to `result`.
 
-    On the kind of machine that made them every bit must be the same; on another, the start must be, and the rest be
-    near.
+    On the kind of machine that made a batch, it must be bit-identical. On another kind, its start must be, and the
+    rest must lie within `OTHER_MACHINE_RMS`.
 
     Raises:
         BadInput: `teacher` is not the plan's.
         StoreFailed: a shard cannot be read.
     """
-    plan = findings.dataset.plan
+    plan = result.dataset.plan
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{store.location} was made by another teacher than {teacher.name}")
     starts = [
         (number, start)
-        for number, marker in sorted(findings.markers.items())
+        for number, marker in sorted(result.markers.items())
         for start in range(marker.shard.first_index, _end(marker.shard), plan.batch_size)
     ]
     chosen = np.linspace(0, len(starts) - 1, min(num_batches, len(starts))).round().astype(int)
     for number, first_index in [starts[i] for i in chosen]:
-        marker = findings.markers[number]
+        marker = result.markers[number]
         stored = _read_batch(store, plan, marker, first_index)
         with fixed_numerics():
-            made, _ = solve_batch(plan, draw_batch(plan, first_index), teacher, device)
+            remade, _ = solve_batch(plan, draw_batch(plan, first_index), teacher, device)
             same_machine = numerics_of(device) == marker.numerics
-        again, problem = _compare(stored, made.rows(slice(0, len(stored))), same_machine)
-        findings.again.append(again)
+        comparison, problem = _compare(stored, remade.rows(slice(0, len(stored))), same_machine)
+        result.rechecks.append(comparison)
         if problem:
-            about = f"records {first_index} to {first_index + len(stored) - 1}: {problem}"
-            findings.faults.append(Fault(marker.shard.name, about, marker.shard))
+            records = f"records {first_index} to {first_index + len(stored) - 1}"
+            result.faults.append(Fault(marker.shard.name, f"{records}: {problem}", marker.shard))
 
 
-def repair(store: Store, findings: VerifyResult) -> None:
-    """Remove the bad shards of `findings`, and write the manifest of the good ones; aliens stay.
+def repair(store: Store, result: VerifyResult) -> None:
+    """Remove the bad shards of `result`, and write the manifest of the good ones; foreign files stay.
 
-    The lease of `store` is held since before they were found: a driver could have made the shards again since.
+    Hold the lease of `store` since before `verify`: otherwise another driver may have remade the shards meanwhile.
 
     Raises:
         StoreFailed: the store cannot be written.
     """
     try:
-        for shard in findings.bad_shards:
-            store.remove(marker_name(shard))  # first: without it the shard is not there
+        for shard in result.bad_shards:
+            store.remove(marker_name(shard))  # first: a shard without a marker is not committed
             store.remove(shard.name)
         store.sweep()
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
-    write_manifest(derive(store, findings.dataset, findings.good_markers))
+    write_manifest(derive(store, result.dataset, result.good_markers))
 
 
 def _end(shard: Shard) -> int:
@@ -214,15 +212,15 @@ def _is_failed_batch(name: str) -> bool:
     return stem.isdigit() and name == failed_batch_name(int(stem))
 
 
-def _aliens(dataset: DataSet, shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+def _foreign_files(dataset: DataSet, shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
     ours = {PLAN, CONFIG, MANIFEST, LEASE, *(name for s in shards for name in (s.name, marker_name(s)))}
     for name in sorted(sizes.keys() - ours):
         if not is_aside(name) and not _is_failed_batch(name):
             yield Fault(name, "does not belong to this data set; move it away")
 
 
-def _not_made(shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
-    """A fault for each run of shards that are not there at all: of a set in the making there may be many."""
+def _not_made(shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
+    """One fault for each run of consecutive shards that do not exist: an unfinished data set may miss many."""
     runs: list[list[Shard]] = []
     for shard in shards:
         if shard.name not in sizes and marker_name(shard) not in sizes:
@@ -238,7 +236,7 @@ def _not_made(shards: list[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
 def _check_shard(
     store: Store, plan: Plan, shard: Shard, num_bytes: int | None, text: bytes | None
 ) -> Marker | list[Fault]:
-    """Its marker, or what is wrong with it."""
+    """The marker of `shard` if it is good, else its faults; `text` is the marker's file."""
     if num_bytes is None and text is None:
         return []  # see `_not_made`
     if num_bytes is None or text is None:
@@ -254,7 +252,7 @@ def _check_shard(
     if marker.num_bytes != num_bytes:
         return [Fault(shard.name, f"{num_bytes} bytes, the marker says {marker.num_bytes}", shard)]
     try:
-        # Not mapped: a bad sector, or a file cut in this moment, must be an error and not a signal.
+        # Not memory-mapped: a bad sector, or a file that is truncated meanwhile, must raise an error, not SIGBUS.
         payload = memoryview(store.read(shard.name))
     except OSError as error:
         return [Fault(shard.name, f"cannot be read ({reason(error)})", shard)]
@@ -265,7 +263,7 @@ def _check_shard(
 
 
 def _check_blocks(plan: Plan, marker: Marker, payload: memoryview) -> Iterator[str]:
-    """What the blocks of a shard, as the marker lists them, have that the plan does not."""
+    """The problems of the blocks of a shard, as its marker lists them, under `plan`."""
     layouts: dict[int, Layout] = {}
     first_index, offset = marker.shard.first_index, 0
     for block in marker.blocks:
@@ -296,12 +294,12 @@ def _check_records(plan: Plan, block: Block, rows: Trajectories) -> Iterator[str
         "states": rows.states.shape[1:] == (plan.num_states, *plan.shape),
         "velocities": (rows.velocities is not None) == plan.velocities,
     }
-    for name, is_so in expected.items():
-        if not is_so:
+    for name, holds in expected.items():
+        if not holds:
             yield f"records {block.first_index} to {rows.index[-1]}: {name} not as planned"
 
 
-def _check_manifest(store: Store, findings: VerifyResult) -> Iterator[Fault]:
+def _check_manifest(store: Store, result: VerifyResult) -> Iterator[Fault]:
     try:
         manifest = parse_manifest(store, store.read(MANIFEST))
     except FileNotFoundError:
@@ -310,12 +308,12 @@ def _check_manifest(store: Store, findings: VerifyResult) -> Iterator[Fault]:
     except (BadInput, OSError):
         yield Fault(MANIFEST, "not a manifest this version reads; run generate again")
         return
-    names = {marker.shard.name for marker in findings.markers.values()}
+    names = {marker.shard.name for marker in result.markers.values()}
     listed = [row for row in manifest.blocks.to_pylist() if row["shard"] in names]
-    derived = derive(store, findings.dataset, findings.markers.values())
-    if manifest.dataset != findings.dataset or listed != derived.blocks.to_pylist():
+    derived = derive(store, result.dataset, result.markers.values())
+    if manifest.dataset != result.dataset or listed != derived.blocks.to_pylist():
         yield Fault(MANIFEST, "does not list what is committed; run generate again")
-    elif not findings.faults and manifest.sha256 != derived.sha256:
+    elif not result.faults and manifest.sha256 != derived.sha256:
         yield Fault(MANIFEST, "its digest is not that of the shards; run generate again")
 
 
@@ -328,18 +326,18 @@ def _read_batch(store: Store, plan: Plan, marker: Marker, first_index: int) -> T
     return Trajectories.concatenate([read_block(part) for part in parts])
 
 
-def _compare(stored: Trajectories, made: Trajectories, same_machine: bool) -> tuple[Recheck, str | None]:
-    differ = [n for n in MEMBERS if not np.array_equal(getattr(stored, n), getattr(made, n))]
-    squares = [_mean_square(getattr(stored, n), getattr(made, n)) for n in differ]
-    again = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5)
+def _compare(stored: Trajectories, remade: Trajectories, same_machine: bool) -> tuple[Recheck, str | None]:
+    differ = [n for n in MEMBERS if not np.array_equal(getattr(stored, n), getattr(remade, n))]
+    squares = [_mean_square(getattr(stored, n), getattr(remade, n)) for n in differ]
+    comparison = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5)
     start = [name for name in differ if name in ("noise", "times", "label", "index")]
     if start:
-        return again, f"integrated again: another {' and '.join(start)}"
+        return comparison, f"integrated again: another {' and '.join(start)}"
     if differ and same_machine:
-        return again, f"integrated again: other {' and '.join(differ)}, RMS {again.rms:.1e}"
-    if again.rms > OTHER_MACHINE_RMS:
-        return again, f"integrated again on another kind of machine: RMS {again.rms:.1e} apart"
-    return again, None
+        return comparison, f"integrated again: other {' and '.join(differ)}, RMS {comparison.rms:.1e}"
+    if comparison.rms > OTHER_MACHINE_RMS:
+        return comparison, f"integrated again on another kind of machine: RMS {comparison.rms:.1e} apart"
+    return comparison, None
 
 
 def _mean_square(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Who makes which shard: Ray actors, or this process. The only file that imports ray."""
+"""Distribute shards over workers: Ray actors, or this process."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
-from pipeline.common.ray_cluster import _last_line, connected, places
+from pipeline.common.ray_cluster import connected, last_line, worker_slots
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
 from pipeline.generation.shard import generate_and_commit
@@ -20,23 +20,23 @@ from pipeline.storage.store import Store, open_store
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 
-# Of a shard whose worker died or whose store did not answer; what a teacher gets wrong it gets wrong again.
+# Of a shard whose worker died or whose store failed; a teacher's own error would only repeat itself.
 MAX_ATTEMPTS = 3
-POLL_SECONDS = 0.5  # how long a signal may wait for its answer
+POLL_SECONDS = 0.5  # the longest that a signal waits
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs to know: the plan, where its teacher comes from, where shards go."""
+    """What every worker is given: the plan, the source of its teacher, and the location of the data set."""
 
     plan: Plan
     teacher: str
     location: str
-    program: str = field(default_factory=lambda: program())  # the driver's
+    version: str = field(default_factory=lambda: program_version())  # the driver's
 
 
-def program() -> str:
-    """The version of this program, as far as one is installed."""
+def program_version() -> str:
+    """The installed version of this program; "of a source tree" if none is installed."""
     try:
         return version("traflow-pipeline")
     except PackageNotFoundError:
@@ -49,41 +49,41 @@ class Failure:
 
     shard: Shard
     error: str
-    may_pass: bool = False  # trying again is worth it
+    is_transient: bool = False  # a retry may succeed
 
 
 @dataclass
 class Backlog:
-    """The shards that wait to be made, and how often each was tried; the first error of a shard is the one told."""
+    """The shards to be made, with retries. A failed shard reports its first error."""
 
     shards: Sequence[Shard]
-    stop: threading.Event  # once set, nothing more is handed out
+    stop: threading.Event  # once set, no more shards are handed out
     _num_taken: int = field(init=False, default=0)
-    _again: deque[Shard] = field(init=False, default_factory=deque)
+    _retries: deque[Shard] = field(init=False, default_factory=deque)
     _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
 
     def __bool__(self) -> bool:
-        return (self._num_taken < len(self.shards) or bool(self._again)) and not self.stop.is_set()
+        return (self._num_taken < len(self.shards) or bool(self._retries)) and not self.stop.is_set()
 
     def take(self) -> Shard:
-        """The next shard; there is one while the backlog is true."""
+        """The next shard; there is one while the backlog is truthy."""
         if self._num_taken == len(self.shards):
-            return self._again.popleft()
+            return self._retries.popleft()
         self._num_taken += 1
         return self.shards[self._num_taken - 1]
 
-    def settle(self, result: Marker | Failure) -> Iterator[Marker | Failure]:
-        """The last word on a shard, if `result` is it; a failure that may pass goes to the end of the line."""
+    def final_results(self, result: Marker | Failure) -> Iterator[Marker | Failure]:
+        """Yield `result`, unless it is a failure to retry: then its shard goes to the end of the backlog."""
         if isinstance(result, Marker):
             yield result
             return
         errors = self._failures.setdefault(result.shard.number, [])
         errors.append(result.error)
-        if result.may_pass and len(errors) < MAX_ATTEMPTS:
-            self._again.append(result.shard)
+        if result.is_transient and len(errors) < MAX_ATTEMPTS:
+            self._retries.append(result.shard)
         else:
-            times = f" (tried {len(errors)} times)" if len(errors) > 1 else ""
-            yield Failure(result.shard, errors[0] + times)
+            attempts = f" (tried {len(errors)} times)" if len(errors) > 1 else ""
+            yield Failure(result.shard, errors[0] + attempts)
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
         self.device = torch.device("cuda" if wants_gpu else "cpu")
 
     def ready(self) -> None:
-        """Answers once there is a place for this worker."""
+        """Returns once this actor is scheduled."""
 
     @cached_property
     def store(self) -> Store:
@@ -102,10 +102,10 @@ class Worker:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Loaded with the first shard, so that a teacher that is not here fails a shard and not the worker."""
-        if program() != self.job.program:
+        """Loaded with the first shard, so that a missing teacher fails a shard and not the worker."""
+        if program_version() != self.job.version:
             raise WorkFailed(
-                f"{socket.gethostname()} has traflow-pipeline {program()}, the driver {self.job.program}: "
+                f"{socket.gethostname()} has traflow-pipeline {program_version()}, the driver {self.job.version}: "
                 "install the same version on every machine"
             )
         if self.wants_gpu and not torch.cuda.is_available():
@@ -116,55 +116,55 @@ class Worker:
         return teacher
 
     def make(self, shard: Shard) -> Marker | Failure:
-        """Generate and commit `shard`; its failure is a result, so that it does not stop the others."""
+        """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards."""
         try:
             return generate_and_commit(self.job.plan, shard, self.teacher, self.store, self.device)
-        except Exception as error:  # among them whatever a teacher of the user's own raises
-            known = isinstance(error, WorkFailed | BadInput)
-            reason = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-            about = reason if reason.startswith(str(shard)) else f"{shard}: {reason}"
+        except Exception as error:  # a user's own teacher may raise anything
+            is_ours = isinstance(error, WorkFailed | BadInput)
+            message = str(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
+            if not message.startswith(str(shard)):
+                message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
-                about += (
-                    f"; make place with fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
-                )
-            return Failure(shard, about, isinstance(error, StoreFailed))
+                message += f"; use fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
+            return Failure(shard, message, isinstance(error, StoreFailed))
 
 
 def run_inline(job: Job, backlog: Backlog) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` one after the other in this process."""
+    """Make the shards of `backlog` one by one in this process."""
     worker = Worker(job, torch.cuda.is_available())
     while backlog:
-        yield from backlog.settle(worker.make(backlog.take()))
+        yield from backlog.final_results(worker.make(backlog.take()))
 
 
 def run_on_ray(
     job: Job, backlog: Backlog, num_workers: int | None, gpus_per_worker: float | None, address: str | None
 ) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` on Ray actors; results come in the order in which they are done.
+    """Make the shards of `backlog` on Ray actors; yield results as they finish.
 
     Once the backlog is stopped, the shards in flight are still made.
 
     Args:
-        job: the plan, the teacher and the place.
-        backlog: what to make.
-        num_workers: actors, by default as many as the cluster has places for.
+        job: the plan, the teacher and the location.
+        backlog: the shards to make.
+        num_workers: actors, by default as many as fit on the cluster.
         gpus_per_worker: of each actor, by default 1 where the cluster has GPUs; 0.25 puts four actors on a GPU,
             0 keeps them on CPUs.
-        address: a running cluster ("auto" or host:port); by default RAY_ADDRESS, or a local one that ends with us.
+        address: a running cluster ("auto" or host:port); by default RAY_ADDRESS, or a local one of this process.
 
     Raises:
-        BadInput: no cluster answers at `address`, or it has nothing to work with.
+        BadInput: no cluster answers at `address`, or not one worker fits on it.
     """
     import ray
 
     with connected(address):
-        num_workers, gpus = places(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
-        yield from _Crew(job, backlog, num_workers, gpus).results()
+        num_workers, gpus = worker_slots(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
+        yield from _ActorPool(job, backlog, num_workers, gpus).results()
 
 
-class _Crew:
-    """Ray actors: those at work on a shard, and those that wait for a place. Those have no shard yet, so that a stop
-    need not wait until there is a place for them.
+class _ActorPool:
+    """Ray actors, working on a shard or pending.
+
+    An actor gets a shard only once it is scheduled, so that stopping never waits for pending actors.
     """
 
     def __init__(self, job: Job, backlog: Backlog, num_workers: int, gpus: float) -> None:
@@ -172,9 +172,9 @@ class _Crew:
 
         self._job, self._backlog, self._num_workers, self._wants_gpu = job, backlog, num_workers, gpus > 0
         self._actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
-        self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference that will be the result
-        self._waiting: dict[Any, Any] = {}  # by the reference that will be ready
-        self._false_starts = 0
+        self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference to the result
+        self._pending: dict[Any, Any] = {}  # by the reference of `ready`
+        self._failed_starts = 0
 
     def results(self) -> Iterator[Marker | Failure]:
         import ray
@@ -182,39 +182,39 @@ class _Crew:
         for _ in range(min(self._num_workers, len(self._backlog.shards))):
             self._start()
         while self._working or self._backlog:
-            done, _ = ray.wait([*self._working, *self._waiting], timeout=POLL_SECONDS)
+            done, _ = ray.wait([*self._working, *self._pending], timeout=POLL_SECONDS)
             for reference in done:
-                if reference in self._waiting:
-                    self._welcome(reference)
+                if reference in self._pending:
+                    self._on_ready(reference)
                 else:
-                    yield from self._collect(reference)
+                    yield from self._on_result(reference)
 
     def _start(self) -> None:
         worker = self._actor.remote(self._job, self._wants_gpu)
-        self._waiting[worker.ready.remote()] = worker
+        self._pending[worker.ready.remote()] = worker
 
-    def _hand_out(self, worker: Any) -> None:
-        """The next shard to `worker`; without one it is let go, and its place goes to one that waits for a place."""
+    def _assign_shard(self, worker: Any) -> None:
+        """Give `worker` the next shard. Without one it is released, and a pending actor takes its resources."""
         if self._backlog:
             shard = self._backlog.take()
             self._working[worker.make.remote(shard)] = (shard, worker)
 
-    def _welcome(self, reference: Any) -> None:
+    def _on_ready(self, reference: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
-        worker = self._waiting.pop(reference)
+        worker = self._pending.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
-            self._false_starts += 1
-            if self._false_starts == MAX_ATTEMPTS * self._num_workers:
-                raise WorkFailed(f"workers die before they start to work ({_last_line(error)})") from error
+            self._failed_starts += 1
+            if self._failed_starts == MAX_ATTEMPTS * self._num_workers:
+                raise WorkFailed(f"workers die before they start ({last_line(error)})") from error
             self._start()
         else:
-            self._hand_out(worker)
+            self._assign_shard(worker)
 
-    def _collect(self, reference: Any) -> Iterator[Marker | Failure]:
+    def _on_result(self, reference: Any) -> Iterator[Marker | Failure]:
         import ray
         from ray.exceptions import RayError
 
@@ -222,11 +222,11 @@ class _Crew:
         try:
             result: Marker | Failure = ray.get(reference)
         except RayError as error:
-            detail = _last_line(error).partition(" Some common causes")[0]
-            about = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
-            yield from self._backlog.settle(Failure(shard, f"{shard}: {about}", may_pass=True))
+            detail = last_line(error).partition(" Some common causes")[0]
+            message = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
+            yield from self._backlog.final_results(Failure(shard, f"{shard}: {message}", is_transient=True))
             if self._backlog:
                 self._start()
         else:
-            yield from self._backlog.settle(result)
-            self._hand_out(worker)
+            yield from self._backlog.final_results(result)
+            self._assign_shard(worker)

@@ -1,7 +1,8 @@
 """The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
 
+import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,9 @@ import torch
 from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
@@ -32,8 +34,9 @@ __all__ = [
     "load",
     "parse_config",
     "save",
+    "save_tensors",
 ]
-# The configuration of a network; without a family it is a song's.
+# The configuration of a network; the default family is song.
 NetworkConfig = Annotated[
     Annotated[SongUNetConfig, Tag("song")] | Annotated[DhariwalUNetConfig, Tag("dhariwal")], Discriminator(_family)
 ]
@@ -49,13 +52,29 @@ def build(config: UNetConfig) -> Network:
 
 
 def save(path: Path, network: Network) -> None:
-    """Write the weights, fp32, with the network's configuration in the file's metadata."""
+    """Write the weights, fp32, with the network's configuration in the file's metadata.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata={"network": network.config.model_dump_json()})
+    save_tensors(path, tensors, {"network": network.config.model_dump_json()})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous tensors to a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, one_line(error)) from error
 
 
 def load(path: Path) -> Network:
-    """The network in `path`, in evaluation mode; the file is data, nothing in it is executed.
+    """The network in `path`, in evaluation mode. Nothing in the file is executed.
 
     Raises:
         BadInput: not a file of `save`, or its tensors are not those of its configuration.
@@ -63,7 +82,7 @@ def load(path: Path) -> Network:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copies: the file is mapped, and may change under a network that is at work.
+            # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         with torch.device("meta"):
             network = build(parse_config(json.loads(metadata["network"])))

@@ -1,4 +1,4 @@
-"""Folders of the user's own: in the cache, or where an environment variable says."""
+"""Folders in the user's cache, or where an environment variable points."""
 
 import hashlib
 import os
@@ -23,5 +23,5 @@ def cache_folder(kind: str, variable: str = "") -> Path:
 
 
 def local_copy_of(location: str) -> Path:
-    """The folder on this machine for what belongs at the URL `location`."""
+    """The local folder that mirrors the URL `location`."""
     return cache_folder("copies") / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One driver at a time: a file in the store that says who is at work, renewed while that one lives."""
+"""One driver at a time: a lease file in the store names its holder, who renews it while alive."""
 
 import os
 import socket
@@ -18,18 +18,18 @@ from pipeline.storage.store import Store
 
 LEASE = "driver.json"
 BEAT_SECONDS = 10.0
-SILENT_BEATS = 4  # after so many missed ones a driver on another machine counts as gone
+SILENT_BEATS = 4  # missed in a row: then a driver on another machine counts as dead
 
 
 class Holder(BaseModel):
-    """The content of the lease: who is at work, and the number of times it said so."""
+    """The content of the lease: its holder, and the number of renewals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str
-    machine: str  # this boot of it, and the container on it: where `process` means something
+    machine: str  # the boot and the PID namespace within which `process` is unique
     process: int
-    process_start: str  # process numbers are used again; this tells two processes of one number apart
+    process_start: str  # tells apart two processes that had the same number
     since: str
     token: str
     beat: int = 0
@@ -39,18 +39,18 @@ class Holder(BaseModel):
 
 
 class Lease:
-    """Held while a driver works; `check` tells it that it has lost its place."""
+    """The lease of a driver, renewed by a thread; `check` raises once another driver has taken it over."""
 
     def __init__(self, store: Store, holder: Holder) -> None:
         self.store, self._holder = store, holder
         self._successor: str | None = None
-        self.on_loss: Callable[[], None] | None = None  # called, in any thread, when the place is lost
+        self.on_loss: Callable[[], None] | None = None  # called in any thread when the lease is lost
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises `WorkFailed` if another driver took this one for dead, and its place."""
+        """Raises `WorkFailed` if another driver has taken over the lease."""
         if self._successor is not None:
             raise WorkFailed(
                 f"{self.store.location}: this driver was silent for so long that another took over "
@@ -58,11 +58,11 @@ class Lease:
             )
 
     def confirm(self) -> None:
-        """As `check`, by asking the store now.
+        """As `check`, but reads the store first.
 
         Raises:
             WorkFailed: as `check`.
-            OSError: the store does not answer.
+            OSError: the store cannot be read.
         """
         self._is_lost()
         self.check()
@@ -70,23 +70,23 @@ class Lease:
     def _is_lost(self) -> bool:
         if _holds(self.store, self._holder):
             return False
-        found = _read(self.store)
-        self._successor = str(found or "which has ended")
+        successor = _read(self.store)
+        self._successor = str(successor or "which has ended")
         if self.on_loss is not None:
             self.on_loss()
         return True
 
     def release(self) -> None:
-        """Give the place up."""
+        """Stop renewing the lease, and remove it."""
         self._done.set()
         self._thread.join()
         try:
             if self._successor is None and _holds(self.store, self._holder):
                 self.store.remove(LEASE)
         except (OSError, BadInput):
-            return  # the next driver will find this process gone
+            return  # the next driver will see that this process has ended
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             try:
                 if self._is_lost():
@@ -95,7 +95,7 @@ class Lease:
                 self.store.write(LEASE, _payload(renewed))
                 self._holder = renewed
             except (OSError, BadInput):
-                continue  # a store that is away for a moment; the work itself will say so if it stays away
+                continue  # the store is unreachable; if it stays so, the work itself will fail
 
 
 @contextmanager
@@ -126,42 +126,42 @@ def _acquire(store: Store) -> Holder:
         token=uuid.uuid4().hex,
     )
     taken_over = False
-    while not store.create(LEASE, _payload(ours)) or (taken_over and not _is_still(store, ours)):
+    while not store.create(LEASE, _payload(ours)) or (taken_over and not _is_kept(store, ours)):
         holder = _read(store)
         if holder is None:
-            continue  # released in this moment
-        if not _is_gone(store, holder):
+            continue  # just released
+        if not _is_dead(store, holder):
             raise BadInput(f"{store.location}: another driver is at work there ({holder}); wait for it or stop it")
         store.remove(LEASE)
         taken_over = True
     return ours
 
 
-def _is_still(store: Store, ours: Holder) -> bool:
-    """Whether the lease is ours after a moment, in which another who found the same dead driver could remove it."""
+def _is_kept(store: Store, ours: Holder) -> bool:
+    """Whether the lease is still ours after a pause: another driver that saw the same dead one may remove it."""
     time.sleep(BEAT_SECONDS / 20)
     return _holds(store, ours)
 
 
-def _is_gone(store: Store, holder: Holder) -> bool:
+def _is_dead(store: Store, holder: Holder) -> bool:
     if (holder.host, holder.machine) == (socket.gethostname(), _machine()):
         return _process_start(holder.process) != holder.process_start
-    # Whether it lives cannot be asked from here, and clocks differ: only a lease that changes shows it.
+    # Its process cannot be checked from here, and clocks differ: only a renewed lease shows that it is alive.
     seconds = SILENT_BEATS * BEAT_SECONDS
     say(f"{store.location}: waiting up to {seconds:.0f} s for a sign of life of its last driver ({holder})")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(BEAT_SECONDS / 4)
-        if (found := _read(store)) != holder:
-            return found is None
+        if (current := _read(store)) != holder:
+            return current is None
     return True
 
 
 def _read(store: Store) -> Holder | None:
-    """Who holds the lease; None if nobody does.
+    """The holder of the lease; None if there is none.
 
     Raises:
-        BadInput: the file is no lease, so it is not ours to remove.
+        BadInput: the file is not a lease, so that it must not be removed.
     """
     try:
         return Holder.model_validate_json(store.read(LEASE))
@@ -172,8 +172,8 @@ def _read(store: Store) -> Holder | None:
 
 
 def _holds(store: Store, holder: Holder) -> bool:
-    found = _read(store)
-    return found is not None and found.token == holder.token
+    current = _read(store)
+    return current is not None and current.token == holder.token
 
 
 def _payload(holder: Holder) -> bytes:
@@ -189,16 +189,16 @@ def _machine() -> str:
 
 
 def _process_start(process: int) -> str | None:
-    """When `process` of this machine started, in a form that only compares; None if there is none."""
+    """The start time of `process` on this machine, only good for comparison; None if there is no such process."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
     else:
-        state, *rest = status.rpartition(")")[2].split()  # the name before it may hold anything
+        state, *rest = status.rpartition(")")[2].split()  # the name before it may contain anything
         return None if state in "ZX" else rest[18]
-    try:  # without /proc: alive or not is all that can be told
+    try:  # without /proc, only whether it is alive is known
         os.kill(process, 0)
     except ProcessLookupError:
         return None

@@ -1,7 +1,7 @@
-"""Where files lie: a local folder, or a prefix of an object store. Every write is whole or absent, after any crash.
+"""Stores of files: a local folder, or a prefix of an object store. After any crash a write is either whole or absent.
 
-Object stores are fsspec's: `s3://bucket/prefix` needs s3fs, `gs://` gcsfs. Credentials come the way those take them
-(environment, configuration files, the machine's role); none is read, kept or printed here.
+Object stores are fsspec's: `s3://bucket/prefix` needs s3fs, `gs://` gcsfs. They take their credentials from
+the environment, configuration files or the machine's role; nothing here reads, stores or prints them.
 """
 
 import errno
@@ -9,7 +9,8 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -20,11 +21,11 @@ from pydantic import BeforeValidator, Field
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 
-FILES_AT_ONCE = 1000  # small ones, of a remote store
-ONE_PUT_BYTES = 5 * 2**30  # what S3 takes in one PUT
-MAPPED_FILES = 64  # a process may hold about a thousand files
-# A request gets so long, and its bytes so long on top. The backends' own timeouts do not do: a PUT that waits for the
-# server's "100 Continue" waits for ever (aiobotocore 3.10).
+FILES_AT_ONCE = 1000  # small files requested together from a remote store
+ONE_PUT_BYTES = 5 * 2**30  # S3's limit for one PUT
+MAPPED_FILES = 64  # kept open; the usual limit of a process is 1024
+# The timeout of a request, and the slowest transfer on top of it. The backends' own timeouts do not suffice: a PUT that
+# waits for the server's "100 Continue" waits for ever (aiobotocore 3.10).
 REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1e6
 
@@ -33,45 +34,48 @@ Location = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, Path
 
 
 def is_url(location: object) -> bool:
-    """Whether `location` is a URL, and no path."""
+    """Whether `location` is a URL rather than a path."""
     return isinstance(location, str) and "://" in location
 
 
 class Store(Protocol):
-    """A flat set of named files. Every method raises OSError, with a `strerror` of one line, if it cannot do its work.
+    """A flat set of named files. Every method raises an OSError with a one-line `strerror` if it fails.
 
-    `location` opens the same store on any machine that reaches it.
+    `open_store(location)` opens the same store on any machine that can reach it.
     """
 
     location: str
     is_local: bool
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every file by name; a folder among them ends in "/" and has none."""
+        """The size in bytes of every file, by name; a folder has a name that ends in "/", and size 0."""
 
     def read(self, name: str) -> bytes:
         """A whole file."""
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The files of `names` that exist; a remote store is asked for many at a time."""
+        """The files of `names` that exist; a remote store reads many at a time."""
 
     def read_range(self, name: str, start: int, end: int) -> memoryview:
-        """Bytes [start, end) of a file, fewer where it ends before; a memory map of a local one."""
+        """Bytes [start, end) of a file, fewer if it ends earlier; a memory map for a local file."""
 
     def write(self, name: str, payload: bytes) -> None:
-        """Make or replace a file; nobody ever sees a part of it."""
+        """Create or replace a file atomically."""
 
     def create(self, name: str, payload: bytes) -> bool:
-        """Make a file unless there is one; whether it was made. A store that cannot promise it checks first."""
+        """Create a file unless it exists, and return whether it was created.
+
+        Atomic where the store supports it; elsewhere existence is checked first.
+        """
 
     def remove(self, name: str) -> None:
-        """Remove a file; it may be gone already."""
+        """Remove a file, if it exists."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left aside; nobody may be writing."""
+        """Remove what killed writers left aside; no writer may be active."""
 
     def free_bytes(self) -> int | None:
-        """What can still be written, where that is known."""
+        """Free space in bytes; None if it is unknown."""
 
 
 def open_store(location: str) -> Store:
@@ -91,7 +95,7 @@ def open_store(location: str) -> Store:
     if ":" in rest.rpartition("@")[0]:  # a secret may hold any character
         raise BadInput(f"{scheme}://...:...@...: credentials belong in the environment, not in the location")
     try:
-        # Others write to the same prefix, so that a cached listing would be a wrong one.
+        # Other processes write to the same prefix: a cached listing would be stale.
         filesystem, prefix = fsspec.url_to_fs(location, use_listings_cache=False)
     except (ImportError, OSError, ValueError) as error:
         raise BadInput(f"{location}: {one_line(error)}") from error
@@ -113,30 +117,30 @@ class Folder:
             entries = os.scandir(self.path)
         except FileNotFoundError:
             return {}
-        found = {}
+        sizes = {}
         with entries:
             for entry in entries:
                 try:
-                    found[f"{entry.name}/" if entry.is_dir() else entry.name] = 0 if entry.is_dir() else _size(entry)
+                    sizes[f"{entry.name}/" if entry.is_dir() else entry.name] = 0 if entry.is_dir() else _size(entry)
                 except FileNotFoundError:  # another writer has just renamed or removed it
                     continue
-        return found
+        return sizes
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        found = {}
+        payloads = {}
         for name in names:
             try:
-                found[name] = self.read(name)
+                payloads[name] = self.read(name)
             except FileNotFoundError:
                 continue
-        return found
+        return payloads
 
     def read_range(self, name: str, start: int, end: int) -> memoryview:
         path = self.path / name
-        status = path.stat()  # a file that was replaced since is another one
+        status = path.stat()  # a file that was replaced is mapped anew
         return self._mapped(path, (status.st_ino, status.st_mtime_ns, status.st_size))[start:end]
 
     @staticmethod
@@ -156,7 +160,7 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         aside = _write_aside(path, payload)
         try:
-            os.link(aside, path)  # unlike a rename, it fails where there is one
+            os.link(aside, path)  # unlike a rename, it fails if `path` exists
         except FileExistsError:
             return False
         except OSError:  # a file system without hard links
@@ -175,8 +179,8 @@ class Folder:
         sweep(self.path)
 
     def free_bytes(self) -> int | None:
-        place = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        return shutil.disk_usage(place).free
+        nearest = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        return shutil.disk_usage(nearest).free
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
@@ -194,24 +198,24 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         try:
-            found = self._ask("ls", self._prefix, detail=True)
+            entries = self._request("ls", self._prefix, detail=True)
         except FileNotFoundError:
             return {}
-        names = {entry["name"].removeprefix(self._prefix).strip("/"): entry for entry in found}
+        names = {entry["name"].removeprefix(self._prefix).strip("/"): entry for entry in entries}
         names.pop("", None)  # the prefix itself, which some tools mark with an empty object
         return {f"{n}/" if e["type"] == "directory" else n: e["size"] or 0 for n, e in names.items()}
 
     def read(self, name: str) -> bytes:
-        payload: bytes = self._ask("cat_file", self._path(name))
+        payload: bytes = self._request("cat_file", self._path(name))
         return payload
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         payloads: dict[str, bytes] = {}
         for start in range(0, len(names), FILES_AT_ONCE):
             paths = [self._path(name) for name in names[start : start + FILES_AT_ONCE]]
-            # Not `cat`, which takes brackets and stars in a path for a pattern.
-            found = self._ask("cat_ranges", paths, None, None, on_error="return")
-            for path, payload in zip(paths, found, strict=True):
+            # Not `cat`, which expands brackets and stars in a path as a pattern.
+            results = self._request("cat_ranges", paths, None, None, on_error="return")
+            for path, payload in zip(paths, results, strict=True):
                 if isinstance(payload, bytes):
                     payloads[path.removeprefix(self._prefix).lstrip("/")] = payload
                 elif not isinstance(payload, FileNotFoundError):
@@ -219,7 +223,7 @@ class Bucket:
         return payloads
 
     def read_range(self, name: str, start: int, end: int) -> memoryview:
-        return memoryview(self._ask("cat_file", self._path(name), num_bytes=end - start, start=start, end=end))
+        return memoryview(self._request("cat_file", self._path(name), num_bytes=end - start, start=start, end=end))
 
     def write(self, name: str, payload: bytes) -> None:
         self._put(name, payload)
@@ -232,39 +236,39 @@ class Bucket:
         except OSError as error:
             if not isinstance(error.__cause__, TypeError | NotImplementedError | ValueError):
                 raise
-            # A file system that knows no such mode.
-            if self._ask("exists", self._path(name)):
+            # A file system without this mode.
+            if self._request("exists", self._path(name)):
                 return False
             self._put(name, payload)
         return True
 
     def remove(self, name: str) -> None:
         try:
-            self._ask("rm_file", self._path(name))
+            self._request("rm_file", self._path(name))
         except FileNotFoundError:
             return
 
     def sweep(self) -> None:
-        return  # a PUT that was cut short leaves nothing
+        return  # an interrupted PUT leaves nothing
 
     def free_bytes(self) -> int | None:
         return None
 
     def _put(self, name: str, payload: bytes, **mode: str) -> None:
-        # Above its chunk size s3fs and gcsfs would send parts, which a kill leaves behind, invisible and paid for.
+        # Above their chunk size s3fs and gcsfs upload parts, which a kill leaves behind, invisible and billed.
         chunks = {"chunksize": ONE_PUT_BYTES} if self._filesystem.protocol[0] in ("s3", "gs", "gcs") else {}
-        self._ask("pipe_file", self._path(name), payload, num_bytes=len(payload), **chunks, **mode)
+        self._request("pipe_file", self._path(name), payload, num_bytes=len(payload), **chunks, **mode)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
-    def _ask(self, request: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
-        """What the store answers; every backend has its own exceptions, and callers know only OSError."""
+    def _request(self, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+        """Call `method` of the file system; every exception of a backend becomes an OSError."""
         seconds = REQUEST_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
         if self._filesystem.async_impl:
             options["timeout"] = seconds
         try:
-            return getattr(self._filesystem, request)(*arguments, **options)
+            return getattr(self._filesystem, method)(*arguments, **options)
         except (FileNotFoundError, FileExistsError):
             raise
         except FSTimeoutError as error:
@@ -301,8 +305,33 @@ def _write_aside(path: Path, payload: bytes) -> Path:
     return aside
 
 
+@contextmanager
+def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a new folder to fill; then sync it and rename it to `path`, which is whole or unchanged after any crash.
+
+    `path` must not exist, or must be an empty folder; with `replace`, a folder there is removed first. If anything
+    raises, the new folder is removed.
+
+    Raises:
+        OSError: the folder cannot be written, or `path` holds files.
+    """
+    path = path.absolute()
+    aside = aside_of(path)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for written in (*aside.rglob("*"), aside):
+            sync(written)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
-    """Make what was written or renamed at `path` survive the machine."""
+    """Flush the file or folder at `path` to disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -311,17 +340,17 @@ def sync(path: Path) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """A new name beside `path` for what is not whole yet; no other writer on any machine has it."""
+    """A unique temporary path beside `path`, for a file or folder that is still being written."""
     return path.with_name(f".{path.name}.aside-{uuid.uuid4().hex}")
 
 
 def is_aside(name: str) -> bool:
-    """Whether `name` is one of `aside_of`."""
+    """Whether `name` was made by `aside_of`."""
     return name.startswith(".") and ".aside-" in name
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left aside in `folder`; nobody may be writing to it."""
+    """Remove what killed writers left aside in `folder`; no writer may be active there."""
     for aside in folder.glob(".*.aside-*"):
         if aside.is_dir():
             shutil.rmtree(aside)
@@ -330,13 +359,13 @@ def sweep(folder: Path) -> None:
 
 
 def absolute(location: str) -> str:
-    """`location` as a process in another working folder finds it."""
+    """`location` in a form that a process in another working folder can open."""
     store = open_store(location)
     return str(store.path.resolve()) if isinstance(store, Folder) else location
 
 
 def write_file(path: Path, payload: bytes) -> None:
-    """`write_atomic`, in a folder that may not be there yet.
+    """`write_atomic`, after creating the folder of `path`.
 
     Raises:
         WorkFailed: it cannot be written.

@@ -1,8 +1,8 @@
 """OpenAI's U-Net: ADM (openai/guided-diffusion), and the EDM teacher of openai/consistency_models in the same layout.
 
 Both are flat dictionaries of tensors. In the public ones for ImageNet-64 queries, keys and values lie as (three, head,
-dim), which guided-diffusion calls the new order: the flags under which consistency_models was trained name the older
-one, (head, three, dim), but its attention never used it. A file does not tell which it has.
+dim), guided-diffusion's new order. The training flags of consistency_models name the older one, (head, three, dim), but
+its attention never used it. A file does not say which order it has.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ Order = Literal["new", "legacy"]
 
 
 def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> Network:
-    """The network of the checkpoint at `path`, which has to be of `config`; `order` is that of its attention.
+    """The network of `config` in the checkpoint at `path`; `order` is that of its attention rows.
 
-    Where it also predicts a variance (`learn_sigma`), as many channels again, those are left out.
+    Output channels for a variance (`learn_sigma`) are dropped.
 
     Raises:
         BadInput: no such checkpoint, or its tensors are not those of `config`.
@@ -34,7 +34,7 @@ def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> Networ
 
 
 def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor], order: Order = "new") -> Network:
-    """Our network of `config` from the state_dict of theirs that `path` holds.
+    """Our network of `config` from `tensors`, the state_dict of theirs in `path`.
 
     Raises:
         BadInput: they do not fit.
@@ -51,18 +51,18 @@ def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor
         _block(into, ours, f"input_blocks.{i}", 0, order)
     _block(into, "middle.0", "middle_block", 0, order)
     _block(into, "middle.1", "middle_block", 2, order)
-    number, place = -1, 0
+    number, index = -1, 0
     for ours, takes_skip in zip(into.blocks("decoder"), into.network.takes_skip, strict=True):
-        # Their doubling stands at the end of a level's last block, ours at the start of the next level.
-        number, place = (number + 1, 0) if takes_skip else (number, place)
-        place = _block(into, ours, f"output_blocks.{number}", place, order)
+        # Theirs upsamples at the end of a level's last block, ours at the start of the next level.
+        number, index = (number + 1, 0) if takes_skip else (number, index)
+        index = _block(into, ours, f"output_blocks.{number}", index, order)
     into.layer("norm_out", "out.0")
     _last(into, config.image_channels)
     return into.finish()
 
 
-def _block(into: Conversion, ours: str, theirs: str, place: int, order: Order) -> int:
-    """Fill the block `ours` from place `place` of `theirs` on; returns the place after it."""
+def _block(into: Conversion, ours: str, theirs: str, index: int, order: Order) -> int:
+    """Fill the block `ours` from the modules of `theirs` that begin at `index`; return the index of the next one."""
     names = {
         "norm0": "in_layers.0",
         "conv0": "in_layers.2",
@@ -72,27 +72,27 @@ def _block(into: Conversion, ours: str, theirs: str, place: int, order: Order) -
         "skip": "skip_connection",
     }
     for layer, name in names.items():
-        into.layer(f"{ours}.{layer}", f"{theirs}.{place}.{name}")
+        into.layer(f"{ours}.{layer}", f"{theirs}.{index}.{name}")
     attention = into.block(ours).attention
     if not isinstance(attention, Attention):
-        return place + 1
-    into.layer(f"{ours}.attention.norm", f"{theirs}.{place + 1}.norm")
+        return index + 1
+    into.layer(f"{ours}.attention.norm", f"{theirs}.{index + 1}.norm")
 
     def from_legacy(x: Tensor) -> Tensor:
         return x.reshape(attention.num_heads, 3, -1, *x.shape[1:]).transpose(0, 1).flatten(0, 2)
 
     move = from_legacy if order == "legacy" else unchanged
-    _pointwise(into, f"{ours}.attention.qkv", f"{theirs}.{place + 1}.qkv", move)
-    _pointwise(into, f"{ours}.attention.proj", f"{theirs}.{place + 1}.proj_out")
-    return place + 2
+    _pointwise(into, f"{ours}.attention.qkv", f"{theirs}.{index + 1}.qkv", move)
+    _pointwise(into, f"{ours}.attention.proj", f"{theirs}.{index + 1}.proj_out")
+    return index + 2
 
 
 def _pointwise(into: Conversion, ours: str, theirs: str, move: Move = unchanged) -> None:
-    """A 1x1 convolution, which guided-diffusion keeps as one over a line of pixels."""
+    """A 1x1 convolution, which guided-diffusion may store as a Conv1d over the flattened pixels."""
     shape = into.wanted[f"{ours}.weight"].shape
-    flat = into.left.get(f"{theirs}.weight")
-    lines = flat is not None and flat.ndim == 3
-    weight = into.take(f"{theirs}.weight", shape[:3] if lines else shape)
+    stored = into.left.get(f"{theirs}.weight")
+    is_conv1d = stored is not None and stored.ndim == 3
+    weight = into.take(f"{theirs}.weight", shape[:3] if is_conv1d else shape)
     into.put(f"{ours}.weight", move(weight.reshape(shape)))
     into.put(f"{ours}.bias", move(into.take(f"{theirs}.bias", shape[:1])))
 

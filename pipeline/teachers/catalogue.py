@@ -1,11 +1,11 @@
-"""The teachers by name: the public ones of catalogue.yaml, and the user's own in the folder of teachers.
+"""Teachers by name: the public ones of catalogue.yaml, and the user's own in the folder of teachers.
 
-A user's own is a file NAME.yaml with one entry: a checkpoint in a format that is known here, and its network.
+A user's own teacher is a file NAME.yaml with one entry: a checkpoint in a supported format, and its network.
 """
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -19,7 +19,7 @@ from pipeline.storage.cache import cache_folder
 from pipeline.teachers.download import page
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
-FOLDER = "TRAFLOW_TEACHERS"  # the environment variable that names the folder of teachers
+FOLDER = "TRAFLOW_TEACHERS"  # environment variable: the folder of teachers
 
 Format = Literal["safetensors", "edm", "score-sde", "adm", "adm-legacy"]
 # The families whose networks a format holds.
@@ -38,8 +38,8 @@ class PublishedFid(BaseModel):
 class Entry(BaseModel):
     """A teacher's file: what it holds, how to read it, and where it comes from.
 
-    `file` lies in the folder of teachers if it has a `source` to be fetched from, else relative to the entry's own.
-    Its network is `network`; only formats that say it themselves (safetensors, edm) can do without.
+    `file` is in the folder of teachers if it has a `source` to fetch it from, else relative to the folder of the entry.
+    Only formats that store their own configuration (safetensors, edm) can do without `network`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,63 +77,63 @@ class Entry(BaseModel):
         return self
 
 
-class Known(BaseModel):
-    """An entry, its name, and the folder of the file it was read from."""
+class NamedTeacher(BaseModel):
+    """An entry, its name, and the folder it was read from."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    called: str  # what --teacher takes for it
+    argument: str  # what --teacher takes for it: its name or its entry's path
     entry: Entry
-    beside: Path
+    folder: Path  # of its entry
     is_own: bool
 
     @property
     def path(self) -> Path:
-        """Where the teacher's file has to be."""
-        return (folder() if self.entry.source else self.beside) / Path(self.entry.file).expanduser()
+        """The expected path of the teacher's file."""
+        return (teachers_folder() if self.entry.source else self.folder) / Path(self.entry.file).expanduser()
 
     @property
     def pin(self) -> Path:
-        """Where the sha256 lies that the file had when it was fetched."""
+        """The file that records the sha256 of the teacher's file when it was first fetched."""
         return self.path.with_name(f"{self.path.name}.sha256")
 
 
-def folder() -> Path:
+def teachers_folder() -> Path:
     """The folder of teachers: $TRAFLOW_TEACHERS, or traflow-pipeline/teachers in the user's cache."""
     return cache_folder("teachers", FOLDER)
 
 
-def known() -> dict[str, Known]:
-    """Every teacher with a name; a user's own entry cannot take a public one's."""
+def named_teachers() -> dict[str, NamedTeacher]:
+    """Every named teacher; a public name takes precedence over a user's own entry."""
     return {**_own()[0], **_public()}
 
 
-def faults() -> list[str]:
-    """What is wrong with files in the folder of teachers that are meant as entries."""
+def find_faults() -> list[str]:
+    """The errors of those .yaml files in the folder of teachers that are not valid entries."""
     return _own()[1]
 
 
-def find(source: str) -> Known | None:
-    """The teacher called `source`, or the one that the entry at that path describes; None if it is neither.
+def find(source: str) -> NamedTeacher | None:
+    """The teacher called `source`, or the one that the entry at that path describes; None if there is none.
 
     Raises:
-        BadInput: the entry is not one.
+        BadInput: the entry is not valid.
     """
     if source in _public():
         return _public()[source]
     path = Path(source)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_entry(path, source)
-    own = folder() / f"{source}.yaml"
+    own = teachers_folder() / f"{source}.yaml"
     return read_entry(own, source) if path.name == source and own.is_file() else None
 
 
-def read_entry(path: Path, called: str) -> Known:
-    """The entry in the file `path`, named after it.
+def read_entry(path: Path, argument: str) -> NamedTeacher:
+    """The entry in the file `path`, named after the file.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it cannot be read, or is not valid.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -144,17 +144,17 @@ def read_entry(path: Path, called: str) -> Known:
     if not isinstance(content, dict):
         raise BadInput(f"{path}: wanted the fields of a teacher's entry: {', '.join(Entry.model_fields)}")
     entry = validate(Entry, content, str(path))
-    return Known(name=path.stem, called=called, entry=entry, beside=path.absolute().parent, is_own=True)
+    return NamedTeacher(name=path.stem, argument=argument, entry=entry, folder=path.absolute().parent, is_own=True)
 
 
-def table(entries: dict[str, Known]) -> Table:
-    """What `teachers` shows."""
+def table(entries: dict[str, NamedTeacher]) -> Table:
+    """The table that `teachers` prints."""
     shown = Table(box=None, pad_edge=False, collapse_padding=True)
     for title in ("name", "data set", "shape", "parameters", "FID", "at", "licence", "here"):
         shown.add_column(title, no_wrap=True)
     shown.add_column("from", overflow="fold")
-    for name, known in entries.items():
-        entry = known.entry
+    for name, named in entries.items():
+        entry = named.entry
         shown.add_row(
             name,
             entry.data_set,
@@ -163,26 +163,29 @@ def table(entries: dict[str, Known]) -> Table:
             str(entry.fid.value) if entry.fid else "",
             str(entry.fid.evaluations) if entry.fid else "",
             entry.licence,
-            "yes" if known.path.is_file() else "no",
-            urlsplit(page(entry.source)).netloc if entry.source else "yours" if known.is_own else "embedded",
+            "yes" if named.path.is_file() else "no",
+            urlsplit(page(entry.source)).netloc if entry.source else "yours" if named.is_own else "embedded",
         )
     return shown
 
 
-def _own() -> tuple[dict[str, Known], list[str]]:
-    found, wrong = {}, []
-    for path in sorted(path for path in folder().glob("*.yaml") if path.is_file()):
+def _own() -> tuple[dict[str, NamedTeacher], list[str]]:
+    named: dict[str, NamedTeacher] = {}
+    faults: list[str] = []
+    for path in sorted(path for path in teachers_folder().glob("*.yaml") if path.is_file()):
         try:
-            found[path.stem] = read_entry(path, path.stem)
+            named[path.stem] = read_entry(path, path.stem)
         except BadInput as error:
-            wrong.append(str(error))
-    return found, wrong
+            faults.append(str(error))
+    return named, faults
 
 
 @cache
-def _public() -> dict[str, Known]:
-    content: dict[str, Any] = yaml.safe_load(CATALOGUE.read_text())
+def _public() -> dict[str, NamedTeacher]:
+    content: dict[str, object] = yaml.safe_load(CATALOGUE.read_text())
     return {
-        name: Known(name=name, called=name, entry=Entry.model_validate(entry), beside=CATALOGUE.parent, is_own=False)
+        name: NamedTeacher(
+            name=name, argument=name, entry=Entry.model_validate(entry), folder=CATALOGUE.parent, is_own=False
+        )
         for name, entry in content.items()
     }

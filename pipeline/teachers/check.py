@@ -1,4 +1,4 @@
-"""What a teacher is like, from a few samples: does it turn noise into data, at what cost, on how straight a path."""
+"""Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
 
 from dataclasses import dataclass
 
@@ -14,24 +14,24 @@ from pipeline.teachers.teacher import Teacher, errors_named_after
 
 SOLVER = Solver(name="dopri5", rtol=1e-5, atol=1e-5)
 NUM_INTERVALS = 32  # of the times at which the straightness is measured
-# Of a teacher that runs the wrong way, or on the wrong scale, most values leave the range of the data.
+# With the wrong direction or scale, most values leave the range of the data.
 MIN_SHARE = 0.9
 MARGIN = 0.05  # of the range, on either side
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of arrays [B, ...]: moments of their values, the share within the data range, and how alike neighbours are."""
+    """Statistics of an array [B, ...]: moments, the share of values in the data range, correlation of neighbours."""
 
     mean: float
     std: float
     share: float
-    correlation: float | None  # of pixels next to each other in a row; None for arrays that are no images
+    correlation: float | None  # of horizontally adjacent pixels; None if the arrays are not images
 
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """What `teachers check` found; `samples` [B, *shape] are on the CPU."""
+    """The result of `teachers check`; `samples` [B, *shape] are on the CPU."""
 
     teacher: Teacher
     noise: Statistics
@@ -42,12 +42,12 @@ class TeacherCheck:
 
     @property
     def is_data_like(self) -> bool:
-        """Whether what noise was turned into has the range of data."""
+        """Whether the samples have the range of data."""
         return self.data.share >= MIN_SHARE
 
     @property
     def complaint(self) -> str:
-        """What is wrong if it is not."""
+        """The error message for samples that are not."""
         low, high = self.teacher.data_range
         return (
             f"wanted at least {MIN_SHARE:.0%} of the values in [{low:g}, {high:g}]; there are {self.data.share:.0%}: "
@@ -55,7 +55,7 @@ class TeacherCheck:
         )
 
     def table(self) -> Table:
-        """What `teachers check` shows."""
+        """The table that `teachers check` prints."""
         teacher, (low, high) = self.teacher, self.teacher.data_range
         shown = Table("", "noise", "samples", box=None, pad_edge=False)
         shown.add_row("mean", f"{self.noise.mean:.3f}", f"{self.data.mean:.3f}")
@@ -81,11 +81,11 @@ class TeacherCheck:
 
 
 def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> TeacherCheck:
-    """Integrate the first `num_samples` records of `seed` in one batch, and look at where they end.
+    """Integrate the first `num_samples` records of `seed` in one batch, and measure the samples.
 
     Raises:
-        SolverFailed: the end could not be reached.
-        WorkFailed: the teacher raised something.
+        SolverFailed: the integration failed.
+        WorkFailed: the teacher raised an error.
     """
     noise, label = draw_start(teacher, num_samples, seed, device)
     times = uniform_times(NUM_INTERVALS, teacher.t_start, teacher.t_end)

@@ -21,7 +21,7 @@ Move = Callable[[Tensor], Tensor]
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """A tensor that lies in our networks as it does in theirs."""
+    """The move of a tensor whose layout is the same in theirs and ours."""
     return x
 
 
@@ -95,36 +95,36 @@ class Conversion:
         return self.network.to(memory_format=torch.channels_last).eval()
 
 
-def describe(root: Any) -> str:
-    """What a file holds instead of what was wanted."""
+def describe(root: object) -> str:
+    """The content of a file, for the error that it is not the wanted one."""
     return f"keys {', '.join(map(str, list(root)[:5]))}" if isinstance(root, Mapping) else type(root).__name__
 
 
 class Placeholder:
-    """What stands for an object of a class that is not loaded; its state, where it is a dictionary, is kept."""
+    """A stand-in for an object whose class is not loaded; it keeps the state, if that is a dictionary."""
 
     state: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, Mapping):
             self.state = state
 
 
 _SAFE_GLOBALS = threading.Lock()
-# Old optimisers keep numpy's numbers; nobody needs them here.
+# Old optimisers store numpy scalars, which are not needed here.
 NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
 
 
-def load_archive(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, tensors and plain containers only: anything else in it is refused, unexecuted.
+def load_archive(path: Path) -> object:
+    """Load what `torch.save` wrote to `path`: tensors and plain containers. Anything else is refused, unexecuted.
 
     Raises:
-        BadInput: it cannot be read so.
+        BadInput: it holds anything else, or is damaged.
     """
     try:
-        # The list of what is safe is the whole process's.
+        # torch's list of safe globals belongs to the whole process.
         with _SAFE_GLOBALS, torch.serialization.safe_globals([(Placeholder, name) for name in NUMBERS]):
             # Before torch 1.6 files were no zip archives; those cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))

@@ -1,4 +1,4 @@
-"""Getting a teacher's file: from the web, the Hugging Face Hub or Google Drive, going on where it broke off."""
+"""Download a teacher's file from the web, the Hugging Face Hub or Google Drive, resuming a broken download."""
 
 import os
 import re
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from requests import Response
 
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and from one piece to the next
-CHUNK_BYTES = 2**16  # what is lost of a download that breaks off
+CHUNK_BYTES = 2**16  # the most that a broken download loses
 REASON_CHARACTERS = 150
 
-Show = Callable[[int, int | None], None]  # so many bytes are there, of so many
+Show = Callable[[int, int | None], None]  # bytes done, bytes in total if known
 
 
 class _Refused(Exception):
-    """The server answered, but not with what was asked for."""
+    """The server did not send what was requested."""
 
 
 def fetch(source: str, path: Path) -> None:
-    """Download `source` to `path`, going on where an earlier download broke off.
+    """Download `source` to `path`, resuming an earlier download.
 
-    `source` is a web address, `hf://OWNER/REPO/FILE` or `gdrive://ID`. Only a whole file ever stands under `path`.
+    `source` is a web address, `hf://OWNER/REPO/FILE` or `gdrive://ID`. `path` is only ever a whole file.
 
     Raises:
         BadInput: `source` is none of these.
-        WorkFailed: it could not be had, or it was a web page; what came of it is kept for the next try.
+        WorkFailed: the download failed, or was a web page; the received part is kept for the next try.
     """
     address = page(source)
     by_hand = f"where there is no network, put the file from {address} at {path} by hand"
@@ -84,7 +84,7 @@ def is_html(path: Path) -> bool:
 
 
 def _download(source: str, path: Path) -> Path:
-    """Where beside `path` the whole file is now."""
+    """Download next to `path`, and return the path of the whole file there."""
     scheme, _, rest = source.partition("://")
     if scheme == "gdrive":
         return _from_drive(rest, path)
@@ -94,7 +94,7 @@ def _download(source: str, path: Path) -> Path:
 
 def _at_hub(name: str) -> tuple[str, dict[str, str]]:
     """The URL of a file of the Hub as it is now, and the user's token for it."""
-    # Not hf_hub_download: since 1.18 it begins again whenever it is interrupted.
+    # Not hf_hub_download: since 1.18 it restarts from zero after an interruption.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
@@ -124,7 +124,7 @@ def _from_drive(file_id: str, path: Path) -> Path:
         except gdown.DownloadError as error:
             if isinstance(error, gdown.FileURLRetrievalError) or _drive_parts(aside) != before:
                 raise
-            # Gdown cannot go on from these and would fail on them for ever: a whole one, or several.
+            # Gdown cannot resume from a whole part or from several, and would fail on them for ever.
             for part in before:
                 part.unlink()
             download()
@@ -132,7 +132,7 @@ def _from_drive(file_id: str, path: Path) -> Path:
 
 
 def _drive_parts(aside: Path) -> dict[Path, int]:
-    """What gdown began beside `aside`, and how much there is of it."""
+    """The partial files of gdown beside `aside`, and their sizes."""
     parts = (p for p in aside.parent.iterdir() if p.name.startswith(aside.name) and p.suffix == ".part")
     return {part: part.stat().st_size for part in parts}
 
@@ -167,11 +167,11 @@ def _ask(url: str, headers: dict[str, str], part: Path, note: Path) -> tuple["Re
     import requests
 
     done, version = _left(part, note, url)
-    # Any compression would have lengths and ranges of its own.
+    # With compression, lengths and ranges would be those of the compressed bytes.
     headers = {**headers, "Accept-Encoding": "identity"}
     wanted = {"Range": f"bytes={done}-", "If-Range": version} if done else {}
     answer = requests.get(url, headers=headers | wanted, stream=True, timeout=TIMEOUTS)
-    if done and _goes_on(answer, done, version):
+    if done and _is_rest(answer, done, version):
         return answer, done
     if done and answer.status_code in (206, 416):  # another range, or one of another file
         answer.close()
@@ -184,7 +184,7 @@ def _ask(url: str, headers: dict[str, str], part: Path, note: Path) -> tuple["Re
 
 
 def _left(part: Path, note: Path, url: str) -> tuple[int, str]:
-    """How many bytes of `url` an earlier download left, and of which version; 0 where it cannot go on."""
+    """The number of bytes of `url` that an earlier download left, and their version; 0 if it cannot be resumed."""
     try:
         known, _, version = note.read_text().partition("\n")
         return (part.stat().st_size, version) if known == url and version else (0, "")
@@ -193,21 +193,21 @@ def _left(part: Path, note: Path, url: str) -> tuple[int, str]:
 
 
 def _begin(part: Path, note: Path, url: str, answer: "Response") -> None:
-    """An empty part. Its note is written last, so that it never speaks of other bytes."""
+    """Create an empty part. Its note is written last, so that it never describes other bytes."""
     note.unlink(missing_ok=True)
     part.open("wb").close()
     note.write_text(f"{url}\n{_version(answer)}")
 
 
-def _goes_on(answer: "Response", done: int, version: str) -> bool:
+def _is_rest(answer: "Response", done: int, version: str) -> bool:
     """Whether the answer is the rest of the same file."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/\d+", answer.headers.get("Content-Range", ""))
-    is_rest = answer.status_code == 206 and found is not None and int(found[1]) == done
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/\d+", answer.headers.get("Content-Range", ""))
+    is_rest = answer.status_code == 206 and content_range is not None and int(content_range[1]) == done
     return is_rest and _version(answer) in (version, "")
 
 
 def _version(answer: "Response") -> str:
-    """What changes when the file does, as If-Range takes it; empty where the server does not tell."""
+    """A validator for If-Range, which changes with the file; empty if the server sends none."""
     if "Content-Encoding" in answer.headers:
         return ""
     etag = answer.headers.get("ETag", "W/")
@@ -215,7 +215,7 @@ def _version(answer: "Response") -> str:
 
 
 def _total(answer: "Response", done: int) -> int | None:
-    """The bytes of the whole file; None where the encoding itself tells its end."""
+    """The size of the whole file; None if the transfer encoding marks its end."""
     headers = answer.headers
     if done:
         return int(headers["Content-Range"].rpartition("/")[2])
@@ -228,7 +228,7 @@ def _total(answer: "Response", done: int) -> int | None:
 
 @contextmanager
 def _progress(name: str) -> Iterator[Show]:
-    """A bar in megabytes, which opens when the first bytes have come."""
+    """A bar in megabytes, opened when the first bytes arrive."""
     with ExitStack() as stack:
         advance: Advance | None = None
         shown = 0
@@ -261,7 +261,7 @@ def _authority(url: str) -> str:
 
 
 def _why(error: BaseException) -> str:
-    """What went wrong in a few words: the system's own, where a library wrapped them."""
+    """The reason of an error in a few words: the system's own message where a library wrapped it."""
     cause: BaseException | None = error
     while cause and not isinstance(error, _Refused):
         if isinstance(cause, OSError) and cause.strerror:

@@ -8,7 +8,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import ValidationError
@@ -28,7 +28,7 @@ DHARIWAL_DEFAULTS = {
     "num_blocks": 3,
     "attn_resolutions": (32, 16, 8),
 }
-# What we call the arguments of theirs that shape a network; those not named here must have the value beside them.
+# Our names of their arguments that shape a network; arguments not listed here must have their FIXED value.
 ARGUMENTS = {
     "img_resolution": "resolution",
     "img_channels": "image_channels",
@@ -46,7 +46,7 @@ ARGUMENTS = {
     "decoder_type": "decoder",
     "resample_filter": "resample_filter",
 }
-FIXED: dict[str, Any] = {"channel_mult_emb": 4}
+FIXED: dict[str, object] = {"channel_mult_emb": 4}
 IGNORED = {"use_fp16", "sigma_min", "sigma_max", "model_type", "channel_mult_noise"}
 
 
@@ -176,7 +176,7 @@ def _pyramids(into: Conversion, config: SongUNetConfig) -> None:
 class _Object(Placeholder):
     """An object of a class whose source code the file brings along."""
 
-    def __init__(self, class_name: str, state: Any) -> None:
+    def __init__(self, class_name: str, state: object) -> None:
         self.class_name = class_name
         self.__setstate__(state)
 
@@ -192,31 +192,31 @@ def _tensors(module: Placeholder, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(child, f"{prefix}{name}.")
 
 
-def _mapping(state: Any) -> Mapping[str, Any]:
+def _mapping(state: object) -> Mapping[str, Any]:
     return state if isinstance(state, Mapping) else {}
 
 
-def _persistent(meta: Any) -> _Object:
+def _persistent(meta: object) -> _Object:
     """An object of `torch_utils.persistence`, without its class: `meta` also holds source code, which stays text."""
     fields = _mapping(meta)
     return _Object(str(fields.get("class_name", "")), fields.get("state"))
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
+def _parameter(data: Tensor, *_: object) -> Tensor:
     return data
 
 
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     tensor: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]
     return tensor
 
 
-def _storage(payload: bytes) -> Any:
-    """The nested file of a storage, which torch itself would unpickle without care."""
-    found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    if not isinstance(found, torch.storage.TypedStorage | torch.UntypedStorage):
-        raise _Forbidden("something else than numbers in the bytes of a tensor")  # torch hands out functions as well
-    return found
+def _storage(payload: bytes) -> torch.storage.TypedStorage | torch.UntypedStorage:
+    """The nested file of a storage, which torch itself would unpickle unsafely."""
+    storage = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
+        raise _Forbidden("something else than numbers in the bytes of a tensor")  # torch.load also returns functions
+    return storage
 
 
 class _Forbidden(Exception):
@@ -249,11 +249,11 @@ class _Unpickler(pickle.Unpickler):
             return type(name, (Placeholder,), {})
         raise _Forbidden(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> NoReturn:
         raise _Forbidden("a persistent id")
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path) -> object:
     try:
         with path.open("rb") as file:
             return _Unpickler(file).load()

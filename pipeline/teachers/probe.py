@@ -1,4 +1,4 @@
-"""What accuracy costs with a teacher: solvers and their settings, by evaluations, error and time."""
+"""Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting."""
 
 import time
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ SOLVERS = (
 
 @dataclass(frozen=True)
 class Point:
-    """What one setting costs and gives."""
+    """The cost and the error of one solver setting."""
 
     solver: Solver
     nfe: int  # evaluations per sample
-    # Of the errors of the samples against the reference, each a root mean square. Most are small and
-    # alike, but a sample that starts between two basins may end in the other: an average would speak of those alone.
+    # Quantiles of the samples' RMS errors against the reference. No mean: a few samples that start between two basins
+    # may end in the other one, and would dominate it.
     median: float
-    p90: float  # nine of ten samples are within it: what settings are compared by
+    p90: float  # the 90th-percentile error, by which settings are compared
     worst: float
     seconds: float  # wall time per sample
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Every setting that was tried, and those that gave up with the reason."""
+    """Every solver setting that finished, and the errors of those that failed."""
 
     points: list[Point]
     refusals: list[str]
@@ -50,7 +50,7 @@ class ProbeResult:
 
     @property
     def efficient(self) -> list[Point]:
-        """The points that no other one beats in both evaluations and error, by evaluations."""
+        """The Pareto front: points that no other one beats in both evaluations and error, by evaluations."""
         best: list[Point] = []
         for point in sorted(self.points, key=lambda point: (point.nfe, point.p90)):
             if not best or point.p90 < best[-1].p90:
@@ -58,7 +58,7 @@ class ProbeResult:
         return best
 
     def recommend(self, max_error: float) -> Point:
-        """The point of fewest evaluations that has nine of ten samples within `max_error`.
+        """The point of fewest evaluations whose 90th-percentile error is at most `max_error`.
 
         Raises:
             BadInput: there is none.
@@ -70,7 +70,7 @@ class ProbeResult:
         return good[0]
 
     def table(self, recommended: Point | None) -> Table:
-        """What `probe` shows."""
+        """The table that `probe` prints."""
         table = Table(
             "solver", "evaluations", "median error", "9 of 10", "worst", "ms per sample", "", box=None, pad_edge=False
         )
@@ -95,8 +95,8 @@ def probe(
     The reference is dopri5 at 1e-7 with its state in float64.
 
     Raises:
-        SolverFailed: the reference could not be reached.
-        WorkFailed: the teacher raised something.
+        SolverFailed: the reference could not be integrated.
+        WorkFailed: the teacher raised an error.
     """
     noise, classes = draw_start(teacher, num_samples, seed, device)
     start = teacher.t_start * noise

@@ -1,4 +1,4 @@
-"""Our own networks as teachers: a .safetensors file, or the folder of a training run."""
+"""Networks of this program as teachers: a .safetensors file, or the folder of a training run."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def load(weights: Path) -> Network:
     """The network in the file `weights`.
 
     Raises:
-        BadInput: it is none, or a student's.
+        BadInput: it is not a network, or a student's.
     """
     network = networks.load(weights)
     if network.config.second_time:

@@ -4,10 +4,9 @@ A dictionary of `model`, whose layers are numbered through, and `ema`, whose ten
 EMA weights are what both projects sample with, and what is loaded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ SIGMAS = "module.sigmas"  # noise levels of another kind of model, which every s
 
 
 def load(path: Path, config: SongUNetConfig) -> Network:
-    """The EMA network of the checkpoint at `path`, which has to be of `config`.
+    """The EMA network of `config` in the checkpoint at `path`.
 
     Raises:
         BadInput: no such checkpoint, or its tensors are not those of `config`.
@@ -34,16 +33,18 @@ def load(path: Path, config: SongUNetConfig) -> Network:
     return convert(path, config, _averaged(path, model, shadow))
 
 
-def _averaged(path: Path, model: Mapping[str, Tensor], shadow: list[Any]) -> dict[str, Tensor]:
+def _averaged(path: Path, model: Mapping[str, Tensor], shadow: Sequence[object]) -> dict[str, Tensor]:
     """The tensors of `model` with the values of `shadow`, which is in the order of its parameters."""
     names = [name for name in model if name != SIGMAS]
     if len(names) != len(shadow):
         raise BadInput(f"{path}: wanted as many EMA tensors as parameters, {len(names)}; there are {len(shadow)}")
+    tensors: dict[str, Tensor] = {}
     for name, tensor in zip(names, shadow, strict=True):
         if not isinstance(tensor, Tensor) or tensor.shape != model[name].shape:
-            found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise BadInput(f"{path}: wanted an EMA tensor of {list(model[name].shape)} for {name}; it is {found}")
-    return dict(zip(names, shadow, strict=True))
+            got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise BadInput(f"{path}: wanted an EMA tensor of {list(model[name].shape)} for {name}; it is {got}")
+        tensors[name] = tensor
+    return tensors
 
 
 def convert(path: Path, config: SongUNetConfig, tensors: Mapping[str, Tensor]) -> Network:

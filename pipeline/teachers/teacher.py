@@ -1,4 +1,4 @@
-"""What a teacher is: a velocity field in the convention of `flow`, and what a data set must know of it."""
+"""Teachers: a velocity field in the convention of `flow.path`, and the fields that define a data set of it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -33,10 +33,10 @@ class Teacher:
     t_end: float = 0.0
     data_range: tuple[float, float] = (-1.0, 1.0)
     network: Network | None = None
-    weights: str = ""  # which of a file's weights were taken, for the user
+    weights: str = ""  # for the user: which of a file's weights were loaded
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the fields make no flow."""
+        """Raises ValueError if the fields do not define a flow."""
         low, high = self.data_range
         if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise ValueError(f"shape: wanted positive integers such as (3, 32, 32), got {self.shape!r}")
@@ -49,7 +49,7 @@ class Teacher:
 
 
 def of_network(name: str, sha256: str, network: Network, device: torch.device, weights: str = "") -> Teacher:
-    """The flow of a network of ours, whatever its convention."""
+    """The teacher of one of our networks, of any convention."""
     network = network.to(device).requires_grad_(False)
     config = network.config
     return Teacher(
@@ -72,7 +72,7 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
     of the guided teacher evaluates its network on two rows for each sample.
 
     Raises:
-        BadInput: the teacher has no classes, or does not know what "no label" is.
+        BadInput: the teacher has no classes, or was trained without dropping labels.
     """
     if scale == 1:
         return teacher
@@ -91,7 +91,7 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
 
 @contextmanager
 def errors_named_after(teacher: Teacher) -> Iterator[None]:
-    """Turns whatever a teacher of the user's own raises into `WorkFailed` with its name."""
+    """Turn any exception of a user's own teacher into a `WorkFailed` that names it."""
     try:
         yield
     except (BadInput, WorkFailed):
@@ -102,7 +102,7 @@ def errors_named_after(teacher: Teacher) -> Iterator[None]:
 
 
 class NetworkVelocity(nn.Module):
-    """A network of ours, read as a velocity field."""
+    """One of our networks as a velocity field."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

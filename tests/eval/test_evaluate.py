@@ -14,8 +14,9 @@ from eval.report import files
 from eval.results import Report, read_report
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import open_store
+from tests.support.command import on_ranks
 from tests.support.problems import make_data, save_tiny_teacher
-from tests.trainer.test_distributed import on_ranks
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
 from trainer.train import train
 
@@ -81,19 +82,22 @@ def test_the_report_says_where_its_figures_come_from(out: Path, root: Path) -> N
     assert len(report.reference.sha256) == 64
     assert report.spaces[0].sha256 == "0" * 64
     assert "32 samples do not span" not in " ".join(report.warnings)
-    assert report.is_short
+    assert report.has_few_samples
     assert {line.name for line in report.curves} >= {"output", "grad_norm"}
     assert report.trajectories is not None
     assert report.trajectories.seen_in_training
     assert report.versions["torch"]
-    assert report.training["data_sha256"] == report.trajectories.data_sha256
+    assert report.training.data_sha256 == report.trajectories.data_sha256
 
 
 def test_it_leaves_figures_tables_pictures_a_page_and_a_card(out: Path, root: Path) -> None:
     names = (files.CONFIG, files.TABLE, files.PAGE, files.GRID, files.GRID_ALL, files.STRIPS, "metrics.json")
     assert all((out / name).stat().st_size > 0 for name in names)
     assert "pixels" in (root / "run" / files.CARD).read_text()
-    assert json.loads((out / "metrics.json").read_text())["rows"][0]["scores"]["fd-pixels"]["mean"] > 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["rows"][0]["scores"]["fd-pixels"]["mean"] > 0
+    description = json.loads((checkpoint.find(root / "run") / checkpoint.INFO).read_text())
+    assert metrics["training"] == {**description, "weights": "ema"}
 
 
 def test_its_own_command_makes_the_same_figures_again(out: Path, root: Path, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_writt
 
 
 def test_two_ranks_under_torchrun_make_the_figures_of_one(root: Path, tmp_path: Path) -> None:
-    sizes = {"num_samples": 1100, "steps": (1,), "baselines": ()}  # two chunks
+    sizes = {"num_samples": 1100, "num_ranges": 1, "batch_size": 128, "steps": (1,), "baselines": ()}  # two chunks
     values = settings(root) | sizes | {"checkpoint": str(root / "run"), "out": str(tmp_path / "two")}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(json.dumps({"evaluate": values}))))
     on_ranks(2, ["evaluate", "--config", str(tmp_path / "two.yaml")], says="the page")
@@ -176,7 +180,7 @@ def test_a_teachers_run_is_evaluated_alone(root: Path, tmp_path: Path) -> None:
 
 def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Path) -> None:
     ema, network = run(root, tmp_path / "ema"), run(root, tmp_path / "network", weights="network")
-    assert network.training["weights"] == "network"
+    assert network.training.weights == "network"
     assert network.rows[-1].scores != ema.rows[-1].scores
     with pytest.raises(BadInput, match=r"wanted the weights 'none' \(none.safetensors\); it holds ema, network"):
         run(root, tmp_path / "none", weights="none")

@@ -32,11 +32,11 @@ def test_a_figure_has_a_spread_over_several_ranges_only() -> None:
 def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
     one, *_, eight = results.gains(digits_report())
     assert "At 1 evaluation the student has Fréchet distance 1.16" in one
-    assert "within as many is 229.60 (euler 1)" in one
+    assert "with at most as many is 229.60 (euler 1)" in one
     assert "it needs 8 to do as well (heun 8, EDM grid)" in one
     assert "with 8 it does not yet do as well" in eight
 
 
-def test_no_gain_is_told_without_an_opponent() -> None:
+def test_no_gain_is_told_without_a_baseline() -> None:
     assert results.gains(bare_report()) == []
     assert results.gains(digits_report(rows=(row("solver", "dopri5", 100, [1.0]),))) == []

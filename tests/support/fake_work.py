@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from pipeline.dataset.manifest import DataSet, Manifest, write_dataset
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Block, Marker, Shards, marker_name
+from pipeline.dataset.shards import Block, Marker, marker_name
 from pipeline.flow.numerics import Numerics
 from pipeline.generation import workers
 from pipeline.generation.generate import GenerateConfig, generate, make_plan
@@ -82,7 +82,7 @@ class FullStore(Folder):
 
     def __init__(self, path: Path, plan: Plan, num_records: int) -> None:
         super().__init__(path)
-        self.plan, self.shards = plan, Shards(plan, num_records)
+        self.plan, self.shards = plan, plan.shards(num_records)
 
     def sizes(self) -> dict[str, int]:
         return super().sizes() | {name: 0 for shard in self.shards for name in (shard.name, marker_name(shard))}

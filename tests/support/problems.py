@@ -11,7 +11,7 @@ from pipeline import networks
 from pipeline.dataset.manifest import Manifest
 from pipeline.flow.path import match_dims
 from pipeline.generation.generate import GenerateConfig, generate
-from pipeline.networks import Network
+from pipeline.networks import DhariwalUNetConfig, Network
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.teachers.teacher import Teacher
@@ -114,6 +114,29 @@ def shaken(config: UNetConfig, seed: int = 0) -> Network:
         if name != "gate_s":
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
+
+
+NCSN = {"time_embedding": "fourier", "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
+FAMILIES: dict[str, UNetConfig] = {
+    "ddpm++": tiny_config(num_classes=3, augment_dim=2),
+    "ncsn++": tiny_config(resolution=8, channel_mult=(1, 2, 2), num_classes=3, augment_dim=2, **NCSN),
+    "skips": tiny_config(resolution=8, channel_mult=(1, 2, 2), **{**NCSN, "encoder": "skip", "decoder": "skip"}),
+    "adm": DhariwalUNetConfig(
+        resolution=8,
+        image_channels=1,
+        channels=16,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attention_resolutions=(4,),
+        channels_per_head=8,
+        num_classes=3,
+        augment_dim=2,
+    ),
+}
+
+
+def with_second_time(config: UNetConfig) -> UNetConfig:
+    return config.model_copy(update={"second_time": True})
 
 
 def save_tiny_teacher(path: Path, seed: int = 0, **changes: Any) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, Trajectories
+from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
 from pipeline.common.image_grid import Images
 
 DIGITS = Space(name="digits", title="digit classifier, 64 features", resizer="none: 8x8 as they are", sha256="5d" * 32)
@@ -156,10 +156,10 @@ def inception_report(**changes: Any) -> Report:
     return digits_report(**{**given, **changes})
 
 
-def trajectories() -> Trajectories:
+def trajectories() -> TrajectoryFit:
     """Errors that grow with the length of the jump."""
     times = (1.0, 0.75, 0.5, 0.25, 0.0)
-    return Trajectories(
+    return TrajectoryFit(
         data="runs/quickstart/data",
         data_sha256="15" * 32,
         seen_in_training=True,
@@ -191,3 +191,28 @@ def pictures(report: Report, num_images: int = 16) -> dict[str, Images]:
     """Noise for each row, the same in each."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, 1, 8, 8), np.uint8)
     return {row.title: images for row in report.rows}
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def hostile(text: str) -> Report:
+    """A report with `text` wherever anyone could put some."""
+    rows: tuple[Row, ...] = tuple(
+        r.model_copy(update={"sampler": f"{text} {number}"}) for number, r in enumerate(digits_report().rows)
+    )
+    return digits_report(
+        rows=rows,
+        spaces=(DIGITS.model_copy(update={"title": text, "resizer": text}),),
+        reference=digits_report().reference.model_copy(update={"title": text, "source": text}),
+        not_computed=({"metrics": (text,), "reason": text},),
+        warnings=(text,),
+        quantiser=text,
+        checkpoint=text,
+        curves=(digits_report().curves[0].model_copy(update={"name": text}),),
+        training={**TRAINING, "teacher": text, "recipe": text, "config": {text: text}},
+        command=text,
+        versions={text: text},
+        machine=text,
+        date=text,
+    )

@@ -1,4 +1,4 @@
-"""The console script as a user runs it: real processes, from noise to the page."""
+"""The command line as a user meets it, from noise to the page; what is promised of processes, in real ones."""
 
 import json
 import re
@@ -11,25 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.command import SCRIPT, assert_one_line, call, run
 from tests.support.problems import save_tiny_teacher
-
-SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
-
-
-def run(folder: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [str(SCRIPT), *map(str, arguments)]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert found.returncode == code, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    return found
-
-
-def assert_one_line(found: subprocess.CompletedProcess[str], *parts: str) -> None:
-    lines = found.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +20,9 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the three stages of the quickstart have run, made small."""
     folder = tmp_path_factory.mktemp("quick")
     run(folder, "generate", "--config", "quickstart", "--n", 512, "--workers", 2)
-    run(folder, "train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
+    call(folder, "train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
     short = ("--num-samples", 256, "--set", "teacher_solver.rtol=1e-3", "--set", "num_trajectories=64")
-    run(folder, "evaluate", "--config", "quickstart", *short, "--set", "baselines=euler,midpoint")
+    call(folder, "evaluate", "--config", "quickstart", *short, "--set", "baselines=euler,midpoint")
     return folder
 
 
@@ -54,20 +37,20 @@ def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
     assert "Fréchet" in (out / "report.html").read_text()
     for picture in ("grid.png", "grid-all.png", "strips.png", "train/samples.png"):
         assert Image.open(out / picture).width > 300
-    run(quick, "compare", "runs/quickstart", "runs/quickstart", "--out", "both.html")
+    call(quick, "compare", "runs/quickstart", "runs/quickstart", "--out", "both.html")
     assert "Fréchet" in (quick / "both.html").read_text()
 
 
 def test_every_stage_says_so_when_it_is_complete(quick: Path) -> None:
-    again = run(quick, "generate", "--config", "quickstart", "--n", 512)
+    again = call(quick, "generate", "--config", "quickstart", "--n", 512)
     assert "nothing to do" in again.stdout
     flags = ("--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
-    assert "nothing to do" in run(quick, "train", "--config", "quickstart", *flags).stdout
+    assert "nothing to do" in call(quick, "train", "--config", "quickstart", *flags).stdout
 
 
 def test_the_resolved_config_repeats_the_command(quick: Path) -> None:
     config = quick / "runs" / "quickstart" / "data" / "config.yaml"
-    assert "nothing to do" in run(quick, "generate", "--config", config).stdout
+    assert "nothing to do" in call(quick, "generate", "--config", config).stdout
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path) -> None:
@@ -89,7 +72,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"error: stopped after step \d+, which is saved; the same command goes on from there\n", said)
+    assert re.fullmatch(r"error: stopped after step \d+, which is saved; run the same command to resume\n", said)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +80,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
 )
 def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number: signal.Signals, executor: str) -> None:
     data = tmp_path / "data"
-    flags = ("--config", "quickstart", "--n", 2048, "--set", "shard_size=128", "--out", data, "--executor", executor)
+    cheap = ("--n", 1024, "--states", 2, "--num-steps", 3, "--set", "shard_size=64")
+    flags = ("--config", "quickstart", *cheap, "--out", data, "--executor", executor)
     process = subprocess.Popen(
         [str(SCRIPT), "generate", *map(str, flags)],
         stdout=subprocess.PIPE,
@@ -114,13 +98,13 @@ def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number:
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, complained
     assert "stopping when the shards in flight are committed" in said
-    assert complained.strip() == "error: interrupted; the same command goes on from what is finished"
+    assert complained.strip() == "error: interrupted; run the same command to resume"
     left = {path.name for path in data.iterdir()} - {"plan.json", "config.yaml", "manifest.parquet"}
     shards = {name.replace(".tar", ".json") for name in left}
     assert left == shards | {name.replace(".json", ".tar") for name in shards}
     assert 1 <= len(shards) < 16
     before = {path: path.stat().st_ino for path in data.glob("shard-*")}
-    assert "digest " in run(tmp_path, "generate", *flags).stdout
+    assert "digest " in call(tmp_path, "generate", *flags, "--executor", "inline").stdout
     assert {path: path.stat().st_ino for path in before} == before
 
 
@@ -133,7 +117,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
             assert first.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert_one_line(run(tmp_path, "generate", *flags, code=2), "another driver is at work there", str(first.pid))
+        assert_one_line(call(tmp_path, "generate", *flags, code=2), "another driver is at work there", str(first.pid))
     finally:
         first.kill()
         first.wait()
@@ -141,30 +125,30 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
 
 def test_verify_names_what_is_wrong_and_repair_lets_generate_fill_it(tmp_path: Path) -> None:
     flags = ("--config", "quickstart", "--n", 256, "--set", "shard_size=64", "--out", "data", "--executor", "inline")
-    digest = run(tmp_path, "generate", *flags).stdout.splitlines()[-1]
-    assert digest.removeprefix("digest ") in run(tmp_path, "verify", "data").stdout
+    digest = call(tmp_path, "generate", *flags).stdout.splitlines()[-1]
+    assert digest.removeprefix("digest ") in call(tmp_path, "verify", "data").stdout
     shard = tmp_path / "data" / "shard-000002.tar"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     found = run(tmp_path, "verify", "data", code=1)
     assert "shard-000002.tar: its bytes are not those that were committed" in found.stdout
     assert_one_line(found, "1 fault", "3 of 4 shards are whole", "--repair")
     assert_one_line(
-        run(tmp_path, "verify", "data", "--repair", code=1), "1 bad shard removed: run traflow-pipeline generate"
+        call(tmp_path, "verify", "data", "--repair", code=1), "1 bad shard removed: run traflow-pipeline generate"
     )
     assert not shard.exists()
-    assert run(tmp_path, "generate", *flags).stdout.splitlines()[-1] == digest
-    run(tmp_path, "verify", "data", "--recheck", 0)
+    assert call(tmp_path, "generate", *flags).stdout.splitlines()[-1] == digest
+    call(tmp_path, "verify", "data", "--recheck", 0)
     shard.write_bytes(b"?")
-    found = run(tmp_path, "verify", "data", "--teacher", "moved:away", code=1)
+    found = call(tmp_path, "verify", "data", "--teacher", "moved:away", code=1)
     assert "shard-000002.tar: 1 bytes, the marker says" in found.stdout
     assert "no batch was integrated again: " in found.stdout
 
 
 def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
-    said = run(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--rows", 4).stdout
+    said = call(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--rows", 4).stdout
     for part in ("512 of 512", "straightness", "rk4 9", "digest"):
         assert part in said
-    found = run(quick, "inspect", "runs/quickstart/data", "--out", "runs", code=2)
+    found = call(quick, "inspect", "runs/quickstart/data", "--out", "runs", code=2)
     assert_one_line(found, "runs: wanted the path of a picture")
     width, height = Image.open(tmp_path / "a" / "few.png").size
     assert width > 300
@@ -172,7 +156,7 @@ def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    said = run(tmp_path, "generate", "--config", "quickstart", "--dry-run").stdout
+    said = call(tmp_path, "generate", "--config", "quickstart", "--dry-run").stdout
     for part in ("8192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
         assert part in said
     assert list(tmp_path.iterdir()) == []
@@ -181,16 +165,16 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 def test_probe_recommends_a_solver_that_generate_takes(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path / "mine.safetensors")
     flags = ("--teacher", "mine.safetensors", "--num-samples", 4, "--max-error", 0.05)
-    said = run(tmp_path, "probe", *flags).stdout
+    said = call(tmp_path, "probe", *flags).stdout
     recommended = next(line for line in said.splitlines() if line.startswith("fewest evaluations")).partition(": ")[2]
     sizes = ("--states", 0, "--set", "shard_size=4", "--set", "batch_size=4", "--set", "block_size=4")
     out = ("--out", "data", "--n", 4, "--executor", "inline")
-    run(tmp_path, "generate", "--teacher", "mine.safetensors", *recommended.split(), *sizes, *out)
+    call(tmp_path, "generate", "--teacher", "mine.safetensors", *recommended.split(), *sizes, *out)
 
 
 def test_sample_draws_a_grid(quick: Path, tmp_path: Path) -> None:
     for steps in (1, 4):
-        run(quick, "sample", "runs/quickstart/train", "--steps", steps, "--n", 9, "--out", tmp_path / f"{steps}.png")
+        call(quick, "sample", "runs/quickstart/train", "--steps", steps, "--n", 9, "--out", tmp_path / f"{steps}.png")
         assert Image.open(tmp_path / f"{steps}.png").size[1] > 100
 
 
@@ -200,14 +184,14 @@ def test_a_shard_that_fails_its_checksum_stops_the_training(quick: Path, tmp_pat
     try:
         shard.write_bytes(whole[:700] + b"?" + whole[701:])
         flags = ("--out", tmp_path / "run", "--set", "trainer.num_steps=60")
-        found = run(quick, "train", "--config", "quickstart", *flags, code=1)
+        found = call(quick, "train", "--config", "quickstart", *flags, code=1)
     finally:
         shard.write_bytes(whole)
     assert_one_line(found, "shard-000000.tar", "not those that were committed", "verify")
 
 
 def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
-    found = run(quick, "generate", "--config", "quickstart", "--n", 512, "--seed", 1, code=2)
+    found = call(quick, "generate", "--config", "quickstart", "--n", 512, "--seed", 1, code=2)
     assert_one_line(found, "runs/quickstart/data holds another plan", "seed: 0 there, 1 asked")
 
 
@@ -241,7 +225,7 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    assert_one_line(run(tmp_path, *arguments, code=2), *parts)
+    assert_one_line(call(tmp_path, *arguments, code=2), *parts)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,15 +237,15 @@ def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
 def test_a_file_where_a_folder_is_wanted_is_said(quick: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for stage in ("generate", "train", "evaluate"):
-        assert_one_line(run(quick, stage, "--config", "quickstart", "--out", tmp_path / "file", code=2), "folder")
+        assert_one_line(call(quick, stage, "--config", "quickstart", "--out", tmp_path / "file", code=2), "folder")
 
 
 def test_a_teacher_of_the_users_own_file_goes_the_whole_way(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path / "mine.safetensors", num_classes=3)
     flags = ("--executor", "inline", "--states", 2, "--set", "shard_size=64", "--set", "batch_size=64")
-    run(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 64, "--out", "data", *flags)
-    run(tmp_path, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
-    run(tmp_path, "sample", "run", "--n", 4, "--out", "mine.png")
+    call(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 64, "--out", "data", *flags)
+    call(tmp_path, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
+    call(tmp_path, "sample", "run", "--n", 4, "--out", "mine.png")
     assert (tmp_path / "mine.png").exists()
 
 
@@ -282,24 +266,31 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
     sizes = ("--set", "shard_size=32", "--set", "batch_size=32", "--set", "block_size=32")
     run(tmp_path, "generate", "--teacher", "my_flow:load", "--n", 64, "--states", 2, "--out", "data", *sizes)
     steps = ("--set", "trainer.num_steps=2")
-    found = run(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
+    found = call(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
     assert_one_line(found, "has no network to start from", "give 'network'")
     network = "network={resolution: 4, image_channels: 1, channels: 8, channel_mult: [1]}"
     run(tmp_path, "train", "--data", "data", "--out", "run", *steps, "--set", network)
-    run(tmp_path, "sample", "run", "--n", 4)
+    call(tmp_path, "sample", "run", "--n", 4)
 
 
 def test_help_and_the_list_of_teachers_answer(tmp_path: Path) -> None:
+    listed = run(tmp_path, "--help").stdout
     for command in (
         *("generate", "verify", "inspect", "probe", "train", "evaluate", "sample", "teachers", "average", "export"),
         *("reference", "compare"),
     ):
-        assert command in run(tmp_path, "--help").stdout
-        assert "Usage" in run(tmp_path, command, "--help").stdout
-    assert "digits" in run(tmp_path, "teachers").stdout
+        assert command in listed
+        assert "Usage" in call(tmp_path, command, "--help").stdout
+    assert "digits" in call(tmp_path, "teachers").stdout
+
+
+def test_the_version_is_one_line(tmp_path: Path) -> None:
+    said = run(tmp_path, "--version").stdout
+    assert re.fullmatch(r"traflow-pipeline \S+, Python 3\.\d+\.\d+, torch \S+\n", said)
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, traflow_pipeline; print([m for m in ('torch', 'ray', 'pydantic', 'numpy') if m in sys.modules])"
+    heavy = "('torch', 'ray', 'pydantic', 'numpy')"
+    code = f"import sys, traflow_pipeline.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

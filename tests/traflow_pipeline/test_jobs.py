@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.traflow_pipeline.test_cli import SCRIPT
-from tests.traflow_pipeline.test_run import write_config
+from tests.support.command import SCRIPT
+from tests.support.runs import write_config
+from tests.support.serving import free_port
 
 pytestmark = pytest.mark.cluster
 PATIENCE_SECONDS = 180
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -1,50 +1,14 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 
 from eval.results import read_report
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
-from tests.support.problems import save_tiny_teacher
-from traflow_pipeline.run import Run, open_run, read_run, run, stage_status
+from tests.support.runs import write_config
+from traflow_pipeline.run import Run, open_run, read_run, run_stages, stage_status
 from trainer.checkpoints import checkpoint
-
-
-def write_config(folder: Path) -> Path:
-    """The three stages, as small as they can be."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images)
-    sections: dict[str, Any] = {
-        "generate": {
-            "teacher": str(save_tiny_teacher(folder / "tiny.safetensors")),
-            "n": 32,
-            "states": 2,
-            "executor": "inline",
-            "solver": {"name": "rk4", "num_steps": 3},
-            "shard_size": 16,
-            "batch_size": 8,
-            "block_size": 8,
-        },
-        "train": {"device": "cpu", "trainer": {"num_steps": 2, "batch_size": 8, "log_every": 1}},
-        "evaluate": {
-            "reference": str(folder / "images.npz"),
-            "features": "tests.support.spaces:pixels",
-            "num_samples": 16,
-            "num_ranges": 1,
-            "steps": [1],
-            "teacher_solver": {"name": "euler", "num_steps": 2},
-            "baselines": [],
-            "num_trajectories": 8,
-            "device": "cpu",
-        },
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(sections))
-    return path
 
 
 @pytest.fixture
@@ -52,31 +16,31 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path)
 
 
-def bring_to_its_end(config: Path, place: str, *assignments: str) -> Run:
+def complete(config: Path, place: str, *assignments: str) -> Run:
     plan = open_run(str(config), place, assignments, None)
-    run(plan, on_cluster=False, address=None)
+    run_stages(plan, on_cluster=False, address=None)
     return plan
 
 
-def standing(plan: Run) -> list[str]:
+def status(plan: Run) -> list[str]:
     return [str(stage_status(plan, stage)) for stage in plan.stages]
 
 
-def test_the_three_stages_run_in_one_place_and_are_then_passed_over(
+def test_the_three_stages_run_in_one_folder_and_are_then_skipped(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = str(tmp_path / "run")
     plan = open_run(str(config), place, [], None)
-    assert [line.rpartition("; ")[2] for line in standing(plan)] == ["to do"] * 3
-    bring_to_its_end(config, place)
-    assert standing(read_run(place)) == [
+    assert [line.rpartition("; ")[2] for line in status(plan)] == ["to do"] * 3
+    complete(config, place)
+    assert status(read_run(place)) == [
         f"generate  {place}/data: 2 of 2 shards, 32 records; complete",
         f"train     {place}/train: 2 of 2 steps; complete",
         f"evaluate  {place}/report: a report of step 2; complete",
     ]
     assert read_report(f"{place}/report").rows
     capsys.readouterr()
-    bring_to_its_end(config, place)
+    complete(config, place)
     said = capsys.readouterr().out
     assert said.count(", complete") == 3
     assert said.count("nothing to do") == 2
@@ -85,50 +49,50 @@ def test_the_three_stages_run_in_one_place_and_are_then_passed_over(
 
 def test_what_a_stage_lacks_is_made_again_and_nothing_else(config: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "run")
-    plan = bring_to_its_end(config, place)
+    plan = complete(config, place)
     weights = checkpoint.find(tmp_path / "run" / "train") / checkpoint.EMA
     before = weights.stat().st_mtime_ns
     report = tmp_path / "run" / "report" / "evaluate.yaml"  # a cluster knows the same place by another path
     report.write_text(report.read_text().replace(str(tmp_path), f"{tmp_path}/."))
-    assert standing(plan)[2].endswith("of another configuration; to do")  # the reference's path is one that decides
+    assert status(plan)[2].endswith("of another configuration; to do")  # the reference's path is one that decides
     report.write_text(report.read_text().replace(f"reference: {tmp_path}/.", f"reference: {tmp_path}"))
     report.write_text(report.read_text().replace(f"checkpoint: {tmp_path}/.", f"checkpoint: {tmp_path}"))
-    assert standing(plan)[2].endswith("complete")
+    assert status(plan)[2].endswith("complete")
     shutil.rmtree(tmp_path / "run" / "report")
-    assert standing(plan)[2].endswith("no report; to do")
-    bring_to_its_end(config, place)
-    assert standing(plan)[2].endswith("a report of step 2; complete")
+    assert status(plan)[2].endswith("no report; to do")
+    complete(config, place)
+    assert status(plan)[2].endswith("a report of step 2; complete")
     assert weights.stat().st_mtime_ns == before
-    bring_to_its_end(config, place, "evaluate.seed=1")
+    complete(config, place, "evaluate.seed=1")
     assert read_report(f"{place}/report").seed == 1
 
 
 def test_a_stage_whose_inputs_changed_is_refused(config: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "run")
-    bring_to_its_end(config, place)
-    with pytest.raises(BadInput, match=r"trained on other data than there is now in .*run/data"):
-        bring_to_its_end(config, place, "generate.n=48")
+    complete(config, place)
+    with pytest.raises(BadInput, match=r"trained on other data than .*run/data holds now"):
+        complete(config, place, "generate.n=48")
     shutil.rmtree(tmp_path / "run" / "train")
-    bring_to_its_end(config, place, "generate.n=48")
-    assert "a report of step 2; complete" in standing(read_run(place))[2]
+    complete(config, place, "generate.n=48")
+    assert "a report of step 2; complete" in status(read_run(place))[2]
 
 
 def test_another_plan_in_the_place_is_refused(config: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "run")
-    bring_to_its_end(config, place)
+    complete(config, place)
     with pytest.raises(BadInput, match="seed: 0 there, 1 asked"):
-        bring_to_its_end(config, place, "generate.seed=1")
+        complete(config, place, "generate.seed=1")
     with pytest.raises(BadInput, match=r"trainer\.lr"):
-        bring_to_its_end(config, place, "train.trainer.lr=0.5")
+        complete(config, place, "train.trainer.lr=0.5")
 
 
 def test_a_run_may_lie_in_a_store(config: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bring_to_its_end(config, f"{s3}/run")
+    complete(config, f"{s3}/run")
     shutil.rmtree(tmp_path / "cache")  # another machine
     plan = read_run(f"{s3}/run")
-    assert all(line.endswith("; complete") for line in standing(plan))
-    run(plan, on_cluster=False, address=None)
+    assert all(line.endswith("; complete") for line in status(plan))
+    run_stages(plan, on_cluster=False, address=None)
     assert set(open_store(f"{s3}/run").sizes()) == {"run.yaml", "data/", "train/", "report/"}
 
 

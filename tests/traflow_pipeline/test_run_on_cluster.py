@@ -14,9 +14,9 @@ from ray.cluster_utils import Cluster
 from eval.results import read_report
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.store import open_store
-from tests.traflow_pipeline.test_cli import SCRIPT
-from tests.traflow_pipeline.test_run import write_config
-from traflow_pipeline.run import open_run, run
+from tests.support.command import SCRIPT
+from tests.support.runs import write_config
+from traflow_pipeline.run import open_run, run_stages
 from trainer.checkpoints import checkpoint
 
 pytestmark = pytest.mark.cluster
@@ -39,7 +39,7 @@ def test_a_run_that_loses_a_node_and_a_worker_ends_with_the_same_data_and_a_trai
     sections["train"]["trainer"] |= {"num_steps": NUM_STEPS, "checkpoint_every": 20}
     config.write_text(yaml.safe_dump(sections))
     calm = open_run(str(config), str(tmp_path / "calm"), ["generate.executor=inline"], None)
-    run(calm, on_cluster=False, address=None, only="generate")
+    run_stages(calm, on_cluster=False, address=None, only="generate")
 
     place = tmp_path / "run"
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

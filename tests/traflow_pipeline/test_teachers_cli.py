@@ -1,4 +1,4 @@
-"""Teachers of others through the console script: real processes, real files, a real server."""
+"""Teachers of others through the command line: real files, a real server."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.support.command import assert_one_line, call, run
 from tests.support.originals import TINY_ADM, TINY_EDM, TINY_SCORE_SDE, write_entry
-from tests.traflow_pipeline.test_cli import assert_one_line, run
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (
@@ -35,7 +35,7 @@ def test_a_checkpoint_of_every_family_is_generated_from_by_its_name(name: str, o
     write_entry(name, own_folder)
     folder = own_folder.parent
     flags = ("--n", 4, "--out", "data", "--executor", "inline", *SIZES)
-    found = run(folder, "generate", "--teacher", f"tiny-{name}", *flags)
+    found = call(folder, "generate", "--teacher", f"tiny-{name}", *flags)
     which = "the weights in the file" if name in TINY_ADM else "the EMA weights"
     assert f"teacher tiny-{name}: the" in found.stdout
     assert which in found.stdout
@@ -45,10 +45,10 @@ def test_a_checkpoint_of_every_family_is_generated_from_by_its_name(name: str, o
 def test_a_student_begins_as_an_edm_teacher_and_goes_the_whole_way_on_ray(own_folder: Path) -> None:
     write_entry("edm-vp", own_folder)
     folder = own_folder.parent
-    run(folder, "generate", "--teacher", "tiny-edm-vp", "--n", 8, "--out", "data", "--workers", 2, *SIZES)
-    run(folder, "verify", "data")
-    run(folder, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
-    run(folder, "sample", "run", "--n", 4, "--steps", 2, "--out", "samples.png")
+    call(folder, "generate", "--teacher", "tiny-edm-vp", "--n", 8, "--out", "data", "--workers", 1, *SIZES)
+    call(folder, "verify", "data")
+    call(folder, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
+    call(folder, "sample", "run", "--n", 4, "--steps", 2, "--out", "samples.png")
     assert Image.open(folder / "samples.png").width > 40
 
 
@@ -56,24 +56,24 @@ def test_guidance_is_part_of_the_plan_and_refused_where_a_teacher_was_not_traine
     entry = write_entry("adm", own_folder)
     folder = own_folder.parent
     command = ("generate", "--teacher", "tiny-adm", "--n", 4, "--out", "data", "--executor", "inline", *SIZES)
-    found = run(folder, *command, "--guidance-scale", 2, code=2)
+    found = call(folder, *command, "--guidance-scale", 2, code=2)
     assert_one_line(found, "guidance", "trained without dropping labels")
     content = yaml.safe_load(entry.read_text())
     content["network"]["label_dropout"] = 0.1
     entry.write_text(yaml.safe_dump(content))
-    run(folder, *command, "--guidance-scale", 2)
-    run(folder, "verify", "data")
-    assert_one_line(run(folder, *command, code=2), "guidance_scale: 2.0 there, None asked")
+    call(folder, *command, "--guidance-scale", 2)
+    call(folder, "verify", "data")
+    assert_one_line(call(folder, *command, code=2), "guidance_scale: 2.0 there, None asked")
 
 
 def test_check_says_whether_a_teacher_turns_noise_into_data_and_draws_it(own_folder: Path) -> None:
     folder = own_folder.parent
-    found = run(folder, "teachers", "check", "digits", "--num-samples", 4)
+    found = call(folder, "teachers", "check", "digits", "--num-samples", 4)
     for text in ("turns noise into data", "yes", "evaluations of dopri5 1e-5", "straightness", "188,769"):
         assert text in found.stdout
     assert Image.open(folder / "teacher.png").width > 40
     write_entry("slimflow", own_folder)  # random weights: whatever they do, it is not data
-    found = run(folder, "teachers", "check", "tiny-slimflow", "--num-samples", 2, code=1)
+    found = call(folder, "teachers", "check", "tiny-slimflow", "--num-samples", 2, code=1)
     assert_one_line(found, "tiny-slimflow", "does not end in data", "does its time run from 1")
 
 
@@ -97,18 +97,18 @@ def test_a_teacher_is_fetched_pinned_listed_and_generated_from(own_folder: Path,
     source = {"source": f"{server}/slimflow.pth", "data_set": "noise", "licence": "MIT"}
     (own_folder / "far.yaml").write_text(yaml.safe_dump({**yaml.safe_load(entry.read_text()), **source}))
     generate = ("generate", "--teacher", "far", "--n", 2, "--out", "data", "--executor", "inline", *SIZES)
-    assert_one_line(run(tmp_path, *generate, code=2), "it is not there", "teachers fetch far", source["source"])
-    assert re.search(r"far .* MIT +no +127\.0\.0\.1", run(tmp_path, "teachers").stdout)
-    found = run(tmp_path, "teachers", "fetch", "far")
+    assert_one_line(call(tmp_path, *generate, code=2), "it is not there", "teachers fetch far", source["source"])
+    assert re.search(r"far .* MIT +no +127\.0\.0\.1", call(tmp_path, "teachers").stdout)
+    found = call(tmp_path, "teachers", "fetch", "far")
     digest = re.search(r"sha256 ([0-9a-f]{64}), pinned in slimflow\.pth\.sha256", found.stdout)
     assert digest
     assert digest[1] in (own_folder / "slimflow.pth.sha256").read_text()
-    assert re.search(r"far .* MIT +yes +127\.0\.0\.1", run(tmp_path, "teachers").stdout)
-    run(tmp_path, *generate)
+    assert re.search(r"far .* MIT +yes +127\.0\.0\.1", call(tmp_path, "teachers").stdout)
+    call(tmp_path, *generate)
     (tmp_path / "www" / "slimflow.pth").unlink()
-    run(tmp_path, "teachers", "fetch", "far")  # it is here already
+    call(tmp_path, "teachers", "fetch", "far")  # it is here already
     (own_folder / "slimflow.pth").unlink()
-    assert_one_line(run(tmp_path, "teachers", "fetch", "far", code=1), "404", "by hand")
+    assert_one_line(call(tmp_path, "teachers", "fetch", "far", code=1), "404", "by hand")
 
 
 MY_UNET = """

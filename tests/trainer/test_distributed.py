@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.command import SCRIPT, assert_one_line, call, on_ranks, run
 from tests.support.problems import make_data
 from trainer import on_ray
 from trainer.config import TrainConfig
 from trainer.distillation.random_draws import draw
 
-SCRIPT = Path(sys.executable).with_name("traflow-pipeline")
 CPU = torch.device("cpu")
 
 
@@ -30,29 +28,6 @@ def arguments(data: Path, out: Path, num_steps: int = 6, **settings: object) -> 
     trainer = {"num_steps": num_steps, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, **settings}
     pairs = [part for key, value in trainer.items() for part in ("--set", f"trainer.{key}={value}")]
     return ["train", "--data", str(data), "--out", str(out), "--device", "cpu", *pairs]
-
-
-def on_ranks(num_ranks: int, command: list[str], says: str = "minimising") -> None:
-    """Run the console script's `command` under torchrun; only the first rank speaks."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--master-port"]
-    launch += [str(_free_port()), "-m", "traflow_pipeline"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    found = subprocess.run([*launch, *command], capture_output=True, text=True, timeout=300, env=environment)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.count(says) == 1
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def alone(command: list[str], code: int = 0) -> str:
-    found = subprocess.run([str(SCRIPT), *command], capture_output=True, text=True, timeout=300)
-    assert found.returncode == code, found.stdout + found.stderr
-    return found.stdout + found.stderr
 
 
 def weights(out: Path, step: int = 6) -> dict[str, torch.Tensor]:
@@ -68,17 +43,17 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("recipe", ["anchored", "lagrangian"])
 def test_two_ranks_train_as_one_does(data: Path, tmp_path: Path, recipe: str) -> None:
-    alone([*arguments(data, tmp_path / "one"), "--recipe", recipe])
+    call(tmp_path, *arguments(data, tmp_path / "one"), "--recipe", recipe)
     on_ranks(2, [*arguments(data, tmp_path / "two"), "--recipe", recipe])
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"))
 
 
-def test_a_run_of_one_rank_is_gone_on_with_by_four_on_the_same_batches(data: Path, tmp_path: Path) -> None:
-    alone(arguments(data, tmp_path / "one", keep_checkpoints=3))
+def test_a_run_of_one_rank_is_gone_on_with_by_two_on_the_same_batches(data: Path, tmp_path: Path) -> None:
+    call(tmp_path, *arguments(data, tmp_path / "one", keep_checkpoints=3))
     six = tmp_path / "one" / "checkpoints" / "step-000006"
     wanted = {name: tensor.clone() for name, tensor in weights(tmp_path / "one").items()}
     six.rename(tmp_path / "kept")
-    on_ranks(4, arguments(data, tmp_path / "one", keep_checkpoints=3))
+    on_ranks(2, arguments(data, tmp_path / "one", keep_checkpoints=3))
     assert_close(weights(tmp_path / "one"), wanted)
 
 
@@ -114,31 +89,25 @@ def test_a_signal_saves_and_the_same_command_ends_bit_for_bit_as_an_undisturbed_
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, out + err
-    assert "which is saved; the same command goes on from there" in err
+    assert "which is saved; run the same command to resume" in err
     assert len(err.strip().splitlines()) == 1
-    assert "resuming from" in alone(command)
-    alone(arguments(data, tmp_path / "whole", num_steps=60, checkpoint_every=1000, log_every=1))
+    assert "resuming from" in call(tmp_path, *command).stdout
+    call(tmp_path, *arguments(data, tmp_path / "whole", num_steps=60, checkpoint_every=1000, log_every=1))
     found, wanted = weights(tmp_path / "run", 60), weights(tmp_path / "whole", 60)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-def test_ranks_that_are_not_set_up_whole_are_said(data: Path, tmp_path: Path) -> None:
-    found = subprocess.run(
-        [str(SCRIPT), *arguments(data, tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "WORLD_SIZE": "2"},
-    )
-    assert found.returncode == 2
-    assert "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start it with torchrun" in found.stderr
+def test_ranks_that_are_not_set_up_whole_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = call(tmp_path, *arguments(data, tmp_path / "run"), code=2)
+    assert_one_line(found, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start it with torchrun")
 
 
 @pytest.mark.cluster
 def test_ray_starts_the_ranks(data: Path, tmp_path: Path) -> None:
     command = arguments(data, tmp_path / "run")
-    assert "next: traflow-pipeline evaluate" in alone([*command, "--on", "ray", "--num-workers", "2"])
-    alone(arguments(data, tmp_path / "one"))
+    assert "next: traflow-pipeline evaluate" in run(tmp_path, *command, "--on", "ray", "--num-workers", 2).stdout
+    call(tmp_path, *arguments(data, tmp_path / "one"))
     assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"))
 
 

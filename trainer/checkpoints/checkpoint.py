@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline import networks
-from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
-from pipeline.storage.store import aside_of, sync
+from pipeline.storage.store import write_folder
 from pipeline.teachers import run_folder as teacher_checkpoint
 from trainer.checkpoints.ema import Ema
 
@@ -89,22 +89,17 @@ def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
         WorkFailed: it cannot be written; the checkpoints before it are untouched.
     """
     folder = run / "checkpoints" / f"step-{info.step:06d}"
-    aside = aside_of(folder)
     try:
-        aside.mkdir(parents=True)
-        for name, network in state.networks().items():
-            networks.save(aside / name, network)
-        save_file(_flatten(state), aside / OPTIMIZER)
-        files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-        (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
-        for path in (*aside.iterdir(), aside):
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        sync(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise WorkFailed(f"{folder}: cannot be written ({error}); the checkpoint before it is untouched") from error
+        with write_folder(folder, replace=True) as aside:
+            for name, network in state.networks().items():
+                networks.save(aside / name, network)
+            networks.save_tensors(aside / OPTIMIZER, _flatten(state))
+            files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+            (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
+    except OSError as error:
+        raise WorkFailed(
+            f"{folder}: cannot be written ({reason(error)}); the checkpoint before it is untouched"
+        ) from error
     for old in find_all(run)[:-keep]:
         shutil.rmtree(old)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import say
 from pipeline.storage.cache import local_copy_of
-from pipeline.storage.store import Store, aside_of, is_url, open_store, sync
+from pipeline.storage.store import Store, is_url, open_store, write_folder
 from trainer.checkpoints import checkpoint
 
 RUN_FILES = ("config.yaml", "log.jsonl", "samples.png")  # copied besides checkpoints, where they exist
@@ -82,18 +82,12 @@ def pull(location: str, run: Path) -> None:
 
 
 def _download(location: str, name: str, run: Path) -> None:
-    folder = run / "checkpoints" / name
-    aside = aside_of(folder)
-    aside.mkdir(parents=True)
     store = _store(location, name)
-    for file in store.sizes():
-        (aside / file).write_bytes(store.read(file))
-    for file, payload in open_store(location).read_all(RUN_FILES).items():
-        (run / file).write_bytes(payload)
-    for path in (*aside.iterdir(), aside):
-        sync(path)
-    aside.rename(folder)
-    sync(folder.parent)
+    with write_folder(run / "checkpoints" / name) as folder:
+        for file in store.sizes():
+            (folder / file).write_bytes(store.read(file))
+        for file, payload in open_store(location).read_all(RUN_FILES).items():
+            (run / file).write_bytes(payload)
 
 
 def steps(location: str) -> list[str]:

@@ -1,12 +1,11 @@
 """Snapshots of a run's power-function averages, and averages of other widths made from them after training."""
 
 import json
-import shutil
 from pathlib import Path
 
 from pipeline import networks
-from pipeline.common.errors import BadInput
-from pipeline.storage.store import aside_of, sync
+from pipeline.common.errors import BadInput, WorkFailed, reason
+from pipeline.storage.store import write_folder
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
 
@@ -15,23 +14,24 @@ POOR = 0.05  # of the profile; below it an average is hard to tell from the one 
 
 
 def save(run: Path, state: State, step: int, batch_size: int) -> None:
-    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps."""
+    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps.
+
+    Raises:
+        WorkFailed: it cannot be written.
+    """
     kept = [average for average in state.averages if average.config.sigma_rel is not None]
     if not kept:
         return
     folder = run / FOLDER / f"step-{step:06d}"
-    aside = aside_of(folder)
-    aside.mkdir(parents=True)
-    for average in kept:
-        networks.save(aside / f"{average.config.name}.safetensors", average.network)
     widths = {average.config.name: average.config.sigma_rel for average in kept}
-    about = {"num_images": step * batch_size, "sigma_rel": widths}
-    (aside / "snapshot.json").write_text(json.dumps(about))
-    for path in (*aside.iterdir(), aside):
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-    sync(folder.parent)
+    description = {"num_images": step * batch_size, "sigma_rel": widths}
+    try:
+        with write_folder(folder, replace=True) as aside:
+            for average in kept:
+                networks.save(aside / f"{average.config.name}.safetensors", average.network)
+            (aside / "snapshot.json").write_text(json.dumps(description))
+    except OSError as error:
+        raise WorkFailed(f"{folder}: cannot be written ({reason(error)}); make room and run again") from error
 
 
 def read(run: Path) -> dict[int, list[Snapshot]]:
@@ -59,7 +59,7 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     """Write the average of width `sigma_rel` after `step` steps, by default the last; returns its `profile_error`.
 
     Raises:
-        BadInput: no snapshots, none at that step, or a width that no average has.
+        BadInput: no snapshots, none at that step, or a width that no average has; or `out` cannot be written.
     """
     by_step = read(run)
     step = max(by_step) if step is None else step
@@ -70,5 +70,8 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     state = reconstruct(snapshots, num_images, sigma_rel)
     network = networks.load(snapshots[0].path)
     network.load_state_dict(state)
-    networks.save(out, network)
+    try:
+        networks.save(out, network)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
     return profile_error([(one.num_images, one.sigma_rel) for one in snapshots], num_images, sigma_rel)

@@ -113,7 +113,7 @@ class TrajectoryStream:
         pieces = list(self._pieces(step, rank, world))
         later = (block for n in count(step + 1) for block, _ in self._pieces(n, rank, world))
         ahead = islice(later, max(AHEAD_BLOCKS, len(pieces)))
-        self._reader.expect(chain((block for block, _ in pieces), ahead))
+        self._reader.prefetch(chain((block for block, _ in pieces), ahead))
         parts = [self._reader.read(block).rows(rows) for block, rows in pieces]
         return _as_batch(self.plan, Trajectories.concatenate(parts))
 

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -12,7 +11,7 @@ import torch
 
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
-from pipeline.storage.store import aside_of, sync
+from pipeline.storage.store import write_folder
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.export.card import card_text
@@ -42,19 +41,12 @@ def export(path: Path, kind: str, out: Path) -> Path:
             f"{folder}: wanted the network of a {info.trains}, as its checkpoint.json says; it is another one"
         )
     flow, name = ExportedFlow(network), info.trains + form.suffix
-    aside = aside_of(out.absolute())
     try:
-        aside.mkdir(parents=True)
-        error = _convert(form, flow, info, aside / name)
-        (aside / CARD).write_text(card_text(kind, flow, info, aside / name, folder / checkpoint.EMA, error))
-        for written in (*aside.iterdir(), aside):
-            sync(written)
-        aside.rename(out)
-        sync(out.absolute().parent)
+        with write_folder(out) as aside:
+            error = _convert(form, flow, info, aside / name)
+            (aside / CARD).write_text(card_text(kind, flow, info, aside / name, folder / checkpoint.EMA, error))
     except OSError as problem:
         raise WorkFailed(f"{out}: cannot be written ({reason(problem)}); nothing was kept") from problem
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out / name
 
 

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import warnings
 from dataclasses import replace
@@ -17,75 +16,13 @@ from eval.features.spaces import FEATURES, Extracted, FeatureSpace, extractor, l
 from eval.features.weights import Unavailable
 from eval.metrics.distances import frechet_distance, moments
 from pipeline.common.errors import BadInput, WorkFailed
+from tests.support.images import pictures, save_pngs
+from tests.support.inception import pin, save_inception
+from tests.support.spaces import small_space
 from trainer.data.images import load_digits, to_float
 
 CPU = torch.device("cpu")
 MODES = {"clean": "inception", "legacy_tensorflow": "inception-tf", "legacy_pytorch": "inception-torch"}
-NUM_CLASSES = 7
-
-
-class Inception(nn.Module):
-    """What clean-fid, StyleGAN and EDM call of the TorchScript Inception, over averages of 8x8 patches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 64, 2048))
-        self.output = nn.Linear(2048, NUM_CLASSES)
-
-    def forward(
-        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
-    ) -> Tensor:
-        x = torch.nn.functional.interpolate(img.float(), size=[299, 299], mode="bilinear", align_corners=False)
-        found: Tensor = self.layers((x - 128) / 128)
-        if return_features:
-            return found
-        bias = torch.zeros_like(self.output.bias) if no_output_bias else self.output.bias
-        return torch.nn.functional.linear(found, self.output.weight, bias).softmax(dim=1)
-
-
-def save_inception(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Inception:
-    """A stand-in for the published file, in a folder of weights of its own."""
-    torch.manual_seed(seed)
-    network = Inception().eval()
-    folder.mkdir(exist_ok=True)
-    path = folder / weights.FILES["inception"].name
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is going
-        torch.jit.save(torch.jit.script(network), str(path))
-    pin(monkeypatch, "inception", path)
-    return network
-
-
-def pin(monkeypatch: pytest.MonkeyPatch, key: str, path: Path) -> None:
-    """`path` is the right file, and there is no other on this machine."""
-    monkeypatch.setenv(weights.FOLDER, str(path.parent))
-    monkeypatch.setenv("TRAFLOW_OFFLINE", "1")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.FILES, key, replace(weights.FILES[key], sha256=digest, elsewhere=list))
-
-
-def pictures(num: int, channels: int = 3, size: int = 32, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth in part, so that resizers differ less than networks do, and not in whole, so that they differ."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 200, (num, channels, size // 4, size // 4)).repeat(4, axis=2).repeat(4, axis=3)
-    return (coarse + rng.integers(0, 56, coarse.shape)).astype(np.uint8)
-
-
-def save_pngs(folder: Path, images: NDArray[np.uint8]) -> str:
-    folder.mkdir()
-    for number, image in enumerate(images.transpose(0, 2, 3, 1)):
-        Image.fromarray(image).save(folder / f"{number:05d}.png")
-    return str(folder)
-
-
-def small_space(device: torch.device) -> FeatureSpace:
-    """A factory for "tests.eval.features.test_spaces:small_space": means of the quarters of the first channel."""
-
-    def extract(images: NDArray[np.uint8]) -> Extracted:
-        quarters = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images[:, :1]).float(), 2)
-        return Extracted(quarters.flatten(1).numpy())
-
-    return FeatureSpace("quarters", "means of quarters", "none", "0" * 64, extract)
 
 
 def namesake(device: torch.device) -> FeatureSpace:
@@ -304,7 +241,7 @@ def test_missing_weights_say_which_file_and_where(name: str, tmp_path: Path, mon
 
 
 def test_a_space_of_ones_own_is_a_factory() -> None:
-    space = load_space("tests.eval.features.test_spaces:small_space", CPU)
+    space = load_space("tests.support.spaces:small_space", CPU)
     assert space.extract(pictures(5)).features.shape == (5, 4)
 
 

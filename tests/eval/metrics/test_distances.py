@@ -17,12 +17,12 @@ from eval.metrics.distances import (
     density_coverage,
     frechet_distance,
     inception_score,
+    kept_rows,
     kernel_distance,
     moments,
     not_computed,
     precision_recall,
     score,
-    spread,
 )
 
 RNG = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_scores_are_those_of_the_columns(space: str, has_features: bool) -> None
     assert found[columns(space, True, False)[0].key] == pytest.approx(0, abs=1e-5)
     missing = {key for entry in not_computed(40, reference) for key in entry.metrics}
     assert missing.isdisjoint(found)
-    assert missing == (set() if has_features else set(distances.keys([space])) - set(found))
+    assert missing == (set() if has_features else set(distances.metric_keys([space])) - set(found))
 
 
 @pytest.mark.parametrize("num_samples", range(1, 12))
@@ -188,7 +188,7 @@ def test_with_too_few_of_either_a_metric_is_left_out_and_the_reason_is_given(num
     reference = measured(normal(num_images, 2))
     found = score(Extracted(normal(num_samples, 2)), reference)
     left_out = {key: entry.reason for entry in not_computed(num_samples, reference) for key in entry.metrics}
-    assert set(found) | set(left_out) == set(distances.keys(["digits"]))
+    assert set(found) | set(left_out) == set(distances.metric_keys(["digits"]))
     assert not set(found) & set(left_out)
     assert np.isfinite(list(found.values())).all()
     assert all(str(min(num_samples, num_images)) in reason for reason in left_out.values())
@@ -207,8 +207,8 @@ def test_a_singular_covariance_is_warned_of() -> None:
 @given(st.integers(1, 100_000))
 @settings(max_examples=50)
 def test_the_features_that_are_kept_are_spread_over_the_whole_reference(num_images: int) -> None:
-    rows = spread(num_images)
-    assert len(rows) == min(num_images, distances.MOST_NEIGHBOURS)
+    rows = kept_rows(num_images)
+    assert len(rows) == min(num_images, distances.MAX_MANIFOLD_SIZE)
     assert rows[0] == 0
     assert rows[-1] < num_images
     gaps = np.diff(rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,10 +20,13 @@ from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import to_bytes
 from pipeline.dataset.reader import BlockReader
 from pipeline.generation.generate import GenerateConfig, generate
-from tests.eval.features.test_spaces import CPU, pictures, save_inception, save_pngs, small_space
+from tests.support.images import pictures, save_pngs
+from tests.support.inception import save_inception
 from tests.support.problems import folder_of
 from tests.support.serving import serve
+from tests.support.spaces import small_space
 
+CPU = torch.device("cpu")
 NUM_FEATURES = 4
 
 
@@ -63,7 +67,7 @@ def assert_same(found: Moments, wanted: Moments) -> None:
 
 
 def only(opened: OpenedReference) -> distances.ReferenceStats:
-    (found,) = opened.measured.values()
+    (found,) = opened.stats.values()
     return found
 
 
@@ -101,12 +105,12 @@ def test_the_identity_of_images_is_that_of_their_pixels(tmp_path: Path) -> None:
 
 
 def test_a_large_reference_keeps_features_from_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(distances, "MOST_NEIGHBOURS", 10)
+    monkeypatch.setattr(distances, "MAX_MANIFOLD_SIZE", 10)
     monkeypatch.setattr(module, "BATCH_SIZE", 7)
     images = pictures(35, size=8)
     np.savez(tmp_path / "a.npz", images=images.transpose(0, 2, 3, 1))
     found = only(open_reference(str(tmp_path / "a.npz"), [Counted().space]))
-    np.testing.assert_array_equal(found.features, features_of(images[distances.spread(35)]))
+    np.testing.assert_array_equal(found.features, features_of(images[distances.kept_rows(35)]))
     assert_same(found.moments, moments(features_of(images)))
     assert found.num_images == 35
 
@@ -133,7 +137,7 @@ def test_published_statistics_serve_legacy_tensorflow_and_no_other_space(tmp_pat
     given = save_statistics(path, **more)
     spaces = [Counted("inception-tf").space, Counted("inception").space]
     opened = open_reference(str(path), spaces)
-    assert list(opened.measured) == ["inception-tf"]
+    assert list(opened.stats) == ["inception-tf"]
     assert_same(only(opened).moments, given)
     assert only(opened).features is None
     assert opened.reference.num_images is None
@@ -147,7 +151,7 @@ def test_adms_batches_have_images_for_all_that_statistics_do_not_tell(tmp_path: 
     images, path = pictures(12, size=8), tmp_path / "VIRTUAL_imagenet64.npz"
     given = save_statistics(path, arr_0=images.transpose(0, 2, 3, 1))
     opened = open_reference(str(path), [Counted("inception-tf").space, Counted("inception").space])
-    tensorflow, clean = opened.measured["inception-tf"], opened.measured["inception"]
+    tensorflow, clean = opened.stats["inception-tf"], opened.stats["inception"]
     assert_same(tensorflow.moments, given)
     assert_same(clean.moments, moments(features_of(images)))
     for found in (tensorflow, clean):
@@ -196,10 +200,10 @@ def test_clean_fids_statistics_are_had_by_name(tmp_path: Path, monkeypatch: pyte
     with serve(site) as address:
         monkeypatch.setattr(module, "CLEAN_FID_STATISTICS", address)
         opened = open_reference("cleanfid:Toy/train/32", spaces)
-    assert_same(opened.measured["inception"].moments, clean)
-    assert_same(opened.measured["inception-tf"].moments, tensorflow)
-    np.testing.assert_array_equal(opened.measured["inception"].features, feats)
-    assert opened.measured["inception-tf"].features is None  # there is no such file
+    assert_same(opened.stats["inception"].moments, clean)
+    assert_same(opened.stats["inception-tf"].moments, tensorflow)
+    np.testing.assert_array_equal(opened.stats["inception"].features, feats)
+    assert opened.stats["inception-tf"].features is None  # there is no such file
     assert opened.reference.shape == (3, 32, 32)
     assert [entry.metrics[0] for entry in opened.not_computed] == ["fd-quarters"]
     again = open_reference("cleanfid:toy/train/32", spaces[:1])  # the server is gone
@@ -253,7 +257,7 @@ def test_what_took_long_to_measure_is_kept(tmp_path: Path, monkeypatch: pytest.M
     folder, counted = save_pngs(tmp_path / "images", pictures(12, size=8)), Counted()
     open_reference(folder, [counted.space])
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(module, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "MIN_CACHE_SECONDS", 0.0)
     for _ in range(3):
         open_reference(folder, [counted.space])
     assert counted.num_images == 24
@@ -281,7 +285,7 @@ def test_the_command_prints_where_the_reference_is_and_of_what(
     digest = open_reference("digits", []).reference.sha256
     assert f"{tmp_path / 'ref.npz'}: 1797 images in digits; sha256 of the images {digest}" in printed
     with pytest.raises(BadInput, match="wanted one feature space for one file"):
-        module.command("digits", ["digits", "tests.eval.features.test_spaces:small_space"], tmp_path / "ref.npz", "cpu")
+        module.command("digits", ["digits", "tests.support.spaces:small_space"], tmp_path / "ref.npz", "cpu")
 
 
 def test_the_published_inception_can_be_measured_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +296,7 @@ def test_the_published_inception_can_be_measured_and_compared(tmp_path: Path, mo
     opened = open_reference(save_pngs(tmp_path / "images", images), spaces)
     monkeypatch.setattr(distances, "frechet_distance", lambda a, b: float(((a.mean - b.mean) ** 2).sum()))
     for space in spaces:
-        found = distances.score(space.extract(images), opened.measured[space.name])
+        found = distances.score(space.extract(images), opened.stats[space.name])
         assert found["fid" if space.name == "inception" else "fid-tf"] == pytest.approx(0, abs=1e-6)
         assert found[f"coverage-{space.name}"] == 1
         assert ("is" in found) is (space.name == "inception-tf")

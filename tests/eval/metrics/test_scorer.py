@@ -25,7 +25,7 @@ EXACT: Student = ExactStudent(FLOW)  # type: ignore[assignment]
 STUDENT = student_sampler(EXACT, 1, 1.0, 0.0)
 TEACHER = teacher_sampler(FLOW.teacher(), Solver(name="rk4", num_steps=32))
 SPACE = pixels(CPU)
-SETTING = SamplingSettings(SHAPE, 0, (-1.0, 1.0), seed=3, batch_size=8, spaces={"pixels": SPACE})
+SETTINGS = SamplingSettings(SHAPE, 0, (-1.0, 1.0), seed=3, batch_size=8, spaces={"pixels": SPACE})
 NUM_SAMPLES = 40  # chunks of 16
 
 
@@ -36,21 +36,21 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Ranks = ALONE) -> Scorer:
     features = SPACE.extract(np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)).features
-    measured = {"pixels": ReferenceStats("pixels", moments(features), features, len(features))}
-    return Scorer(folder / "setting", SETTING, NUM_SAMPLES, measured, distance, ranks)
+    stats = {"pixels": ReferenceStats("pixels", moments(features), features, len(features))}
+    return Scorer(folder / "settings", SETTINGS, NUM_SAMPLES, stats, distance, ranks)
 
 
-def measure(work: Scorer, sampler: Sampler, number: int = 0) -> Result:
-    found = work.measure(sampler, number, lambda amount, status="": None)
+def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
+    found = work.score(sampler, range_index, lambda amount, status="": None)
     assert found is not None
     return found
 
 
 def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
-    for number in (0, 1):
-        indices = range(number * NUM_SAMPLES, (number + 1) * NUM_SAMPLES)
-        drawn = SampleRange(tmp_path / f"{number}", indices, SETTING.chunk_size)
-        drawn.draw(STUDENT, SETTING, ALONE, lambda amount, status="": None)
+    for range_index in (0, 1):
+        indices = range(range_index * NUM_SAMPLES, (range_index + 1) * NUM_SAMPLES)
+        drawn = SampleRange(tmp_path / f"{range_index}", indices, SETTINGS.chunk_size)
+        drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
         whole = torch.cat([b.samples for b in draw_samples(STUDENT, SHAPE, 0, 3, indices, 8, CPU)])
         images = np.clip(whole.numpy() * 127.5 + 128, 0, 255).astype(np.uint8)
         np.testing.assert_array_equal(drawn.extracted("pixels").features, SPACE.extract(images).features)
@@ -61,33 +61,33 @@ def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
 def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
     found = []
     for world in (1, 2):
-        drawn = SampleRange(tmp_path / f"{world}", range(NUM_SAMPLES), SETTING.chunk_size)
+        drawn = SampleRange(tmp_path / f"{world}", range(NUM_SAMPLES), SETTINGS.chunk_size)
         amounts: list[int] = []
         for rank in range(world):
             ranks = Ranks(rank, world, CPU)
-            drawn.draw(STUDENT, SETTING, ranks, lambda amount, status="", to=amounts: to.append(amount))
-            assert sum(amounts) == sum(SETTING.share(NUM_SAMPLES, Ranks(r, world, CPU)) for r in range(rank + 1))
+            drawn.draw(STUDENT, SETTINGS, ranks, lambda amount, status="", to=amounts: to.append(amount))
+            assert sum(amounts) == sum(SETTINGS.share(NUM_SAMPLES, Ranks(r, world, CPU)) for r in range(rank + 1))
         assert sum(amounts) == NUM_SAMPLES
         found.append(drawn.extracted("pixels").features)
     np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = measure(scorer(tmp_path / "undisturbed"), STUDENT)
+    undisturbed = score(scorer(tmp_path / "undisturbed"), STUDENT)
     draw_chunk = sample_chunks._draw_chunk
     drawn: list[range] = []
 
-    def counted(sampler: Sampler, setting: SamplingSettings, indices: range, device: torch.device) -> Any:
+    def counted(sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device) -> Any:
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(indices)
-        return draw_chunk(sampler, setting, indices, device)
+        return draw_chunk(sampler, settings, indices, device)
 
     monkeypatch.setattr(sample_chunks, "_draw_chunk", counted)
     with pytest.raises(KeyboardInterrupt):
-        measure(scorer(tmp_path), STUDENT)
+        score(scorer(tmp_path), STUDENT)
     kept, drawn[:] = list(drawn), []
-    resumed = measure(scorer(tmp_path), STUDENT)
+    resumed = score(scorer(tmp_path), STUDENT)
     assert kept + drawn == [range(16), range(16, 32), range(32, 40)]
     assert resumed.scores == undisturbed.scores
 
@@ -95,17 +95,17 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path: Path, monkeyp
 def test_what_is_scored_is_not_drawn_again_and_leaves_no_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = measure(scorer(tmp_path), STUDENT)
+    first = score(scorer(tmp_path), STUDENT)
 
     def refuse(*_: Any) -> NoReturn:
         raise AssertionError("drawn again")
 
     with monkeypatch.context() as patch:
         patch.setattr(sample_chunks, "_draw_chunk", refuse)
-        assert measure(scorer(tmp_path), STUDENT) == first
-        assert scorer(tmp_path).pictures(STUDENT).shape == (16, *SHAPE)
+        assert score(scorer(tmp_path), STUDENT) == first
+        assert scorer(tmp_path).first_images(STUDENT).shape == (16, *SHAPE)
         with pytest.raises(AssertionError, match="drawn again"):
-            measure(scorer(tmp_path), STUDENT, number=1)
+            score(scorer(tmp_path), STUDENT, range_index=1)
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -116,25 +116,25 @@ def test_agreement_is_with_the_teachers_own_solver_in_units_of_minus_one_to_one(
         return (x - y).abs().flatten(1).amax(1)
 
     work = scorer(tmp_path, distance)
-    teacher, student, off = (measure(work, sampler) for sampler in (TEACHER, STUDENT, shifted))
+    teacher, student, off = (score(work, sampler) for sampler in (TEACHER, STUDENT, shifted))
     assert (teacher.rmse, teacher.lpips) == (None, None)
     assert student.rmse == pytest.approx(0, abs=1e-4)
     assert off.rmse == pytest.approx(0.25, abs=1e-4)
     assert off.lpips == pytest.approx(0.25, abs=1e-3)
     again = scorer(tmp_path, distance)
-    assert measure(again, TEACHER) == teacher  # and its samples are there for rows to come
-    assert measure(again, student_sampler(EXACT, 2, 1.0, 0.0)).rmse == pytest.approx(0, abs=1e-4)
+    assert score(again, TEACHER) == teacher  # and its samples are there for rows to come
+    assert score(again, student_sampler(EXACT, 2, 1.0, 0.0)).rmse == pytest.approx(0, abs=1e-4)
 
 
 def test_a_sample_that_is_not_finite_stops_the_work(tmp_path: Path) -> None:
     broken = Sampler("few-step", "broken", lambda x, label: (x / 0, 1))
     with pytest.raises(WorkFailed, match="teacher, broken: a sample of 0 to 15 is not finite"):
-        measure(scorer(tmp_path), broken)
+        score(scorer(tmp_path), broken)
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
-    drawn = SampleRange(tmp_path, range(NUM_SAMPLES), SETTING.chunk_size)
-    drawn.draw(STUDENT, SETTING, ALONE, lambda amount, status="": None)
+    drawn = SampleRange(tmp_path, range(NUM_SAMPLES), SETTINGS.chunk_size)
+    drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
     path = drawn.chunks[1][0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkFailed, match=r"000000016\.npz: cannot be read .* delete it and run again"):
@@ -142,7 +142,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
 
 
 def test_a_result_of_another_version_is_made_again(tmp_path: Path) -> None:
-    first = measure(scorer(tmp_path), STUDENT)
+    first = score(scorer(tmp_path), STUDENT)
     (file,) = tmp_path.rglob("range-0.json")
     file.write_text("{}")
-    assert measure(scorer(tmp_path), STUDENT).scores == first.scores
+    assert score(scorer(tmp_path), STUDENT).scores == first.scores

@@ -96,7 +96,7 @@ def info(manifest: Manifest, **changes: Any) -> CheckpointInfo:
     return CheckpointInfo.model_validate(values | origin | {"data_sha256": manifest.sha256} | changes)
 
 
-def fit(manifest: Manifest, of: Student, num_records: int = N, **changes: Any) -> results.Trajectories:
+def fit(manifest: Manifest, of: Student, num_records: int = N, **changes: Any) -> results.TrajectoryFit:
     return measure(of, info(manifest, **changes), str(folder_of(manifest)), num_records, CPU)
 
 

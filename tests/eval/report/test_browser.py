@@ -14,8 +14,7 @@ import pytest
 from eval.report import page
 from eval.results import Report
 from pipeline.common.image_grid import draw_rows
-from tests.eval.report.test_page import HOSTILE, hostile
-from tests.support.reports import bare_report, digits_report, inception_report, pictures, row
+from tests.support.reports import HOSTILE, bare_report, digits_report, hostile, inception_report, pictures, row
 
 WIDTHS = (360, 768, 1280)
 FLAGS = (

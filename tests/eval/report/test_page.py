@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from eval.report import page
-from eval.results import Figure, Report, Row
+from eval.results import Figure, Report
 from tests.support.reports import (
     DIGITS,
+    HOSTILE,
     INCEPTION_METRICS,
     TRAINING,
     bare_report,
     digits_report,
+    hostile,
     inception_report,
     pictures,
     row,
@@ -151,31 +153,6 @@ def test_a_heat_map_of_zeros_has_no_colour() -> None:
     assert (heat.times, heat.rows) == (["0"], [("1", [("0.000", 0.0)])])
 
 
-HOSTILE = "<script>alert(1)</script>"
-
-
-def hostile(text: str) -> Report:
-    """A report with `text` wherever anyone could put some."""
-    rows: tuple[Row, ...] = tuple(
-        r.model_copy(update={"sampler": f"{text} {number}"}) for number, r in enumerate(digits_report().rows)
-    )
-    return digits_report(
-        rows=rows,
-        spaces=(DIGITS.model_copy(update={"title": text, "resizer": text}),),
-        reference=digits_report().reference.model_copy(update={"title": text, "source": text}),
-        not_computed=({"metrics": (text,), "reason": text},),
-        warnings=(text,),
-        quantiser=text,
-        checkpoint=text,
-        curves=(digits_report().curves[0].model_copy(update={"name": text}),),
-        training={**TRAINING, "teacher": text, "recipe": text, "config": {text: text}},
-        command=text,
-        versions={text: text},
-        machine=text,
-        date=text,
-    )
-
-
 @pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "</style><b>"])
 def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
     report = hostile(text)
@@ -193,7 +170,7 @@ def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
 
 def test_a_value_over_other_features_is_never_called_fid() -> None:
     text = shown(digits_report(not_computed=())).text
-    assert text.count("FID") == text.count("is no FID and compares with none") == 1
+    assert text.count("FID") == text.count("is not an FID and not comparable with one") == 1
     assert "no FID" not in shown(inception_report()).text
 
 
@@ -218,7 +195,7 @@ def test_runs_stand_in_one_table_a_row_for_each_number_of_evaluations() -> None:
         *(["second", "1 step", "1"], ["", "2 steps", "2"], ["", "4 steps", "4"], ["", "8 steps", "8"]),
     ]
     assert "do not compare" not in document.text
-    assert "What differs" not in document.text
+    assert "How the trainings differ" not in document.text
 
 
 @pytest.mark.parametrize(
@@ -235,7 +212,7 @@ def test_runs_stand_in_one_table_a_row_for_each_number_of_evaluations() -> None:
 )
 def test_what_makes_runs_incomparable_is_said(changes: dict[str, Any], words: str) -> None:
     document = compared(("a", digits_report()), ("b", digits_report(**changes)))
-    assert "do not compare in everything" in document.text
+    assert "Not all figures of these runs are comparable" in document.text
     assert words in document.text
 
 

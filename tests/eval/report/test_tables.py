@@ -14,6 +14,7 @@ from tests.support.reports import (
     DIGITS_METRICS,
     INCEPTION,
     INCEPTION_METRICS,
+    TRAINING,
     bare_report,
     digits_report,
     inception_report,
@@ -138,15 +139,20 @@ def test_the_footnotes_say_everything_that_decides_the_figures() -> None:
             DIGITS.resizer,
             DIGITS.sha256,
         ),
-        *("127.5 x + 128", "ema.safetensors", report.training["files"]["ema.safetensors"], report.command),
-        *(report.training["teacher_sha256"], report.training["data_sha256"], "Not computed (FID, KID)", "torch 2.15.0"),
+        *("127.5 x + 128", "ema.safetensors", report.training.files["ema.safetensors"], report.command),
+        *(
+            str(report.training.teacher_sha256),
+            str(report.training.data_sha256),
+            "Not computed (FID, KID)",
+            "torch 2.15.0",
+        ),
     ):
         assert part in text, part
 
 
 def test_a_value_over_other_features_is_never_called_fid() -> None:
     text = tables.markdown(digits_report(not_computed=()))
-    assert text.count("FID") == text.count("is no FID and compares with none") == 1
+    assert text.count("FID") == text.count("is not an FID and not comparable with one") == 1
     assert "no FID" not in tables.markdown(inception_report())
 
 
@@ -162,7 +168,7 @@ def test_a_name_in_markdown_is_text_wherever_it_stands(name: str) -> None:
     report = digits_report(
         rows=(row("student", name, 1, [1.0], best=True),),
         warnings=(name,),
-        training={**digits_report().training, "teacher": name, "recipe": name},
+        training={**TRAINING, "teacher": name, "recipe": name},
         command=name,
         machine=name,
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.sampling.baselines import GRIDS, OPPONENTS, baselines, edm_times, missing
+from eval.sampling.baselines import BASELINES, GRIDS, baseline_samplers, edm_times, missing_note
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import uniform_times
@@ -42,13 +42,13 @@ def teacher(flow: GaussianFlow | MixtureFlow = FLOW, t_start: float = 1.0, t_end
 
 
 def names(num_evaluations: int) -> list[str]:
-    return [sampler.name for sampler in baselines(teacher(), num_evaluations)]
+    return [sampler.name for sampler in baseline_samplers(teacher(), num_evaluations)]
 
 
 def only(num_evaluations: int, name: str, grid: str, of: Teacher) -> Sampler:
     """The sampler of one solver on one grid."""
-    wanted = f"{OPPONENTS[name].title} {num_evaluations}{grid}"
-    return next(sampler for sampler in baselines(of, num_evaluations, [name]) if sampler.name == wanted)
+    wanted = f"{BASELINES[name].title} {num_evaluations}{grid}"
+    return next(sampler for sampler in baseline_samplers(of, num_evaluations, [name]) if sampler.name == wanted)
 
 
 def solution(of: Teacher) -> Tensor:
@@ -62,7 +62,7 @@ def error(sampler: Sampler, of: Teacher) -> float:
 
 
 def test_one_evaluation_is_one_euler_step_and_is_listed_once() -> None:
-    (sampler,) = baselines(teacher(), 1)
+    (sampler,) = baseline_samplers(teacher(), 1)
     samples, nfe = sampler.draw(NOISE, None)
     assert (sampler.title, sampler.group, nfe) == ("teacher, euler 1", "few-step", 1)
     torch.testing.assert_close(samples, NOISE - FLOW.velocity(NOISE, torch.ones(len(NOISE))))
@@ -74,12 +74,12 @@ def test_samplers_are_listed_by_evaluations_and_grid_and_none_twice() -> None:
         *("euler 3", "euler 3, EDM grid", "heun 3", "heun 3, EDM grid", "DPM-Solver++ 3", "DPM-Solver++ 3, EDM grid"),
         *("UniPC 3", "UniPC 3, EDM grid", "DEIS 3", "DEIS 3, EDM grid"),
     ]
-    assert len(names(4)) == len(OPPONENTS) * len(GRIDS)
+    assert len(names(4)) == len(BASELINES) * len(GRIDS)
 
 
 def test_no_two_samplers_of_as_many_evaluations_agree() -> None:
     for num_evaluations in (2, 3, 4, 5):
-        drawn = [sampler.draw(NOISE, None)[0] for sampler in baselines(teacher(MixtureFlow()), num_evaluations)]
+        drawn = [sampler.draw(NOISE, None)[0] for sampler in baseline_samplers(teacher(MixtureFlow()), num_evaluations)]
         for i, samples in enumerate(drawn):
             assert all((samples - other).abs().max() > 1e-5 for other in drawn[:i])
 
@@ -93,7 +93,7 @@ def test_evaluations_are_those_asked_for_and_inside_the_flow(
     of = teacher(MixtureFlow(), t_start, t_end)
     assert isinstance(of.velocity, Watched)
     low, high = torch.tensor([t_end, t_start]).tolist()  # in single precision, as a network is asked
-    for sampler in baselines(of, num_evaluations):
+    for sampler in baseline_samplers(of, num_evaluations):
         of.velocity.times.clear()
         samples, nfe = sampler.draw(NOISE[:2], None)
         assert nfe == len(of.velocity.times) == num_evaluations, sampler.name
@@ -122,12 +122,12 @@ def test_multistep_solvers_are_of_second_order(name: str, grid: str) -> None:
 @pytest.mark.parametrize(("t_start", "t_end"), ENDS)
 def test_all_samplers_arrive_at_the_solution(t_start: float, t_end: float) -> None:
     of = teacher(FLOW, t_start, t_end)
-    for sampler in baselines(of, 128):
+    for sampler in baseline_samplers(of, 128):
         assert error(sampler, of) < (1e-2 if "euler" in sampler.name else 1e-3), sampler.name
 
 
 def test_the_same_noise_gives_the_same_samples() -> None:
-    for sampler in baselines(teacher(MixtureFlow()), 4):
+    for sampler in baseline_samplers(teacher(MixtureFlow()), 4):
         assert torch.equal(sampler.draw(NOISE, None)[0], sampler.draw(NOISE, None)[0])
 
 
@@ -138,7 +138,7 @@ def test_labels_reach_the_teacher() -> None:
 
     of = replace(teacher(), velocity=velocity, num_classes=3)
     label = torch.arange(len(NOISE)) % 3
-    for sampler in baselines(of, 4):
+    for sampler in baseline_samplers(of, 4):
         torch.testing.assert_close(sampler.draw(NOISE, label)[0], NOISE - label[:, None, None, None], atol=1e-5, rtol=0)
 
 
@@ -163,20 +163,20 @@ def test_the_edm_grid_is_that_of_its_paper() -> None:
     assert edm_times(4)[3] == pytest.approx(T_MIN)
 
 
-def test_an_unknown_opponent_is_named() -> None:
+def test_an_unknown_baseline_is_named() -> None:
     with pytest.raises(BadInput, match="no baseline 'ddim': wanted one of euler, "):
-        baselines(teacher(), 4, ["euler", "ddim"])
+        baseline_samplers(teacher(), 4, ["euler", "ddim"])
 
 
 @pytest.mark.parametrize("installed", [None, SimpleNamespace(DEISMultistepScheduler=object)])
 def test_without_a_diffusers_that_knows_flows_the_rest_is_there_and_a_note(
     monkeypatch: pytest.MonkeyPatch, installed: SimpleNamespace | None
 ) -> None:
-    assert missing() is None
+    assert missing_note() is None
     monkeypatch.setitem(sys.modules, "diffusers", installed)
     assert names(4) == [
         *("euler 4", "euler 4, EDM grid", "midpoint 4", "midpoint 4, EDM grid", "heun 4", "heun 4, EDM grid"),
     ]
-    assert "DPM-Solver++, UniPC, DEIS are left out: pip install 'diffusers" in str(missing())
-    with pytest.raises(BadInput, match="baseline unipc is diffusers': pip install"):
-        baselines(teacher(), 4, ["heun", "unipc"])
+    assert "DPM-Solver++, UniPC, DEIS are left out: pip install 'diffusers" in str(missing_note())
+    with pytest.raises(BadInput, match=r"baseline unipc: wanted diffusers 0\.32 or newer; pip install"):
+        baseline_samplers(teacher(), 4, ["heun", "unipc"])

@@ -4,26 +4,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.common.errors import BadInput
-from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Solver
-
-
-def make_plan(**changes: object) -> Plan:
-    values: dict[str, object] = {
-        "teacher": "gaussian",
-        "teacher_sha256": "0" * 64,
-        "shape": (1, 4, 4),
-        "num_classes": 0,
-        "seed": 0,
-        "solver": Solver(),
-        "num_states": 3,
-        "velocities": True,
-        "dtype": "float16",
-        "shard_size": 8,
-        "batch_size": 4,
-        "block_size": 2,
-    }
-    return Plan.model_validate({**values, **changes})
+from tests.support.plans import make_plan
 
 
 @given(num_states=st.integers(0, 40), batch=st.integers(0, 10**12), seed=st.integers(0, 2**62))

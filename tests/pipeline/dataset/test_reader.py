@@ -10,7 +10,7 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import MEMBERS, read_block
 from pipeline.generation.generate import generate
 from pipeline.storage.store import Bucket, Folder, Store, open_store
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 
 
 def copy(manifest: Manifest, store: Store) -> Manifest:
@@ -58,7 +58,7 @@ def test_a_block_is_the_same_from_a_folder_from_a_remote_store_and_as_it_was_par
 
 def test_blocks_to_come_are_fetched_ahead_and_once(remote: Manifest, asked: list[int]) -> None:
     blocks = BlockReader(remote)
-    blocks.expect(iter(range(10)))
+    blocks.prefetch(iter(range(10)))
     for block in range(10):
         blocks.read(block)
     assert len(asked) == len(set(asked)) == 10
@@ -67,7 +67,7 @@ def test_blocks_to_come_are_fetched_ahead_and_once(remote: Manifest, asked: list
 def test_no_block_is_fetched_twice_while_it_is_expected(remote: Manifest, asked: list[int]) -> None:
     blocks = BlockReader(remote)
     for block in range(10):
-        blocks.expect([(block + ahead) % 10 for ahead in range(3)])
+        blocks.prefetch([(block + ahead) % 10 for ahead in range(3)])
         blocks.read(block)
     blocks.close()
     assert len(asked) <= 12
@@ -91,7 +91,7 @@ def test_a_folder_is_not_read_ahead(local: Manifest, monkeypatch: pytest.MonkeyP
 
     blocks = BlockReader(local)
     monkeypatch.setattr(Folder, "read_range", never)
-    blocks.expect(range(10))
+    blocks.prefetch(range(10))
 
 
 def test_bytes_that_are_not_those_committed_are_named(local: Manifest, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import MEMBERS, Trajectories, commit, committed, read_block, write_shard
 from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import Folder
-from tests.pipeline.dataset.test_plan import make_plan
+from tests.support.plans import make_plan
 from tests.support.problems import folder_of
 
 

@@ -12,7 +12,7 @@ from pipeline.dataset.summary import summarise
 from pipeline.generation.generate import generate
 from pipeline.storage.store import Folder
 from pipeline.teachers.teacher import Teacher
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 from tests.support.problems import SHAPE
 
 

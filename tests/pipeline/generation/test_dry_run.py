@@ -8,7 +8,7 @@ from pipeline.generation.dry_run import dry_run
 from pipeline.generation.generate import generate
 from pipeline.teachers.probe import probe
 from pipeline.teachers.teacher import Teacher
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 from tests.support.problems import SHAPE
 
 

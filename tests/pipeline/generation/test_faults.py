@@ -20,9 +20,10 @@ from pipeline.generation.generate import generate
 from pipeline.storage import store
 from pipeline.storage.store import Folder
 from pipeline.teachers.teacher import Teacher
-from tests.pipeline.generation.test_generate import FLOW, config
-from tests.support.problems import SHAPE, shard_bytes
+from tests.support.plans import config
+from tests.support.problems import SHAPE, GaussianFlow, shard_bytes
 
+FLOW = GaussianFlow()
 THIRD = r"1 of 5 shards failed: shard 000002 \(records 8 to 11\): "
 
 

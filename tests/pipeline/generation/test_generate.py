@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,32 +15,19 @@ from ray.cluster_utils import Cluster
 from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.ray_cluster import count_workers, places
+from pipeline.common.ray_cluster import count_workers, worker_slots
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Shard
 from pipeline.generation import workers
-from pipeline.generation.generate import GenerateConfig, generate, make_plan
+from pipeline.generation.generate import generate, make_plan
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Holder
 from pipeline.storage.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
+from tests.support.plans import config
 from tests.support.problems import SHAPE, GaussianFlow, folder_of, save_tiny_teacher, shard_bytes
 
 FLOW = GaussianFlow()
-
-
-def config(out: Path | str, **changes: object) -> GenerateConfig:
-    values: dict[str, object] = {
-        "teacher": "tests.support.problems:gaussian",
-        "n": 20,
-        "out": str(out),
-        "states": 2,
-        "executor": "inline",
-        "shard_size": 4,
-        "batch_size": 2,
-        "block_size": 2,
-    }
-    return GenerateConfig.model_validate({**values, **changes})
 
 
 def dies_once(device: torch.device) -> Teacher:
@@ -98,20 +86,38 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return generate(config(tmp_path_factory.mktemp("undisturbed") / "data"))
 
 
-def test_ray_makes_the_bytes_that_this_process_makes(tmp_path: Path) -> None:
-    inline = generate(config(tmp_path / "inline"))
-    for num_workers in (1, 2, 4):
-        on_ray = generate(config(tmp_path / f"ray{num_workers}", executor="ray", workers=num_workers))
-        assert on_ray.sha256 == inline.sha256
-        assert shard_bytes(on_ray) == shard_bytes(inline)
+@pytest.fixture(scope="module")
+def marker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file by which teachers here remember what happened; workers are told of it by environment."""
+    path = tmp_path_factory.mktemp("marker") / "marker"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TRAFLOW_TEST_MARKER", str(path))
+        yield path
 
 
-def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRAFLOW_TEST_MARKER", str(tmp_path / "died"))
-    undisturbed = generate(config(tmp_path / "inline"))
+@pytest.fixture(scope="module")
+def address(marker: Path) -> Iterator[str]:
+    """A Ray cluster with places for two workers, started once for all tests here."""
+    machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield machine.address
+    machine.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3], ids=["a worker", "more workers than places, which take turns"])
+def test_ray_makes_the_bytes_that_this_process_makes(
+    tmp_path: Path, undisturbed: Manifest, address: str, num_workers: int
+) -> None:
+    on_ray = generate(config(tmp_path / "data", executor="ray", workers=num_workers, address=address))
+    assert on_ray.sha256 == undisturbed.sha256
+    assert shard_bytes(on_ray) == shard_bytes(undisturbed)
+
+
+def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(
+    tmp_path: Path, undisturbed: Manifest, address: str, marker: Path
+) -> None:
     source = "tests.pipeline.generation.test_generate:dies_once"
-    disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source))
-    assert (tmp_path / "died").exists()
+    disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source, address=address))
+    assert marker.exists()
     assert shard_bytes(disturbed) == shard_bytes(undisturbed)
 
 
@@ -145,10 +151,10 @@ def test_a_machine_that_is_lost_in_the_middle_leaves_no_trace(
     assert shard_bytes(manifest) == shard_bytes(undisturbed)
 
 
-def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path: Path) -> None:
+def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp_path: Path, address: str) -> None:
     source = "tests.pipeline.generation.test_generate:always_dies_for_one_shard"
     with pytest.raises(WorkFailed, match=r"1 of 5 shards failed: shard 000002 .* its worker died: .*tried 3 times"):
-        generate(config(tmp_path / "data", executor="ray", workers=2, teacher=source))
+        generate(config(tmp_path / "data", executor="ray", workers=1, teacher=source, address=address))
     assert len(list((tmp_path / "data").glob("shard-*.json"))) == 4
 
 
@@ -159,7 +165,9 @@ def test_a_worker_of_another_version_says_so(tmp_path: Path) -> None:
     )
     failure = worker.make(plan.shards(20)[0])
     assert isinstance(failure, Failure)
-    assert f"has traflow-pipeline {workers.program()}, the driver 0.0.1: install the same version" in failure.error
+    assert (
+        f"has traflow-pipeline {workers.program_version()}, the driver 0.0.1: install the same version" in failure.error
+    )
 
 
 @pytest.mark.cluster
@@ -176,38 +184,38 @@ def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_s
         machine.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_there_are_as_many_workers_as_places() -> None:
-    assert places({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
-    assert places({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
-    assert places({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
-    assert places({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
-    assert places({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
-    assert places({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
-    assert places({"CPU": 8}, 3, None) == (3, 0)
-    assert places({}, 3, None) == (3, 0)
-    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no place for a worker"):
-        places({}, None, None)
+def test_there_are_as_many_workers_as_slots() -> None:
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, None) == (2, 1)
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, 0.25) == (8, 0.25)
+    assert worker_slots({"CPU": 8, "GPU": 3}, None, 2) == (1, 2)
+    assert worker_slots({"CPU": 16, "GPU": 4}, None, 0.6) == (4, 0.6)
+    assert worker_slots({"CPU": 4, "GPU": 4}, None, 0.25) == (4, 0.25)
+    assert worker_slots({"CPU": 8, "GPU": 2}, None, 0) == (8, 0)
+    assert worker_slots({"CPU": 8}, 3, None) == (3, 0)
+    assert worker_slots({}, 3, None) == (3, 0)
+    with pytest.raises(BadInput, match="0 GPUs and 0 CPUs, no room for a worker"):
+        worker_slots({}, None, None)
 
 
-def test_a_failure_that_may_pass_is_tried_three_times_and_its_first_error_told() -> None:
+def test_a_transient_failure_is_tried_three_times_and_reports_its_first_error() -> None:
     shard = Shard(number=0, first_index=0, num_records=4)
     backlog = Backlog([shard], threading.Event())
-    told = []
+    reported = []
     for reason in ("first", "second", "third"):
         assert backlog.take() == shard
-        told += list(backlog.settle(Failure(shard, reason, may_pass=True)))
-    assert told == [Failure(shard, "first (tried 3 times)")]
+        reported += list(backlog.final_results(Failure(shard, reason, is_transient=True)))
+    assert reported == [Failure(shard, "first (tried 3 times)")]
     assert not backlog
-    assert list(backlog.settle(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
+    assert list(backlog.final_results(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
 
 
-def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path) -> None:
-    places = os.cpu_count() or 1
+def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path, address: str) -> None:
+    places = 2
     asked = config(tmp_path / "data", n=4 * 8 * places, executor="ray")
     plan, stop = make_plan(asked, FLOW.teacher()), threading.Event()
     job = Job(plan, asked.teacher, asked.out)
     made = 0
-    for _ in workers.run_on_ray(job, Backlog(plan.shards(asked.n), stop), 4 * places, None, None):
+    for _ in workers.run_on_ray(job, Backlog(plan.shards(asked.n), stop), 4 * places, None, address):
         made += 1
         stop.set()
     assert 1 <= made <= 1 + places
@@ -316,11 +324,6 @@ def test_growing_in_vain_loses_nothing(tmp_path: Path) -> None:
     after = generate(config(tmp_path / "data", n=10))
     assert after.sha256 == before.sha256
     assert read_manifest(Folder(tmp_path / "data")).num_records == 10
-
-
-def test_more_workers_than_the_machine_has_places_for_take_turns(tmp_path: Path) -> None:
-    many = config(tmp_path / "ray", executor="ray", workers=5)
-    assert generate(many).sha256 == generate(config(tmp_path / "inline")).sha256
 
 
 def test_what_killed_writers_left_aside_does_not_stand_in_the_way(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.manifest import MANIFEST, SCHEMA, DataSet, Ledger, derive, digest, read_manifest, write_manifest
-from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import Marker, Shards, parse_marker
+from pipeline.dataset.plan import Plan, Shards
+from pipeline.dataset.shards import Marker, parse_marker
 from pipeline.generation.generate import generate, missing_shards
 from pipeline.storage.store import Folder
-from tests.pipeline.dataset.test_plan import make_plan
-from tests.pipeline.generation.test_generate import config
 from tests.support import fake_work
+from tests.support.plans import config, make_plan
 from tests.support.problems import shard_bytes
 
 MEGABYTES = {10_000: 100, 100_000: 250}  # about half as much again as was measured; markers as objects take 6 kB each
@@ -42,7 +41,7 @@ def test_the_driver_of_very_many_shards_takes_little_memory_and_less_than_a_mill
 
 
 def receipts_of(plan: Plan, num_shards: int) -> list[Marker]:
-    return [fake_work.marker(plan, shard) for shard in Shards(plan, num_shards * plan.shard_size)]
+    return [fake_work.marker(plan, shard) for shard in plan.shards(num_shards * plan.shard_size)]
 
 
 PLAN = make_plan(shard_size=fake_work.SHARD_SIZE, batch_size=fake_work.BATCH_SIZE, block_size=fake_work.BLOCK_SIZE)
@@ -52,8 +51,9 @@ RECEIPTS = receipts_of(PLAN, 6)
 @given(num_records=st.integers(1, 100))
 def test_shards_made_when_asked_for_are_those_of_the_plan(num_records: int) -> None:
     plan = make_plan()
-    shards, whole = Shards(plan, num_records), plan.shards(num_records)
-    assert list(shards) == whole
+    shards, whole = plan.shards(num_records), list(plan.shards(num_records))
+    assert len(shards) == len(whole) == -(-num_records // plan.shard_size)
+    assert sum(shard.num_records for shard in whole) == num_records
     assert list(shards[1:3]) == whole[1:3]
     assert shards[-1] == whole[-1]
     assert list(Shards(plan, num_records, [0])) == whole[:1]
@@ -92,7 +92,7 @@ def test_a_manifest_of_more_rows_than_are_written_at_once_is_read_back_as_it_was
 ) -> None:
     dataset = DataSet(plan=PLAN, num_records=6 * PLAN.shard_size, teacher_source="x")
     manifest = derive(Folder(tmp_path), dataset, RECEIPTS)
-    monkeypatch.setattr("pipeline.generation.generate.manifest.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.dataset.manifest.ROWS_AT_ONCE", 7)
     write_manifest(manifest)
     found = read_manifest(manifest.store)
     assert found.blocks.to_pylist() == manifest.blocks.to_pylist()

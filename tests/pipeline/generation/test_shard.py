@@ -14,7 +14,7 @@ from pipeline.generation.shard import draw_batch, generate_shard
 from pipeline.storage.store import Folder
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import NetworkVelocity, Teacher
-from tests.pipeline.dataset.test_plan import make_plan
+from tests.support.plans import make_plan
 from tests.support.problems import SHAPE, GaussianFlow, tiny_network
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from pipeline.dataset.manifest import MANIFEST, read_dataset, write_dataset
 from pipeline.dataset.shards import parse_marker
 from pipeline.flow.numerics import Numerics
 from pipeline.generation.generate import generate
-from pipeline.generation.verify import VerifyResult, integrate_again, repair, verify
+from pipeline.generation.verify import VerifyResult, recheck, repair, verify
 from pipeline.storage.store import Folder, Store, aside_of, open_store
 from pipeline.teachers.teacher import Teacher
-from tests.pipeline.generation.test_generate import config
+from tests.support.plans import config
 from tests.support.problems import SHAPE, GaussianFlow, save_tiny_teacher, shard_bytes
 
 CPU = torch.device("cpu")
@@ -36,16 +36,16 @@ def faults(store: Store) -> list[str]:
 
 
 def again(store: Store, teacher: Teacher, num_batches: int = 3) -> VerifyResult:
-    findings = verify(store)
-    integrate_again(store, findings, teacher, CPU, num_batches)
-    return findings
+    result = verify(store)
+    recheck(store, result, teacher, CPU, num_batches)
+    return result
 
 
 def test_a_whole_set_has_no_faults(store: Store) -> None:
-    findings = again(store, FLOW.teacher())
-    assert findings.faults == []
-    assert str(findings).startswith("5 of 5 shards are whole")
-    assert [(a.first_index, a.same_machine, a.rms) for a in findings.again] == [
+    result = again(store, FLOW.teacher())
+    assert result.faults == []
+    assert str(result).startswith("5 of 5 shards are whole")
+    assert [(a.first_index, a.same_machine, a.rms) for a in result.rechecks] == [
         (0, True, 0),
         (8, True, 0),
         (18, True, 0),
@@ -67,8 +67,8 @@ def test_a_flipped_byte_a_cut_tar_a_missing_marker_and_an_alien_are_named_and_re
         f"shard-000001.tar: {size - 512} bytes, the marker says {size}",
         "shard-000002.json: missing: shard 000002 (records 8 to 11) was not committed",
     ]
-    findings = verify(store)
-    repair(store, findings)
+    result = verify(store)
+    repair(store, result)
     kept = {name for name in store.sizes() if name.startswith("shard")}
     assert kept == {f"shard-00000{i}.{end}" for i in (3, 4) for end in ("json", "tar")}
     assert "letter.txt" in store.sizes(), "what is not ours is not removed"
@@ -137,19 +137,19 @@ def test_a_manifest_of_an_older_state_is_named_and_made_again(folder: Path) -> N
 def test_what_writers_left_aside_is_noted_and_swept(folder: Path) -> None:
     aside = aside_of(folder / "shard-000000.tar")
     aside.write_bytes(b"half")
-    findings = verify(Folder(folder))
-    assert findings.faults == []
-    assert findings.notes == [f"{aside.name}: left aside by a writer that was killed"]
-    repair(Folder(folder), findings)
+    result = verify(Folder(folder))
+    assert result.faults == []
+    assert result.notes == [f"{aside.name}: left aside by a writer that was killed"]
+    repair(Folder(folder), result)
     assert not aside.exists()
 
 
 def test_shards_of_another_teacher_under_this_plan_are_found_by_integrating_again(folder: Path) -> None:
     other = Teacher("gaussian", "0" * 64, GaussianFlow(mean=-0.3).velocity, SHAPE)
-    findings = again(Folder(folder), other)
-    assert len(findings.faults) == 3
-    assert "integrated again: other sample and states and velocities, RMS" in str(findings.faults[0])
-    assert [shard.number for shard in findings.bad_shards] == [0, 2, 4]
+    result = again(Folder(folder), other)
+    assert len(result.faults) == 3
+    assert "integrated again: other sample and states and velocities, RMS" in str(result.faults[0])
+    assert [shard.number for shard in result.bad_shards] == [0, 2, 4]
 
 
 def test_another_kind_of_machine_may_differ_in_the_last_bits_and_no_more(folder: Path) -> None:
@@ -159,9 +159,9 @@ def test_another_kind_of_machine_may_differ_in_the_last_bits_and_no_more(folder:
         elsewhere = marker.model_copy(update={"numerics": Numerics(torch="1.0", device="abacus", threads=1)})
         path.write_text(elsewhere.model_dump_json())
     near = Teacher("gaussian", "0" * 64, GaussianFlow(mean=0.3001).velocity, SHAPE)
-    findings = again(Folder(folder), near)
-    assert findings.faults == []
-    assert all(0 < a.rms < 1e-3 and not a.same_machine for a in findings.again)
+    result = again(Folder(folder), near)
+    assert result.faults == []
+    assert all(0 < a.rms < 1e-3 and not a.same_machine for a in result.rechecks)
     far = Teacher("gaussian", "0" * 64, GaussianFlow(mean=-0.3).velocity, SHAPE)
     assert "another kind of machine: RMS" in str(again(Folder(folder), far).faults[0])
 

@@ -11,7 +11,7 @@ from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig
 from pipeline.networks.layers import Resample
 from pipeline.networks.unet import UNetConfig
-from tests.support.problems import shaken, tiny_config, tiny_network
+from tests.support.problems import FAMILIES, shaken, tiny_config, tiny_network, with_second_time
 
 X = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([0.2, 0.5, 0.9])
@@ -75,29 +75,6 @@ def test_shapes_that_no_network_has_are_refused(changes: dict[str, Any]) -> None
 
 def test_channels_need_not_be_a_multiple_of_32() -> None:
     assert tiny_network(channels=36)(X, T).shape == X.shape
-
-
-NCSN = {"time_embedding": "fourier", "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
-FAMILIES: dict[str, UNetConfig] = {
-    "ddpm++": tiny_config(num_classes=3, augment_dim=2),
-    "ncsn++": tiny_config(resolution=8, channel_mult=(1, 2, 2), num_classes=3, augment_dim=2, **NCSN),
-    "skips": tiny_config(resolution=8, channel_mult=(1, 2, 2), **{**NCSN, "encoder": "skip", "decoder": "skip"}),
-    "adm": DhariwalUNetConfig(
-        resolution=8,
-        image_channels=1,
-        channels=16,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attention_resolutions=(4,),
-        channels_per_head=8,
-        num_classes=3,
-        augment_dim=2,
-    ),
-}
-
-
-def with_second_time(config: UNetConfig) -> UNetConfig:
-    return config.model_copy(update={"second_time": True})
 
 
 def inputs(config: UNetConfig) -> dict[str, torch.Tensor]:

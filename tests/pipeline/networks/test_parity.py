@@ -136,7 +136,7 @@ def test_norms_can_have_32_groups_at_any_width_as_openais_do(width: int) -> None
 
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_every_tensor_of_a_published_checkpoint_has_its_place_in_the_network_of_the_catalogue(published: str) -> None:
-    layout, entry = layouts()[published], catalogue.known()[PUBLISHED[published]].entry
+    layout, entry = layouts()[published], catalogue.named_teachers()[PUBLISHED[published]].entry
     assert entry.network is not None
     tensors = {
         name: torch.empty(shape, device="meta") if "filter" not in name else _filter(shape)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.errors import BadInput, one_line
-from pipeline.storage.store import Folder, Store, absolute, aside_of, open_store
+from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.storage import store as stores
+from pipeline.storage.store import Folder, Store, absolute, aside_of, open_store, write_file, write_folder
 
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])
@@ -165,3 +166,53 @@ def test_an_absolute_location_is_the_same_from_any_folder(tmp_path: Path, monkey
     assert absolute("data") == str(tmp_path / "data")
     assert absolute(f"file://{tmp_path}/data") == str(tmp_path / "data")
     assert absolute("s3://bucket/data") == "s3://bucket/data"
+
+
+def test_a_folder_is_written_whole_and_replaced_whole(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with write_folder(tmp_path / "run" / "step-1", replace=True) as folder:
+            (folder / text).write_text(text)
+            (folder / "inner").mkdir()
+            (folder / "inner" / "file").write_text(text)
+    assert sorted(path.name for path in (tmp_path / "run" / "step-1").iterdir()) == ["inner", "new"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-1"]
+
+
+def test_a_folder_that_holds_files_is_replaced_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(OSError, match="not empty"), write_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BadInput("no"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    with write_folder(tmp_path / "step-1") as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(type(error)), write_folder(tmp_path / "step-1", replace=True) as folder:
+        _write_and_raise(folder / "file", error)
+    assert (tmp_path / "step-1" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def _write_and_raise(path: Path, error: BaseException) -> None:
+    path.write_text("new")
+    raise error
+
+
+def test_every_file_of_a_folder_is_synced_before_the_folder_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(stores, "sync", lambda path: synced.append((path.name, (tmp_path / "step-1").exists())))
+    with write_folder(tmp_path / "step-1") as folder:
+        (folder / "a").write_text("a")
+    assert synced == [("a", False), (folder.name, False), (tmp_path.name, True)]
+
+
+def test_a_file_is_written_into_a_new_folder_or_the_error_is_one_line(tmp_path: Path) -> None:
+    write_file(tmp_path / "new" / "a.txt", b"a")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"a"
+    with pytest.raises(WorkFailed, match=r"a\.txt/b: cannot be written \(.+\); make room and run again"):
+        write_file(tmp_path / "new" / "a.txt" / "b", b"b")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline import networks
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.problems import tiny_network
 from trainer.checkpoints import posthoc_ema
 from trainer.checkpoints.checkpoint import State
@@ -55,3 +55,20 @@ def test_what_cannot_be_averaged_is_said(run: Path, tmp_path_factory: pytest.Tem
     with pytest.raises(BadInput, match=r"one of 8, 16, .*; got 9"):
         posthoc_ema.average(run, 0.1, run / "made.safetensors", step=9)
     assert not (run / "made.safetensors").exists()
+
+
+def test_what_cannot_be_written_is_one_line(run: Path) -> None:
+    with pytest.raises(BadInput, match=r"made.safetensors: cannot be written"):
+        posthoc_ema.average(run, 0.1, _file(run / "run") / "made.safetensors")
+    network = tiny_network()
+    average = Ema(network, EmaConfig(name="narrow", sigma_rel=0.1))
+    state = State(
+        network, [average], torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+    )
+    with pytest.raises(WorkFailed, match=r"step-000008: cannot be written \(.+\)"):
+        posthoc_ema.save(_file(run / "run"), state, 8, BATCH)
+
+
+def _file(path: Path) -> Path:
+    path.touch()
+    return path

@@ -5,8 +5,7 @@ from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks.unet import UNetConfig
 from pipeline.teachers.teacher import NetworkVelocity
-from tests.pipeline.networks.test_networks import FAMILIES
-from tests.support.problems import ExactStudent, GaussianFlow, shaken, tiny_config, tiny_network
+from tests.support.problems import FAMILIES, ExactStudent, GaussianFlow, shaken, tiny_config, tiny_network
 from trainer.distillation.student import Student, from_teacher, sample
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))

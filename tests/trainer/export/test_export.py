@@ -19,8 +19,7 @@ from pipeline.flow.path import uniform_times
 from pipeline.networks import Network
 from pipeline.networks.convention import T_MAX
 from pipeline.networks.unet import UNetConfig
-from tests.pipeline.networks.test_networks import FAMILIES, with_second_time
-from tests.support.problems import shaken, tiny_config
+from tests.support.problems import FAMILIES, shaken, tiny_config, with_second_time
 from trainer.checkpoints.checkpoint import EMA, CheckpointInfo
 from trainer.distillation.student import Student, sample
 from trainer.export.exporter import export

@@ -1,0 +1,37 @@
+"""What is installed: versions, and whether `pipeline`, `trainer` and `eval` are this program's own.
+
+Their names are generic, so another distribution, or a file in the working folder, may stand in front of them.
+"""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("pipeline", "trainer", "eval")
+
+
+def check_rooms() -> None:
+    """Raises ImportError with one line if another package shadows one of `ROOMS`."""
+    for name in ROOMS:
+        spec = find_spec(name)
+        origin = spec.origin if spec is not None else None
+        if origin is None or Path(origin).resolve() != (ROOT / name / "__init__.py").resolve():
+            raise ImportError(
+                f"package {name!r}: wanted {ROOT / name}, which comes with traflow-pipeline; Python finds "
+                f"{origin or 'none'}: install traflow-pipeline into its own environment, or rename the other {name!r}"
+            )
+
+
+def describe() -> str:
+    """The versions of this program, Python and torch, on one line."""
+    torch = _version("torch")
+    return f"traflow-pipeline {_version('traflow-pipeline')}, Python {platform.python_version()}, torch {torch}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -31,8 +31,8 @@ from trainer import log
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
-from trainer.setup import prepare
-from trainer.step import initial_state, read_input, take_step
+from trainer.setup import prepare, read_input
+from trainer.step import initial_state, take_step
 from trainer.train import train
 
 OUTPUT, VELOCITY, CONSISTENCY = "output (Eq. 8)", "velocity (Eq. 9)", "consistency (Eq. 10)"

@@ -13,8 +13,8 @@ from pipeline.common.progress import format_bytes, format_seconds
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
-from trainer.setup import prepare
-from trainer.step import initial_state, read_input, take_step
+from trainer.setup import prepare, read_input
+from trainer.step import initial_state, take_step
 
 NUM_STEPS = 3  # that are timed, after one to warm up
 

@@ -2,8 +2,6 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,43 +11,11 @@ from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Ema
 from trainer.config import TrainConfig, TrainerConfig
-from trainer.data.stream import Batch
 from trainer.distillation.objective import weighted
-from trainer.distillation.random_draws import Draws, draw, seed_dropout
+from trainer.distillation.random_draws import seed_dropout
 from trainer.distillation.recipes import Phase
+from trainer.distillation.step_input import StepInput
 from trainer.distributed import Ranks
-from trainer.setup import Task
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What a step reads: this rank's part of its batch, and the random numbers for it."""
-
-    batch: Batch
-    draws: Draws
-
-    def to(self, device: torch.device) -> Self:
-        """This input on `device`."""
-        return type(self)(self.batch.to(device), self.draws.to(device))
-
-    def pinned(self) -> Self:
-        """This input in pinned memory."""
-        return type(self)(self.batch.pinned(), self.draws.pinned())
-
-    def rows(self, rows: slice) -> Self:
-        """Some rows of this input."""
-        return type(self)(self.batch.rows(rows), self.draws.rows(rows))
-
-
-def read_input(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> StepInput:
-    """The input of `step` on the CPU; it depends on (seed, step) and the rank alone, so that it can be read ahead."""
-    settings, terms = config.trainer, config.recipe.phase(step, config.trainer.num_steps).terms
-    share = settings.batch_size // ranks.world
-    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    noise_shape = task.network.config.shape if any(term.draws_noise for term in terms) else None
-    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape)
-    return StepInput(task.stream.batch(step, ranks.rank, ranks.world), draws)
-
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -26,8 +26,8 @@ from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.log import Log, open_log
-from trainer.setup import Task, prepare
-from trainer.step import initial_state, read_input, take_step
+from trainer.setup import Task, prepare, read_input
+from trainer.step import initial_state, take_step
 
 GRAD_NORM = "grad_norm"
 # Settings of the trainer that a resumed run may change.

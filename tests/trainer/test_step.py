@@ -18,8 +18,8 @@ from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import recipe_names
 from trainer.distributed import Ranks
-from trainer.setup import prepare
-from trainer.step import initial_state, read_input, take_step
+from trainer.setup import prepare, read_input
+from trainer.step import initial_state, take_step
 
 CPU = torch.device("cpu")
 VIEWS = {
@@ -30,11 +30,11 @@ DRAWS = {"rand", "randn", "randint", "randperm", "uniform_", "normal_", "random_
 OPERATIONS_BEFORE = 4012  # of a step of the 15m student by `anchored` when each term called the network itself
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what torch is asked to do, by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def one_step(data: Path, recipe: str, network: dict[str, Any] | None = None) -> tuple[Counter[str], list[bool]]:
     given = {"data": data, "out": data.parent / "run", "recipe": recipe}
-    config = TrainConfig.model_validate(given | {"trainer": {"num_steps": 1, "batch_size": 4, "skip_nonfinite": True}})
+    config = TrainConfig.model_validate(given | {"trainer": {"num_steps": 2, "batch_size": 4, "skip_nonfinite": True}})
     ranks, task = Ranks(0, 1, CPU), prepare(config, CPU)
     trained = task.network if network is None else networks.build(networks.parse_config(network))
     state, inputs = initial_state(config, trained, CPU), read_input(config, task, ranks, 0)
@@ -69,8 +69,9 @@ def one_step(data: Path, recipe: str, network: dict[str, Any] | None = None) -> 
         shape = (*x.shape[:2], *trained.config.shape)
         object.__setattr__(inputs.batch, "x", torch.zeros(shape))
     objective = Objective(trained, state.averages[0].network, task.teacher)
+    take_step(config, ranks, state, objective, config.recipe.phases[0], inputs, 0)  # makes the optimizer's state
     with counted_calls(trained) as calls, Operations() as operations:
-        take_step(config, ranks, state, objective, config.recipe.phases[0], inputs, 0)
+        take_step(config, ranks, state, objective, config.recipe.phases[0], inputs, 1)
     return operations.counts, calls
 
 
@@ -79,11 +80,11 @@ def test_all_terms_of_a_recipe_share_one_trained_call_and_one_of_the_target(data
     assert calls == [True, False]
 
 
-def test_no_recipe_calls_the_network_more_often_than_its_equations_chain(data: Path) -> None:
-    # Eq. 10 asks the student where it arrived at the midpoint: a second round.
-    most = dict.fromkeys(recipe_names(), 2) | {"traflow-joint": 2, "traflow": 2}
-    for name in set(recipe_names()) - {"flow-matching", "reflow"}:
-        assert len(one_step(data, name)[1]) <= most[name], name
+def test_no_recipe_calls_a_network_more_often_than_its_equations_chain(data: Path) -> None:
+    # Eq. 10's student goes on from where it arrived at the midpoint: a second round, which only the target is asked in.
+    calls = {name: one_step(data, name)[1] for name in set(recipe_names()) - {"flow-matching"}}
+    assert max(sum(trained) for trained in calls.values()) <= 2
+    assert max(map(len, calls.values())) <= 3
 
 
 def test_a_step_of_the_15m_student_is_a_third_of_the_operations(data: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.flow.noise import Stream, draw_noise
 from trainer.data.rows import Rows
+from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
 
 MAX_UNIFORMS = 3  # of one term
 
@@ -27,6 +28,15 @@ class TermDraws:
     def uniform(self) -> Tensor:
         """Float64 [rows] in [0, 1); at most `MAX_UNIFORMS` times."""
         return next(self._uniforms)
+
+    def integers(self, low: int | Tensor, high: int | Tensor) -> Tensor:
+        """Uniform integers int64 [rows] in [low, high)."""
+        return low + (self.uniform() * (high - low)).long()
+
+    def times(self, low: Tensor, high: Tensor, sampler: TimeSampler) -> Tensor:
+        """Times [rows] from `low` to `high` [rows], distributed as `sampler` says."""
+        fraction = TIME_SAMPLERS[sampler](self.uniform())
+        return low + (high - low) * fraction.to(low.dtype)
 
     def normal(self) -> Tensor:
         """Standard normal float32 [rows, C, H, W], of a term that says that it `draws_noise`."""

@@ -106,8 +106,8 @@ class Trajectory(BaseTerm):
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         last = batch.times.shape[1] - 1
-        i = _integers(draws, 0, last)
-        j = _integers(draws, i + 1, last + 1)
+        i = draws.integers(0, last)
+        j = draws.integers(i + 1, last + 1)
         (x_t, t), (x_s, s) = batch.stored(i), batch.stored(j)
         return losses.output_loss(x_t, t, x_s, s, batch.label, self.distance)
 
@@ -135,10 +135,10 @@ class VelocityTerm(BaseTerm):
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         if self.at == "states":
             assert batch.velocity is not None
-            i = _integers(draws, 0, batch.times.shape[1])
+            i = draws.integers(0, batch.times.shape[1])
             (x_t, t), velocity = batch.stored(i), batch.velocity[batch.each, i]
         else:
-            t = _between(batch.times[:, -1], batch.times[:, 0], self.times or "uniform", draws)
+            t = draws.times(batch.times[:, -1], batch.times[:, 0], self.times or "uniform")
             x_t, velocity = interpolate(batch.x[:, -1], batch.noise, t), batch.noise - batch.x[:, -1]
         return losses.velocity_loss(x_t, t, velocity, batch.label, self.distance)
 
@@ -161,7 +161,7 @@ class Derivative(BaseTerm):
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         start, end = batch.times[:, 0], batch.times[:, -1]
-        s = _between(end, start, self.times, draws)
+        s = draws.times(end, start, self.times)
         velocity = (batch.x[:, 0] - batch.x[:, -1]) / match_dims(start - end, batch.x[:, 0])
         return losses.derivative_loss(batch.x[:, 0], start, s, velocity, batch.label)
 
@@ -181,11 +181,11 @@ class _TwoTimes(BaseTerm):
     def draw_times(self, batch: TrajectoryBatch, draws: TermDraws) -> tuple[Tensor, Tensor, Tensor]:
         """x_t [B, C, H, W], t [B] and s [B], s <= t."""
         if self.times == "stored":
-            x_t, t = batch.stored(_integers(draws, 0, batch.times.shape[1] - 1))
+            x_t, t = batch.stored(draws.integers(0, batch.times.shape[1] - 1))
         else:
-            t = _between(batch.times[:, -1], batch.times[:, 0], self.times, draws)
+            t = draws.times(batch.times[:, -1], batch.times[:, 0], self.times)
             x_t = batch.at(t)
-        return x_t, t, _between(batch.times[:, -1], t, "uniform", draws)
+        return x_t, t, draws.times(batch.times[:, -1], t, "uniform")
 
 
 class Consistency(_TwoTimes):
@@ -242,9 +242,9 @@ class SoftConsistency(BaseTerm):
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         last = batch.times.shape[1] - 1
-        i = _integers(draws, 0, last)
-        j = _integers(draws, i + 1, last + 1)
-        k = _integers(draws, i + 1, j + 1)
+        i = draws.integers(0, last)
+        j = draws.integers(i + 1, last + 1)
+        k = draws.integers(i + 1, j + 1)
         (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
         return losses.consistency_loss(x_t, t, x_u, u, s, batch.label, self.target, self.distance)
 
@@ -312,17 +312,6 @@ Term = Annotated[
     | Reflow,
     Discriminator("loss"),
 ]
-
-
-def _between(low: Tensor, high: Tensor, sampler: TimeSampler, draws: TermDraws) -> Tensor:
-    """Times [B] from `low` to `high` [B]."""
-    fraction = TIME_SAMPLERS[sampler](draws.uniform())
-    return low + (high - low) * fraction.to(low.dtype)
-
-
-def _integers(draws: TermDraws, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """Uniform integers [B] in [low, high)."""
-    return low + (draws.uniform() * (high - low)).long()
 
 
 def _dropped(network: Network, label: Tensor | None, draws: TermDraws) -> Tensor | None:

@@ -2,11 +2,11 @@ import torch
 from torch import Tensor
 
 from pipeline.flow.path import interpolate
-from tests.support.problems import ExactStudent, GaussianFlow, tiny_network
+from tests.support.problems import ExactStudent, GaussianFlow, loss_values, tiny_network
 from trainer.distillation import losses
 from trainer.distillation.distance import squared_error
 from trainer.distillation.models import differentiate
-from trainer.distillation.queries import Loss, Query, Source, evaluate
+from trainer.distillation.queries import Query, Source
 from trainer.distillation.student import Student, from_teacher
 
 FLOW = GaussianFlow()
@@ -20,19 +20,6 @@ ONE, ZERO = torch.ones(B), torch.zeros(B)
 
 def state(t: Tensor) -> Tensor:
     return FLOW.state(NOISE, ONE, t)
-
-
-def values(loss: Loss, student: Student) -> Tensor:
-    """The values of `loss`, where `student` answers its queries one by one."""
-
-    def answer(query: Query) -> Tensor:
-        if query.derivative:
-            return differentiate(student, query)
-        assert query.s is not None
-        with torch.set_grad_enabled(query.source == "live"):
-            return student.mean_velocity(query.x, query.t, query.s, query.label)
-
-    return evaluate([loss], lambda queries: [answer(query) for query in queries])[0]
 
 
 def assert_zero(loss: Tensor) -> None:
@@ -52,7 +39,7 @@ def every_loss(student: Student) -> dict[str, Tensor]:
         "soft consistency": losses.consistency_loss(x_t, T, x_u, U, S, None, "stopped"),
         "lagrangian": losses.lagrangian_loss(FLOW.velocity, x_t, T, S, None),
     }
-    return {name: values(loss, student) for name, loss in found.items()}
+    return {name: loss_values(loss, student) for name, loss in found.items()}
 
 
 def test_every_loss_is_zero_at_the_exact_map() -> None:
@@ -72,8 +59,8 @@ def test_table_1s_loss_is_zero_where_g_moves_from_noise_to_sample_at_even_speed(
             return interpolate(state(ZERO), NOISE, s)
 
     straight: Student = Straight(FLOW)  # type: ignore[assignment]
-    assert_zero(values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), straight))
-    assert (values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), EXACT) > 0).all()
+    assert_zero(loss_values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), straight))
+    assert (loss_values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), EXACT) > 0).all()
 
 
 def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
@@ -86,7 +73,7 @@ def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
         step = 1e-3
         ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
     torch.testing.assert_close(slope, (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
-    slope.square().mean().backward()  # type: ignore[no-untyped-call]
+    slope.square().mean().backward()
     assert student.network.conv_in.weight.grad is not None
     assert student.network.conv_in.weight.grad.abs().max() > 0
 
@@ -99,8 +86,8 @@ def test_the_velocity_target_points_from_data_to_noise() -> None:
 
     straight: Student = Straight(FLOW)  # type: ignore[assignment]
     x_t = interpolate(state(ZERO), NOISE, T)
-    assert_zero(values(losses.velocity_loss(x_t, T, NOISE - state(ZERO), None), straight))
-    assert (values(losses.velocity_loss(x_t, T, state(ZERO) - NOISE, None), straight) > 0.1).all()
+    assert_zero(loss_values(losses.velocity_loss(x_t, T, NOISE - state(ZERO), None), straight))
+    assert (loss_values(losses.velocity_loss(x_t, T, state(ZERO) - NOISE, None), straight) > 0.1).all()
 
 
 def test_at_equal_times_f_is_the_derivative_in_s() -> None:
@@ -121,7 +108,7 @@ def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
     x_t, x_u = state(T), state(U)
     constant = squared_error(student(x_t, T, S, None), student(x_u, U, S, None).detach())
     by_target: dict[Source, Tensor] = {
-        target: gradient(values(losses.consistency_loss(x_t, T, x_u, U, S, None, target), student))
+        target: gradient(loss_values(losses.consistency_loss(x_t, T, x_u, U, S, None, target), student))
         for target in ("stopped", "live")
     }
     torch.testing.assert_close(by_target["stopped"], gradient(constant))
@@ -130,7 +117,7 @@ def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
 
 def test_with_u_at_s_soft_consistency_is_anchored_at_the_teachers_state() -> None:
     student, _ = from_teacher(tiny_network())
-    found = values(losses.consistency_loss(state(T), T, state(S), S, S, None, "stopped"), student)
+    found = loss_values(losses.consistency_loss(state(T), T, state(S), S, S, None, "stopped"), student)
     torch.testing.assert_close(found, squared_error(student(state(T), T, S, None), state(S)))
 
 
@@ -142,5 +129,5 @@ def test_no_gradient_goes_through_the_teacher_of_the_lagrangian_loss() -> None:
         asked.append(torch.is_grad_enabled() or x.requires_grad)
         return FLOW.velocity(x, t)
 
-    values(losses.lagrangian_loss(velocity, state(T), T, S, None), student).sum().backward()  # type: ignore[no-untyped-call]
+    loss_values(losses.lagrangian_loss(velocity, state(T), T, S, None), student).sum().backward()  # type: ignore[no-untyped-call]
     assert asked == [False]

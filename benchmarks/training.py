@@ -31,7 +31,7 @@ from trainer import log
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
-from trainer.setup import prepare
+from trainer.setup import prepare, read_input
 from trainer.step import initial_state, take_step
 from trainer.train import train
 
@@ -119,7 +119,7 @@ class HeldBatch:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.ranks = config, Ranks(0, 1, pick_device(config.device))
         task = prepare(config, self.ranks.device)
-        self.batch = task.stream.batch(0).to(self.ranks.device)
+        self.given = read_input(config, task, self.ranks, 0).to(self.ranks.device)
         self.state = initial_state(config, task.network, self.ranks.device)
         self.objective = Objective(task.network, self.state.averages[0].network, task.teacher)
 
@@ -131,7 +131,7 @@ class HeldBatch:
     def take_steps(self, num_steps: int) -> float:
         """Take `num_steps` steps and fetch their losses; returns how many a second."""
         phase, started = self.config.recipe.phases[0], time.perf_counter()
-        step = partial(take_step, self.config, self.ranks, self.state, self.objective, phase, self.batch)
+        step = partial(take_step, self.config, self.ranks, self.state, self.objective, phase, self.given)
         torch.stack([step(number) for number in range(num_steps)]).cpu()
         return num_steps / (time.perf_counter() - started)
 

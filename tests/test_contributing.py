@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.support.problems import MEAN, SHAPE, STD, ExactStudent, GaussianFlow, tiny_network
+from tests.support.problems import MEAN, SHAPE, STD, ExactStudent, GaussianFlow, loss_values, tiny_network
 from trainer.data.stream import TrajectoryBatch
-from trainer.distillation.random_draws import draws_of
-from trainer.distillation.terms import Models
+from trainer.distillation.models import Models
+from trainer.distillation.queries import evaluate
+from trainer.distillation.random_draws import draw
+from trainer.distillation.student import Student
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"^## Add a (.+?)\n.*?```python\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL))
@@ -34,8 +36,9 @@ def test_a_teacher_format_reads_what_torch_saved(tmp_path: Path) -> None:
 def test_a_loss_is_zero_at_the_exact_student() -> None:
     flow = GaussianFlow(MEAN, STD)
     x_t, t, s = torch.randn(4, *SHAPE), torch.full((4,), 0.9), torch.tensor([0.0, 0.2, 0.4, 0.6])
-    loss = example("loss")["mean_velocity_loss"](ExactStudent(flow), x_t, t, flow.state(x_t, t, s), s, None)
-    torch.testing.assert_close(loss, torch.zeros(4))
+    loss = example("loss")["mean_velocity_loss"](x_t, t, flow.state(x_t, t, s), s, None)
+    exact: Student = ExactStudent(flow)  # type: ignore[assignment]
+    torch.testing.assert_close(loss_values(loss, exact), torch.zeros(4))
 
 
 def test_a_term_reads_a_batch() -> None:
@@ -48,8 +51,9 @@ def test_a_term_reads_a_batch() -> None:
         index=torch.arange(6),
     )
     models = Models(tiny_network(second_time=True))
-    draws = draws_of(0, 0, 6, slice(0, 6), torch.device("cpu"))
-    assert term.values(models, batch, draws).shape == (6,)
+    draws = draw(0, 0, 6, slice(0, 6), 1, None).of(0)
+    (values,) = evaluate([term.compute(models, batch, draws)], models.answer)
+    assert values.shape == (6,)
     assert term.title == "mean-velocity"
 
 

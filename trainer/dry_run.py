@@ -13,7 +13,7 @@ from pipeline.common.progress import format_bytes, format_seconds
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
-from trainer.setup import prepare
+from trainer.setup import prepare, read_input
 from trainer.step import initial_state, take_step
 
 NUM_STEPS = 3  # that are timed, after one to warm up
@@ -57,8 +57,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     seconds = []
     for step in range(1 + NUM_STEPS):
         started = time.perf_counter()
-        batch = task.stream.batch(step).to(device)
-        take_step(config, ranks, state, objective, config.recipe.phases[0], batch, step)
+        given = read_input(config, task, ranks, step).to(device)
+        take_step(config, ranks, state, objective, config.recipe.phases[0], given, step)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

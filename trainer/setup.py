@@ -18,7 +18,10 @@ from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
 from trainer.data.images import load_images
 from trainer.data.stream import ImageStream, TrajectoryStream
+from trainer.distillation.random_draws import draw
+from trainer.distillation.step_input import StepInput
 from trainer.distillation.student import Student, from_teacher
+from trainer.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -171,3 +174,13 @@ def _check_fits(network: UNetConfig, plan: Plan) -> None:
             f"wanted a network for {list(plan.shape)} and {plan.num_classes} classes as the data; "
             f"it is for {list(network.shape)} and {network.num_classes}"
         )
+
+
+def read_input(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> StepInput:
+    """The input of `step` on the CPU; it depends on (seed, step) and the rank alone, so that it can be read ahead."""
+    settings, terms = config.trainer, config.recipe.phase(step, config.trainer.num_steps).terms
+    share = settings.batch_size // ranks.world
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    noise_shape = task.network.config.shape if any(term.draws_noise for term in terms) else None
+    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape)
+    return StepInput(task.stream.batch(step, ranks.rank, ranks.world), draws)

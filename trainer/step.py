@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.common.progress import say
 from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Ema
 from trainer.config import TrainConfig, TrainerConfig
-from trainer.data.stream import Batch
 from trainer.distillation.objective import weighted
-from trainer.distillation.random_draws import draws_of
+from trainer.distillation.random_draws import seed_dropout
 from trainer.distillation.recipes import Phase
+from trainer.distillation.step_input import StepInput
 from trainer.distributed import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,9 +34,9 @@ def initial_state(config: TrainConfig, network: Network, device: torch.device) -
 
 
 def take_step(
-    config: TrainConfig, ranks: Ranks, state: State, objective: nn.Module, phase: Phase, batch: Batch, step: int
+    config: TrainConfig, ranks: Ranks, state: State, objective: nn.Module, phase: Phase, given: StepInput, step: int
 ) -> Tensor:
-    """Take optimisation step `step` on this rank's `batch`, changing `state`.
+    """Take optimisation step `step` on this rank's input, changing `state`; the device is never waited for.
 
     Returns the unweighted losses and the gradient's norm before clipping, float32 [terms + 1].
     """
@@ -45,11 +44,13 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, step)
     optimizer.zero_grad()
-    losses = backward(config, ranks, objective, phase, batch, step, scaler)
+    losses = backward(config, ranks, objective, phase, given, step, scaler)
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.max_grad_norm)
-    if not (settings.skip_nonfinite and _is_nonfinite(grad_norm)):
-        scaler.step(optimizer)
+    if settings.skip_nonfinite and not scaler.is_enabled():  # the scaler skips such steps by itself
+        # What the scaler tells a fused optimizer; torch's stubs do not declare it.
+        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+    scaler.step(optimizer)
     scaler.update()
     for average in state.averages:
         average.update(state.network, settings.batch_size, (step + 1) * settings.batch_size)
@@ -61,31 +62,24 @@ def backward(
     ranks: Ranks,
     objective: nn.Module,
     phase: Phase,
-    batch: Batch,
+    given: StepInput,
     step: int,
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
-    """Accumulate the gradients of the losses of `phase` on this rank's `batch`; returns the losses, float32 [terms]."""
+    """Accumulate the gradients of the losses of `phase` on this rank's input; returns the losses, float32 [terms]."""
     settings, device = config.trainer, ranks.device
     share = settings.batch_size // ranks.world // settings.accumulate
     losses = torch.zeros(len(phase.terms), device=device)
     for part in range(settings.accumulate):
-        first = (ranks.rank * settings.accumulate + part) * share
-        draws = draws_of(config.seed, step, settings.batch_size, slice(first, first + share), device)
+        seed_dropout(config.seed, step, (ranks.rank * settings.accumulate + part) * share)
+        mine = given.rows(slice(part * share, (part + 1) * share))
         with _synchronised(objective, part == settings.accumulate - 1):
             with torch.autocast(device.type, PRECISIONS[settings.precision], settings.precision != "fp32"):
-                values = objective(phase, batch.rows(slice(part * share, (part + 1) * share)), draws)
+                values = objective(phase, mine.batch, mine.draws)
             total = weighted(phase, values) / settings.accumulate
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         losses += values.detach() / settings.accumulate
     return losses
-
-
-def _is_nonfinite(grad_norm: Tensor) -> bool:
-    nonfinite = not bool(torch.isfinite(grad_norm))
-    if nonfinite:
-        say("skipped a step: its gradient is not finite")
-    return nonfinite
 
 
 def _synchronised(objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:

@@ -1,6 +1,5 @@
 """Stage 2: one loop trains students on trajectories, and teachers on trajectories or images."""
 
-import math
 import signal
 import time
 from contextlib import closing
@@ -27,7 +26,7 @@ from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.log import Log, open_log
-from trainer.setup import Task, prepare
+from trainer.setup import Task, prepare, read_input
 from trainer.step import initial_state, take_step
 
 GRAD_NORM = "grad_norm"
@@ -68,7 +67,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
     if ranks.world > 1:
         objective = DistributedDataParallel(objective, broadcast_buffers=False)
-    read = partial(task.stream.batch, rank=ranks.rank, world=ranks.world)
+    read = partial(read_input, config, task, ranks)
     pending: list[Tensor] = []
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
 
@@ -89,7 +88,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
                 log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
-                shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
+                shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
                 asked = ranks.any(stop.is_set())
@@ -226,15 +225,13 @@ def mean_losses(
     table = ranks.mean(torch.stack(pending)).cpu()
     names = [*(term.title for term in phase.terms), GRAD_NORM]
     finite = torch.isfinite(table)
+    skipped = torch.zeros(len(table), dtype=torch.bool)
     if config.trainer.precision == "fp16":
-        finite[:, -1] = True  # the scaler skips such a step, and scales less
+        skipped = finite[:, :-1].all(1) & ~finite[:, -1]  # the scaler skips such a step, and scales less
     if config.trainer.skip_nonfinite:
-        kept = table[finite.all(1)]
-        skipped = len(table) - len(kept)
-        means = kept.mean(0) if len(kept) else torch.full((len(names),), math.nan)
-        return dict(zip(names, means.tolist(), strict=True)) | {"skipped": float(skipped)}
-    if not finite.all():
-        row, column = (~finite).nonzero()[0].tolist()
+        skipped = ~finite.all(1)
+    if not finite[~skipped].all():
+        row, column = (~finite & ~skipped[:, None]).nonzero()[0].tolist()
         at = step - len(pending) + row
         path = config.out / f"nonfinite-step-{at:06d}.safetensors"
         if ranks.is_first:
@@ -244,4 +241,10 @@ def mean_losses(
             f"step {at}: {names[column]} is not finite; its batch is in {path}; "
             f"the last checkpoint is untouched; try a lower trainer.lr, or --skip-nonfinite"
         )
-    return dict(zip(names, table.mean(0).tolist(), strict=True))
+    num_skipped = int(skipped.sum())
+    if num_skipped:
+        say(f"step {step}: {num_skipped} of the last {len(table)} steps skipped: their gradients were not finite")
+    # A number that is none would make the log unreadable: where every step was skipped there is no mean.
+    means = {} if skipped.all() else dict(zip(names, table[~skipped].mean(0).tolist(), strict=True))
+    counts = config.trainer.skip_nonfinite or config.trainer.precision == "fp16"
+    return means | ({"skipped": float(num_skipped)} if counts else {})

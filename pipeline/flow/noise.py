@@ -22,6 +22,7 @@ class Stream(IntEnum):
     # Evaluation draws apart from training, so that no seed can score a student on noise it was trained on.
     EVALUATION_NOISE = 3
     EVALUATION_LABEL = 4
+    TRAINING_NOISE = 5  # of a teacher's training on images
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

@@ -15,6 +15,9 @@ from pipeline.networks import DhariwalUNetConfig, Network
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.teachers.teacher import Teacher
+from trainer.distillation.models import differentiate
+from trainer.distillation.queries import Loss, Query, evaluate
+from trainer.distillation.student import Student
 
 MEAN, STD = 0.3, 0.4
 SHAPE = (1, 4, 4)
@@ -80,6 +83,19 @@ class ExactStudent(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
         return self.flow.state(x_t, t, s)
+
+
+def loss_values(loss: Loss, student: Student) -> Tensor:
+    """The values of `loss` [B], where `student` answers its queries one by one."""
+
+    def answer(query: Query) -> Tensor:
+        if query.derivative:
+            return differentiate(student, query)
+        assert query.s is not None
+        with torch.set_grad_enabled(query.source == "live"):
+            return student.mean_velocity(query.x, query.t, query.s, query.label)
+
+    return evaluate([loss], lambda queries: [answer(query) for query in queries])[0]
 
 
 def gaussian(device: torch.device) -> Teacher:

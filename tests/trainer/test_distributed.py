@@ -14,7 +14,7 @@ from tests.support.command import SCRIPT, assert_one_line, call, on_ranks, run
 from tests.support.problems import make_data
 from trainer import on_ray
 from trainer.config import TrainConfig
-from trainer.distillation.random_draws import draws_of
+from trainer.distillation.random_draws import draw
 
 CPU = torch.device("cpu")
 
@@ -58,15 +58,18 @@ def test_a_run_of_one_rank_is_gone_on_with_by_two_on_the_same_batches(data: Path
 
 
 def test_the_draws_of_ranks_are_parts_of_one_ranks() -> None:
-    whole = draws_of(0, 5, 16, slice(0, 16), CPU)
-    all_of_it = whole.uniform(), whole.stratified(), whole.normal((2,))
+    def numbers(mine: slice) -> list[torch.Tensor]:
+        draws = draw(0, 5, 16, mine, 2, (2,))
+        first, second = draws.of(0), draws.of(1)
+        return [first.uniform(), first.uniform(), second.uniform(), first.strata, first.normal()]
+
+    whole = numbers(slice(0, 16))
+    assert len({tuple(x.tolist()) for x in whole[:3]}) == 3
+    assert sorted((whole[3] * 16).long().tolist()) == list(range(16))  # one in each of sixteen strata
     for rank in range(4):
         mine = slice(4 * rank, 4 * rank + 4)
-        part = draws_of(0, 5, 16, mine, CPU)
-        for one, other in zip((part.uniform(), part.stratified(), part.normal((2,))), all_of_it, strict=True):
-            assert torch.equal(one, other[mine])
-        every_second = draws_of(0, 5, 16, mine, CPU).of(slice(1, None, 2))
-        assert torch.equal(every_second.uniform(), all_of_it[0][mine][1::2])
+        for part, all_of_it in zip(numbers(mine), whole, strict=True):
+            assert torch.equal(part, all_of_it[mine])
 
 
 @pytest.mark.parametrize(

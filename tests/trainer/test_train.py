@@ -17,6 +17,7 @@ from pipeline.teachers.loading import load_teacher
 from tests.support.problems import make_data, tiny_config
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig, TrainerConfig
+from trainer.distillation.queries import Loss
 from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
 from trainer.distillation.terms import VelocityTerm
 from trainer.step import learning_rate
@@ -149,12 +150,13 @@ def test_only_the_newest_checkpoints_are_kept(data: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def broken_at_step_4(monkeypatch: pytest.MonkeyPatch) -> None:
     """A velocity loss whose fifth value is no number."""
-    values, calls = VelocityTerm.values, iter(range(1000))
+    compute, calls = VelocityTerm.compute, iter(range(1000))
 
-    def broken(*args: Any) -> torch.Tensor:
-        return values(*args) * (torch.nan if next(calls) == 4 else 1.0)
+    def broken(*args: Any) -> Loss:
+        values = yield from compute(*args)
+        return values * (torch.nan if next(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(VelocityTerm, "values", broken)
+    monkeypatch.setattr(VelocityTerm, "compute", broken)
 
 
 @pytest.mark.usefixtures("broken_at_step_4")
@@ -186,6 +188,8 @@ def test_flow_matching_finds_the_velocity_of_a_single_image() -> None:
     """With one image c the flow is known: v(x, t) = (x - c) / t."""
     from pipeline.flow.path import interpolate
     from trainer.distillation.losses import flow_matching_loss
+    from trainer.distillation.models import Models
+    from trainer.distillation.queries import evaluate
 
     torch.manual_seed(0)
     network = networks.build(tiny_config())
@@ -194,7 +198,8 @@ def test_flow_matching_finds_the_velocity_of_a_single_image() -> None:
     for _ in range(300):
         t, noise = 0.2 + 0.8 * torch.rand(64), torch.randn(64, 1, 4, 4)
         optimizer.zero_grad()
-        flow_matching_loss(network, data, noise, t, None).mean().backward()  # type: ignore[no-untyped-call]
+        (values,) = evaluate([flow_matching_loss(data, noise, t, None)], Models(network).answer)
+        values.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     t, noise = torch.linspace(0.3, 1, 64), torch.randn(64, 1, 4, 4)
     x = interpolate(data, noise, t)

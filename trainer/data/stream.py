@@ -5,11 +5,10 @@ of a block share is the times of their integration batch. The stream is the endl
 a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, count, islice
-from typing import Self
 
 import numpy as np
 import torch
@@ -22,32 +21,18 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import Trajectories
 from pipeline.flow.path import match_dims
 from trainer.data.images import ImageSet, to_float
+from trainer.data.rows import Rows
 
 AHEAD_BLOCKS = 16  # of a remote store, beyond a batch: some megabytes each
 
 
-class Batch:
-    """Tensors whose leading dimension is the batch; a field is None where the data has none."""
+class Batch(Rows):
+    """The samples of a batch, one a row."""
 
     index: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def to(self, device: torch.device) -> Self:
-        """This batch on `device`."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
-
-    def pinned(self) -> Self:
-        """This batch in pinned memory, for asynchronous copies to a GPU."""
-        return self._each(lambda x: x.pin_memory())
-
-    def rows(self, rows: slice) -> Self:
-        """The samples `rows` of this batch."""
-        return self._each(lambda x: x[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(**{name: None if x is None else change(x) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)

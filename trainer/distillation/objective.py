@@ -1,14 +1,18 @@
 """The losses of a step as one module, so that DDP sees one forward pass however often losses call the network."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from trainer.data.stream import Batch
+from trainer.distillation.models import Models
+from trainer.distillation.queries import evaluate
 from trainer.distillation.random_draws import Draws
 from trainer.distillation.recipes import Phase
-from trainer.distillation.terms import Models
+from trainer.distillation.terms import BaseTerm
 
 
 class Objective(nn.Module):
@@ -24,7 +28,12 @@ class Objective(nn.Module):
         """The unweighted losses of the terms of `phase`, float32 [terms]."""
         ema, teacher = self._others
         models = Models(self.network, ema, teacher)
-        return torch.stack([term(models, batch, draws).float() for term in phase.terms])
+        terms: Sequence[BaseTerm] = phase.terms
+        losses = [
+            term.compute(models, batch.rows(term.rows), draws.rows(term.rows).of(position))
+            for position, term in enumerate(terms)
+        ]
+        return torch.stack([values.float().mean() for values in evaluate(losses, models.answer)])
 
 
 def weighted(phase: Phase, values: Tensor) -> Tensor:

@@ -1,48 +1,80 @@
-"""The random numbers of one step: a function of (seed, step) and a row, whatever the number of ranks or the device."""
+"""The random numbers of one step: a function of (seed, step), a term and a row, whatever the number of ranks.
 
-from dataclasses import dataclass, replace
+They are drawn on the CPU with the batch, ahead of the step, and copied to the device with it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.flow.noise import Stream, draw_noise
+from trainer.data.rows import Rows
+from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
+
+MAX_UNIFORMS = 3  # of one term
+
 
 @dataclass(frozen=True)
-class Draws:
-    """Numbers for the rows of a batch that this rank has, drawn for the batch of all ranks and cut."""
+class TermDraws:
+    """The random numbers of one term."""
 
-    generator: torch.Generator  # on the CPU: the same numbers on every device
-    batch_size: int  # of all ranks together
-    mine: slice  # this rank's rows of it
-    rows: slice  # of those, the rows that are asked for
-    device: torch.device
+    _uniforms: Iterator[Tensor]
+    strata: Tensor  # float32 [rows] in [0, 1), one in each of batch_size strata, in random order: less noise in a mean
+    _noise: Tensor | None
 
     def uniform(self) -> Tensor:
-        """Float64 [rows] in [0, 1)."""
-        return self._cut(torch.rand(self.batch_size, generator=self.generator, dtype=torch.float64))
+        """Float64 [rows] in [0, 1); at most `MAX_UNIFORMS` times."""
+        return next(self._uniforms)
 
-    def stratified(self) -> Tensor:
-        """Float32 [rows] in [0, 1), one in each of `batch_size` strata, in random order: less noise in a mean."""
-        order = torch.randperm(self.batch_size, generator=self.generator)
-        return self._cut((order + torch.rand(self.batch_size, generator=self.generator)) / self.batch_size)
+    def integers(self, low: int | Tensor, high: int | Tensor) -> Tensor:
+        """Uniform integers int64 [rows] in [low, high)."""
+        return low + (self.uniform() * (high - low)).long()
 
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal float32 [rows, *shape]."""
-        return self._cut(torch.randn(self.batch_size, *shape, generator=self.generator))
+    def times(self, low: Tensor, high: Tensor, sampler: TimeSampler) -> Tensor:
+        """Times [rows] from `low` to `high` [rows], distributed as `sampler` says."""
+        fraction = TIME_SAMPLERS[sampler](self.uniform())
+        return low + (high - low) * fraction.to(low.dtype)
 
-    def of(self, rows: slice) -> "Draws":
-        """Numbers for some of this rank's rows."""
-        return replace(self, rows=rows)
-
-    def _cut(self, x: Tensor) -> Tensor:
-        return x[self.mine][self.rows].to(self.device)
+    def normal(self) -> Tensor:
+        """Standard normal float32 [rows, C, H, W], of a term that says that it `draws_noise`."""
+        assert self._noise is not None
+        return self._noise
 
 
-def draws_of(seed: int, step: int, batch_size: int, mine: slice, device: torch.device) -> Draws:
-    """The draws of a step for the rows `mine` of its batch.
+@dataclass(frozen=True)
+class Draws(Rows):
+    """Numbers for this rank's rows of a batch, or for some of them."""
 
-    They also seed dropout, the one thing that differs with the number of ranks and of parts.
-    """
+    uniforms: Tensor  # float64 [rows, terms, MAX_UNIFORMS]
+    strata: Tensor  # float32 [rows]
+    noise: Tensor | None  # float32 [rows, C, H, W]
+
+    def of(self, term: int) -> TermDraws:
+        """The numbers of the term at position `term` of its phase."""
+        return TermDraws(iter(self.uniforms[:, term].unbind(1)), self.strata, self.noise)
+
+
+def draw(
+    seed: int, step: int, batch_size: int, mine: slice, num_terms: int, noise_shape: tuple[int, ...] | None
+) -> Draws:
+    """The numbers of `step` for the rows `mine` of its batch of `batch_size`; noise only if `noise_shape` is given."""
+    rng = np.random.default_rng([seed, step])
+    uniforms = rng.random((batch_size, num_terms, MAX_UNIFORMS))[mine]
+    strata = (rng.permutation(batch_size) + rng.random(batch_size))[mine] / batch_size
+    rows = range(step * batch_size + mine.start, step * batch_size + mine.stop)
+    noise = None if noise_shape is None else draw_noise(seed, rows, noise_shape, Stream.TRAINING_NOISE)
+    return Draws(
+        uniforms=torch.from_numpy(uniforms),
+        # Rounding to float32 may reach 1, which no sampler of times allows.
+        strata=torch.from_numpy(strata).float().clamp(max=1 - 2**-24),
+        noise=None if noise is None else torch.from_numpy(noise),
+    )
+
+
+def seed_dropout(seed: int, step: int, first_row: int) -> None:
+    """Seed torch's generators for dropout, the one thing that differs with the number of ranks and of parts."""
     (state,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
-    torch.manual_seed((int(state) + mine.start) % 2**63)
-    return Draws(torch.Generator().manual_seed(int(state)), batch_size, mine, slice(None), device)
+    torch.manual_seed((int(state) + first_row) % 2**63)

@@ -1,48 +1,24 @@
 """The terms of a recipe: each a loss with its weight, times and distance, as configuration that can be called."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 from torch import Tensor
 
-from pipeline.flow.path import interpolate
-from pipeline.flow.solver import Velocity
+from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
-from trainer.data.stream import Batch, ImageBatch, TrajectoryBatch
+from trainer.data.stream import ImageBatch, TrajectoryBatch
 from trainer.distillation import losses
 from trainer.distillation.distance import DistanceConfig
-from trainer.distillation.losses import FlowMap, stopped
-from trainer.distillation.random_draws import Draws
-from trainer.distillation.student import Student
+from trainer.distillation.models import Models
+from trainer.distillation.queries import Loss
+from trainer.distillation.random_draws import TermDraws
 from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
 
 L2 = DistanceConfig()
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
 TRAINED, DERIVED = 3.0, 6.0
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models that losses evaluate: the network in training and, if needed, its average and the teacher."""
-
-    network: Network
-    ema: Network | None = None
-    teacher: Velocity | None = None
-
-    @property
-    def student(self) -> Student:
-        return Student(self.network)
-
-    def target(self, name: str) -> FlowMap:
-        """The flow map of a target: the student differentiated ("live") or not ("stopped"), or its average ("ema")."""
-        if name == "live":
-            return self.student
-        if name == "stopped":
-            return stopped(self.student)
-        assert self.ema is not None
-        return stopped(Student(self.ema))
 
 
 class BaseTerm(BaseModel):
@@ -62,6 +38,7 @@ class BaseTerm(BaseModel):
     trains: ClassVar[Literal["student", "teacher"]] = "student"
     reads: ClassVar[Literal["trajectories", "images"]] = "trajectories"
     differentiates_forward: ClassVar[bool] = False
+    draws_noise: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:
@@ -100,14 +77,14 @@ class BaseTerm(BaseModel):
         distance: DistanceConfig = getattr(self, "distance", L2)
         distance.prepare(shape)
 
-    def values(self, models: Models, batch: Any, draws: Draws) -> Tensor:
-        """One value per row, [B], of a batch of the kind that the loss `reads`, to which each loss narrows the type."""
-        raise NotImplementedError
+    @property
+    def rows(self) -> slice:
+        """The rows of a batch that the loss reads."""
+        return slice(self.first, None, self.stride)
 
-    def __call__(self, models: Models, batch: Batch, draws: Draws) -> Tensor:
-        """The mean of the loss over its rows."""
-        rows = slice(self.first, None, self.stride)
-        return self.values(models, batch.rows(rows), draws.of(rows)).mean()
+    def compute(self, models: Models, batch: Any, draws: TermDraws) -> Loss:
+        """The loss of every row, [B], of a batch of the kind that it `reads`, to which each loss narrows the type."""
+        raise NotImplementedError
 
 
 class Output(BaseTerm):
@@ -116,11 +93,9 @@ class Output(BaseTerm):
     loss: Literal["output"] = "output"
     distance: DistanceConfig = L2
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         x, times = batch.x, batch.times
-        return losses.output_loss(
-            models.student, x[:, 0], times[:, 0], x[:, -1], times[:, -1], batch.label, self.distance
-        )
+        return losses.output_loss(x[:, 0], times[:, 0], x[:, -1], times[:, -1], batch.label, self.distance)
 
 
 class Trajectory(BaseTerm):
@@ -129,12 +104,12 @@ class Trajectory(BaseTerm):
     loss: Literal["trajectory"] = "trajectory"
     distance: DistanceConfig = L2
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         last = batch.times.shape[1] - 1
-        i = _integers(draws, 0, last)
-        j = _integers(draws, i + 1, last + 1)
+        i = draws.integers(0, last)
+        j = draws.integers(i + 1, last + 1)
         (x_t, t), (x_s, s) = batch.stored(i), batch.stored(j)
-        return losses.output_loss(models.student, x_t, t, x_s, s, batch.label, self.distance)
+        return losses.output_loss(x_t, t, x_s, s, batch.label, self.distance)
 
 
 class VelocityTerm(BaseTerm):
@@ -157,19 +132,23 @@ class VelocityTerm(BaseTerm):
     def needs_velocities(self) -> bool:
         return self.at == "states"
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         if self.at == "states":
             assert batch.velocity is not None
-            i = _integers(draws, 0, batch.times.shape[1])
+            i = draws.integers(0, batch.times.shape[1])
             (x_t, t), velocity = batch.stored(i), batch.velocity[batch.each, i]
         else:
-            t = _between(batch.times[:, -1], batch.times[:, 0], self.times or "uniform", draws)
+            t = draws.times(batch.times[:, -1], batch.times[:, 0], self.times or "uniform")
             x_t, velocity = interpolate(batch.x[:, -1], batch.noise, t), batch.noise - batch.x[:, -1]
-        return losses.velocity_loss(models.student, x_t, t, velocity, batch.label, self.distance)
+        return losses.velocity_loss(x_t, t, velocity, batch.label, self.distance)
 
 
 class Derivative(BaseTerm):
-    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against noise - sample, by forward-mode derivatives."""
+    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against the trajectory's mean velocity.
+
+    The slope is a forward-mode derivative. The mean velocity is (x_start - x_end) / (t_start - t_end), which is noise -
+    sample where the flow runs from 1 to 0.
+    """
 
     loss: Literal["derivative"] = "derivative"
     times: TimeSampler = "uniform"
@@ -180,11 +159,11 @@ class Derivative(BaseTerm):
     def cost(self) -> float:
         return DERIVED
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
-        start = batch.times[:, 0]
-        s = _between(batch.times[:, -1], start, self.times, draws)
-        velocity = batch.noise - batch.x[:, -1]
-        return losses.derivative_loss(models.student, batch.x[:, 0], start, s, velocity, batch.label)
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        start, end = batch.times[:, 0], batch.times[:, -1]
+        s = draws.times(end, start, self.times)
+        velocity = (batch.x[:, 0] - batch.x[:, -1]) / match_dims(start - end, batch.x[:, 0])
+        return losses.derivative_loss(batch.x[:, 0], start, s, velocity, batch.label)
 
 
 class _TwoTimes(BaseTerm):
@@ -199,14 +178,14 @@ class _TwoTimes(BaseTerm):
     def needs_velocities(self) -> bool:
         return self.times != "stored"
 
-    def draw_times(self, batch: TrajectoryBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def draw_times(self, batch: TrajectoryBatch, draws: TermDraws) -> tuple[Tensor, Tensor, Tensor]:
         """x_t [B, C, H, W], t [B] and s [B], s <= t."""
         if self.times == "stored":
-            x_t, t = batch.stored(_integers(draws, 0, batch.times.shape[1] - 1))
+            x_t, t = batch.stored(draws.integers(0, batch.times.shape[1] - 1))
         else:
-            t = _between(batch.times[:, -1], batch.times[:, 0], self.times, draws)
+            t = draws.times(batch.times[:, -1], batch.times[:, 0], self.times)
             x_t = batch.at(t)
-        return x_t, t, _between(batch.times[:, -1], t, "uniform", draws)
+        return x_t, t, draws.times(batch.times[:, -1], t, "uniform")
 
 
 class Consistency(_TwoTimes):
@@ -234,11 +213,11 @@ class Consistency(_TwoTimes):
     def needs_ema(self) -> bool:
         return self.target == "ema"
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         x_t, t, s = self.draw_times(batch, draws)
-        m, target = (t + s) / 2, models.target(self.target)
-        x_m = target(x_t, t, m, batch.label) if self.midpoint == "student" else batch.at(m)
-        values = losses.consistency_loss(models.student, x_t, t, x_m, m, s, batch.label, target, self.distance)
+        m = (t + s) / 2
+        x_m = None if self.midpoint == "student" else batch.at(m)
+        values = yield from losses.consistency_loss(x_t, t, x_m, m, s, batch.label, self.target, self.distance)
         return values / (t - s).clamp(min=MIN_STEP) ** 2 if self.weighting == "inverse-square" else values
 
 
@@ -261,14 +240,13 @@ class SoftConsistency(BaseTerm):
     def num_states(self) -> int:
         return 1
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         last = batch.times.shape[1] - 1
-        i = _integers(draws, 0, last)
-        j = _integers(draws, i + 1, last + 1)
-        k = _integers(draws, i + 1, j + 1)
+        i = draws.integers(0, last)
+        j = draws.integers(i + 1, last + 1)
+        k = draws.integers(i + 1, j + 1)
         (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
-        target = models.target(self.target)
-        return losses.consistency_loss(models.student, x_t, t, x_u, u, s, batch.label, target, self.distance)
+        return losses.consistency_loss(x_t, t, x_u, u, s, batch.label, self.target, self.distance)
 
 
 class Lagrangian(_TwoTimes):
@@ -286,10 +264,10 @@ class Lagrangian(_TwoTimes):
     def needs_teacher(self) -> bool:
         return True
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         assert models.teacher is not None
         x_t, t, s = self.draw_times(batch, draws)
-        return losses.lagrangian_loss(models.student, models.teacher, x_t, t, s, batch.label)
+        return losses.lagrangian_loss(models.teacher, x_t, t, s, batch.label)
 
 
 class FlowMatching(BaseTerm):
@@ -300,12 +278,12 @@ class FlowMatching(BaseTerm):
 
     trains: ClassVar[Literal["student", "teacher"]] = "teacher"
     reads: ClassVar[Literal["trajectories", "images"]] = "images"
+    draws_noise: ClassVar[bool] = True
 
-    def values(self, models: Models, batch: ImageBatch, draws: Draws) -> Tensor:
-        t = TIME_SAMPLERS[self.times](draws.stratified())
-        noise = draws.normal(tuple(batch.data.shape[1:]))
+    def compute(self, models: Models, batch: ImageBatch, draws: TermDraws) -> Loss:
+        t = TIME_SAMPLERS[self.times](draws.strata)
         label = _dropped(models.network, batch.label, draws)
-        return losses.flow_matching_loss(models.network, batch.data, noise, t, label)
+        return losses.flow_matching_loss(batch.data, draws.normal(), t, label)
 
 
 class Reflow(BaseTerm):
@@ -316,10 +294,10 @@ class Reflow(BaseTerm):
 
     trains: ClassVar[Literal["student", "teacher"]] = "teacher"
 
-    def values(self, models: Models, batch: TrajectoryBatch, draws: Draws) -> Tensor:
-        t = TIME_SAMPLERS[self.times](draws.stratified())
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        t = TIME_SAMPLERS[self.times](draws.strata)
         label = _dropped(models.network, batch.label, draws)
-        return losses.flow_matching_loss(models.network, batch.x[:, -1], batch.noise, t, label)
+        return losses.flow_matching_loss(batch.x[:, -1], batch.noise, t, label)
 
 
 Term = Annotated[
@@ -336,18 +314,7 @@ Term = Annotated[
 ]
 
 
-def _between(low: Tensor, high: Tensor, sampler: TimeSampler, draws: Draws) -> Tensor:
-    """Times [B] from `low` to `high` [B]."""
-    fraction = TIME_SAMPLERS[sampler](draws.uniform())
-    return low + (high - low) * fraction.to(low.dtype)
-
-
-def _integers(draws: Draws, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """Uniform integers [B] in [low, high)."""
-    return low + (draws.uniform() * (high - low)).long()
-
-
-def _dropped(network: Network, label: Tensor | None, draws: Draws) -> Tensor | None:
+def _dropped(network: Network, label: Tensor | None, draws: TermDraws) -> Tensor | None:
     """`label` [B], each replaced by -1 (none) with the network's probability of label dropout."""
     if label is None or not network.config.label_dropout:
         return label

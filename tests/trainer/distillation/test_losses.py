@@ -2,9 +2,11 @@ import torch
 from torch import Tensor
 
 from pipeline.flow.path import interpolate
-from tests.support.problems import ExactStudent, GaussianFlow, tiny_network
+from tests.support.problems import ExactStudent, GaussianFlow, loss_values, tiny_network
 from trainer.distillation import losses
 from trainer.distillation.distance import squared_error
+from trainer.distillation.models import differentiate
+from trainer.distillation.queries import Query, Source
 from trainer.distillation.student import Student, from_teacher
 
 FLOW = GaussianFlow()
@@ -27,28 +29,28 @@ def assert_zero(loss: Tensor) -> None:
 
 def every_loss(student: Student) -> dict[str, Tensor]:
     x_t, x_u = state(T), state(U)
-    live, fixed = student, losses.stopped(student)
     middle = (T + S) / 2
-    return {
-        "output": losses.output_loss(student, NOISE, ONE, state(ZERO), ZERO, None),
-        "trajectory": losses.output_loss(student, x_t, T, state(S), S, None),
-        "velocity": losses.velocity_loss(student, x_t, T, FLOW.velocity(x_t, T), None),
-        "consistency": losses.consistency_loss(student, x_t, T, live(x_t, T, middle, None), middle, S, None, live),
-        "teacher's midpoint": losses.consistency_loss(student, x_t, T, state(middle), middle, S, None, fixed),
-        "soft consistency": losses.consistency_loss(student, x_t, T, x_u, U, S, None, fixed),
-        "lagrangian": losses.lagrangian_loss(student, FLOW.velocity, x_t, T, S, None),
+    found = {
+        "output": losses.output_loss(NOISE, ONE, state(ZERO), ZERO, None),
+        "trajectory": losses.output_loss(x_t, T, state(S), S, None),
+        "velocity": losses.velocity_loss(x_t, T, FLOW.velocity(x_t, T), None),
+        "consistency": losses.consistency_loss(x_t, T, None, middle, S, None, "live"),
+        "teacher's midpoint": losses.consistency_loss(x_t, T, state(middle), middle, S, None, "stopped"),
+        "soft consistency": losses.consistency_loss(x_t, T, x_u, U, S, None, "stopped"),
+        "lagrangian": losses.lagrangian_loss(FLOW.velocity, x_t, T, S, None),
     }
+    return {name: loss_values(loss, student) for name, loss in found.items()}
 
 
 def test_every_loss_is_zero_at_the_exact_map() -> None:
-    for name, values in every_loss(EXACT).items():
-        assert values.shape == (B,), name
-        assert values.abs().max() < (1e-8 if name == "lagrangian" else 1e-10), name
+    for name, loss in every_loss(EXACT).items():
+        assert loss.shape == (B,), name
+        assert loss.abs().max() < (1e-8 if name == "lagrangian" else 1e-10), name
 
 
 def test_every_loss_is_positive_elsewhere() -> None:
-    for name, values in every_loss(from_teacher(tiny_network())[0]).items():
-        assert (values > 0).all(), name
+    for name, loss in every_loss(from_teacher(tiny_network())[0]).items():
+        assert (loss > 0).all(), name
 
 
 def test_table_1s_loss_is_zero_where_g_moves_from_noise_to_sample_at_even_speed() -> None:
@@ -57,21 +59,21 @@ def test_table_1s_loss_is_zero_where_g_moves_from_noise_to_sample_at_even_speed(
             return interpolate(state(ZERO), NOISE, s)
 
     straight: Student = Straight(FLOW)  # type: ignore[assignment]
-    assert_zero(losses.derivative_loss(straight, NOISE, ONE, S, NOISE - state(ZERO), None))
-    assert (losses.derivative_loss(EXACT, NOISE, ONE, S, NOISE - state(ZERO), None) > 0).all()
+    assert_zero(loss_values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), straight))
+    assert (loss_values(losses.derivative_loss(NOISE, ONE, S, NOISE - state(ZERO), None), EXACT) > 0).all()
 
 
 def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
     student = from_teacher(tiny_network())[0].requires_grad_(True)
     with torch.no_grad():
         student.network.gate_s.add_(0.3)
-    x_s, slope = losses.derivative(student, NOISE, T, S, None)
+    x_s, slope = differentiate(student, Query(NOISE, T, S, None, derivative=True))
     torch.testing.assert_close(x_s, student(NOISE, T, S, None))
     with torch.no_grad():
         step = 1e-3
         ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
     torch.testing.assert_close(slope, (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
-    slope.square().mean().backward()  # type: ignore[no-untyped-call]
+    slope.square().mean().backward()
     assert student.network.conv_in.weight.grad is not None
     assert student.network.conv_in.weight.grad.abs().max() > 0
 
@@ -84,8 +86,8 @@ def test_the_velocity_target_points_from_data_to_noise() -> None:
 
     straight: Student = Straight(FLOW)  # type: ignore[assignment]
     x_t = interpolate(state(ZERO), NOISE, T)
-    assert_zero(losses.velocity_loss(straight, x_t, T, NOISE - state(ZERO), None))
-    assert (losses.velocity_loss(straight, x_t, T, state(ZERO) - NOISE, None) > 0.1).all()
+    assert_zero(loss_values(losses.velocity_loss(x_t, T, NOISE - state(ZERO), None), straight))
+    assert (loss_values(losses.velocity_loss(x_t, T, state(ZERO) - NOISE, None), straight) > 0.1).all()
 
 
 def test_at_equal_times_f_is_the_derivative_in_s() -> None:
@@ -98,16 +100,24 @@ def test_at_equal_times_f_is_the_derivative_in_s() -> None:
 
 def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
     student = from_teacher(tiny_network())[0].requires_grad_(True)
-    for target, is_trained in ((losses.stopped(student), False), (student, True)):
-        x_u = state(U).requires_grad_(True)
-        losses.consistency_loss(student, state(T), T, x_u, U, S, None, target).sum().backward()  # type: ignore[no-untyped-call]
-        assert (x_u.grad is not None) == is_trained
-        assert student.network.conv_in.weight.grad is not None
+    weight = student.network.conv_in.weight
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss.sum(), weight)[0]
+
+    x_t, x_u = state(T), state(U)
+    constant = squared_error(student(x_t, T, S, None), student(x_u, U, S, None).detach())
+    by_target: dict[Source, Tensor] = {
+        target: gradient(loss_values(losses.consistency_loss(x_t, T, x_u, U, S, None, target), student))
+        for target in ("stopped", "live")
+    }
+    torch.testing.assert_close(by_target["stopped"], gradient(constant))
+    assert not torch.allclose(by_target["live"], by_target["stopped"])
 
 
 def test_with_u_at_s_soft_consistency_is_anchored_at_the_teachers_state() -> None:
     student, _ = from_teacher(tiny_network())
-    found = losses.consistency_loss(student, state(T), T, state(S), S, S, None, losses.stopped(student))
+    found = loss_values(losses.consistency_loss(state(T), T, state(S), S, S, None, "stopped"), student)
     torch.testing.assert_close(found, squared_error(student(state(T), T, S, None), state(S)))
 
 
@@ -119,5 +129,5 @@ def test_no_gradient_goes_through_the_teacher_of_the_lagrangian_loss() -> None:
         asked.append(torch.is_grad_enabled() or x.requires_grad)
         return FLOW.velocity(x, t)
 
-    losses.lagrangian_loss(student, velocity, state(T), T, S, None).sum().backward()  # type: ignore[no-untyped-call]
+    loss_values(losses.lagrangian_loss(velocity, state(T), T, S, None), student).sum().backward()  # type: ignore[no-untyped-call]
     assert asked == [False]

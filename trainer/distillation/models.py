@@ -1,0 +1,70 @@
+"""The models of a training, and how they answer the queries of its losses: one call of each network a round."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.flow.solver import Velocity
+from pipeline.networks import Network
+from trainer.distillation.queries import Query
+from trainer.distillation.student import Student
+
+
+@dataclass(frozen=True)
+class Models:
+    """The network in training and, if a recipe needs them, its average and the teacher."""
+
+    network: Network
+    ema: Network | None = None
+    teacher: Velocity | None = None
+
+    def answer(self, queries: Sequence[Query]) -> list[Tensor]:
+        """The answers to `queries`, in their order; those to one source come from one call of its network."""
+        answers: dict[int, Tensor] = {}
+        # The differentiated call comes first: under autocast, torch before 2.10 casts a weight once, and one that is
+        # cast without gradients would get none.
+        for source in ("live", "stopped", "ema"):
+            numbers = [i for i, query in enumerate(queries) if query.source == source and not query.derivative]
+            if numbers:
+                network = self.ema if source == "ema" else self.network
+                assert network is not None
+                with torch.set_grad_enabled(source == "live" and torch.is_grad_enabled()):
+                    found = call(network, [queries[i] for i in numbers])
+                answers |= dict(zip(numbers, found, strict=True))
+        for i, query in enumerate(queries):
+            if query.derivative:
+                answers[i] = differentiate(Student(self.network), query)
+        return [answers[i] for i in range(len(queries))]
+
+
+def call(network: Network, queries: Sequence[Query]) -> list[Tensor]:
+    """The answers of `network` to all `queries`, their rows in one batch."""
+    times = [query.s for query in queries if query.s is not None]
+    answers = network(
+        torch.cat([query.x for query in queries]),
+        torch.cat([query.t for query in queries]),
+        torch.cat(times) if times else None,
+        _labels(queries),
+    )
+    return list(answers.split([len(query.x) for query in queries]))
+
+
+def _labels(queries: Sequence[Query]) -> Tensor | None:
+    labels = [query.label for query in queries if query.label is not None]
+    return torch.cat(labels) if labels else None
+
+
+def differentiate(student: Student, query: Query) -> Tensor:
+    """G(x, t, s) and its derivative in s, [2, B, C, H, W], differentiable in the weights."""
+    assert query.s is not None
+    # The fused attention kernels have no forward-mode derivative.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
+        value_and_slope = torch.func.jvp(
+            lambda s: student(query.x, query.t, s, query.label), (query.s,), (torch.ones_like(query.s),)
+        )
+    return torch.stack([value_and_slope[0], value_and_slope[1]])

@@ -20,7 +20,7 @@ ROOMS = {
         {"data", "checkpoints", "distributed"},
         {"distillation"},
         {"config", "export"},
-        {"setup", "step", "log", "preview"},
+        {"setup", "step", "log", "preview", "kernels"},
         {"train"},
         {"dry_run"},
         {"on_ray"},

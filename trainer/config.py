@@ -31,7 +31,9 @@ class TrainerConfig(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    compile: bool | None = None  # by default on CUDA, where the recipe allows it and a compiler is there
+    tf32: bool = True  # float32 products on CUDA keep 10 bits of their factors
+    cudnn_benchmark: bool = True  # cuDNN times its kernels for each shape at first
     skip_nonfinite: bool = False
     ema: Annotated[tuple[EmaConfig, ...], BeforeValidator(lambda x: (x,) if isinstance(x, dict) else x)] = Field(
         default=(EmaConfig(),), min_length=1

@@ -25,13 +25,15 @@ from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
+from trainer.kernels import choose_kernels, compiles
 from trainer.log import Log, open_log
 from trainer.setup import Task, prepare, read_input
 from trainer.step import initial_state, take_step
 
 GRAD_NORM = "grad_norm"
 # Settings of the trainer that a resumed run may change.
-FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
+FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "accumulate", "skip_nonfinite"}
+FREE |= {"compile", "tf32", "cudnn_benchmark"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -62,7 +64,8 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
-    if settings.compile:
+    choose_kernels(settings)
+    if compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
     if ranks.world > 1:

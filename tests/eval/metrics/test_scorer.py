@@ -9,7 +9,7 @@ import torch
 from eval.metrics import sample_chunks
 from eval.metrics.distances import ReferenceStats, moments
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
-from eval.metrics.scorer import Result, Scorer
+from eval.metrics.scorer import Result, Scorer, scoring_thread
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline.common.errors import WorkFailed
 from pipeline.flow.solver import Solver
@@ -41,9 +41,10 @@ def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Rank
 
 
 def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
-    found = work.score(sampler, range_index, lambda amount, status="": None)
-    assert found is not None
-    return found
+    with scoring_thread() as scoring:
+        future = work.score(sampler, range_index, lambda amount, status="": None, scoring)
+        assert future is not None
+        return future.result()
 
 
 def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:

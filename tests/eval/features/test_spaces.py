@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import ProfilerActivity, nn, profile
 
 from eval.features import digit_classifier, spaces, weights
 from eval.features.spaces import FEATURES, Extracted, Extractor, FeatureSpace, load_space, resizer
@@ -123,6 +124,15 @@ def test_legacy_tensorflow_resizes_inside_the_network_and_gives_probabilities_wi
     assert found.probabilities is not None
     np.testing.assert_allclose(found.probabilities, classified, atol=1e-6)
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_features_and_probabilities_take_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_inception(tmp_path / "weights", monkeypatch)
+    space = load_space("inception-tf", CPU)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        space.extract(pictures(6))
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    assert calls["aten::adaptive_avg_pool2d"] == 1
 
 
 def test_grey_images_are_shown_in_three_equal_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

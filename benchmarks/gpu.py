@@ -7,8 +7,8 @@ ends early still gives those before.
    the share of the device's peak, by precision, compiled or not.
 2. Training of the 15m student: images/s of each loss of the paper and of `anchored`, beside the paper's on an H100; the
    share of its time that the loop waits for batches.
-3. A shard as `generate` makes it: the teacher's share of its wall time.
-4. Bytes: a shard made twice is the same.
+3. A shard as `generate` makes it: the teacher's share of its wall time, and whether its bytes are the same twice.
+4. Checks: small trainings in bf16, in fp16, compiled, and resumed.
 5. Sampling with 1, 2 and 4 evaluations beside the teacher's solver.
 6. `evaluate` end to end on 10,000 samples.
 
@@ -17,7 +17,9 @@ ends early still gives those before.
 
 import argparse
 import json
+import math
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import table
@@ -57,11 +60,13 @@ from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import Folder
 from pipeline.teachers import teacher as teachers
 from pipeline.teachers.teacher import Teacher
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
 from trainer.distillation.student import from_teacher
 from trainer.train import train
 
 BUDGET = 450  # seconds
+RESUMED_CLOSE = 1e-3  # weights of two trainings on a GPU, whose kernels add up in no fixed order
 INIT_STD = 0.02  # of layers that start at zero, which would make an ODE without a bend
 # Dense TFLOP/s of the datasheets, by a part of the device's name.
 PEAKS: dict[str, dict[Precision, float]] = {
@@ -83,10 +88,8 @@ NETWORKS: dict[str, UNetConfig] = {
     ),
 }
 TINY = SongUNetConfig(resolution=32, image_channels=3, channels=8, channel_mult=(1,), num_blocks=1)
-TINY_TRAINING = {
-    "network": TINY.model_dump(exclude={"second_time"}),
-    "trainer": {"num_steps": 2, "checkpoint_every": 2},
-}
+TINY_NETWORK = TINY.model_dump(exclude={"second_time"})
+TINY_TRAINING = {"network": TINY_NETWORK, "trainer": {"num_steps": 2, "checkpoint_every": 2}}
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ class Run:
     def rate(self, work: Callable[[], object], seconds: float = 1.0) -> float:
         """How often a second `work` is done, once it has been done twice to choose kernels."""
         work()
-        started, once = time.perf_counter(), 0.0
+        self.synchronise()
+        started = time.perf_counter()
         work()
         self.synchronise()
         once = time.perf_counter() - started
@@ -279,13 +283,13 @@ def _training_row(run: Run, config: TrainConfig, compiled: bool) -> dict[str, fl
     return {"images_per_second": rate, "memory": memory}
 
 
-# 3. and 4. Shards
+# 3. A shard
 
 
 def shards(run: Run) -> None:
-    """A row of a shard as `generate` makes it: its wall time, and the share of it that the teacher takes."""
+    """A row of a shard as `generate` makes it: its wall time, the teacher's share of it, and its bytes made twice."""
     teacher, plan = run.teacher("15.7 M"), _plan(run)
-    run.rate(partial(_make_shard, run, plan, teacher), seconds=0)
+    first = _make_shard(run, plan, teacher)
     inside = 0.0
 
     def watched(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -298,7 +302,7 @@ def shards(run: Run) -> None:
         return velocity
 
     started = time.perf_counter()
-    _make_shard(run, plan, replace(teacher, velocity=watched))
+    second = _make_shard(run, plan, replace(teacher, velocity=watched))
     seconds = time.perf_counter() - started
     run.add(
         "shard",
@@ -306,14 +310,8 @@ def shards(run: Run) -> None:
         seconds=seconds,
         records_per_second=plan.shard_size / seconds,
         teachers_share=inside / seconds,
+        same_bytes_twice=first == second,
     )
-
-
-def identity(run: Run) -> None:
-    """A row that says whether a shard made twice has the same bytes."""
-    teacher, plan = run.teacher("15.7 M"), _plan(run)
-    first, second = (_make_shard(run, plan, teacher) for _ in range(2))
-    run.add("bytes", records=plan.shard_size, same_twice=first == second)
 
 
 def _plan(run: Run) -> Plan:
@@ -338,6 +336,40 @@ def _make_shard(run: Run, plan: Plan, teacher: Teacher) -> bytes:
     [shard] = plan.shards(plan.shard_size)
     payload, _ = generate_shard(plan, shard, teacher, Folder(run.folder / "shards"), run.device)
     return payload
+
+
+# 4. Checks
+
+
+def checks(run: Run) -> None:
+    """Rows of small trainings: losses in half precision and compiled, and how far the weights of a resumed one are."""
+    cases: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16"}}
+    if not run.is_tiny:
+        cases["compile"] = {"compile": True}
+    for name, trainer in cases.items():
+        with suppress_failure(run, f"check of {name}"):
+            loss = log_of_training(_small_training(run, name, trainer))[-1]["output"]
+            run.add("check", what=f"training, {name}", result=loss, holds=math.isfinite(loss))
+    with suppress_failure(run, "check of resuming"):
+        difference = _resume(_small_training(run, "resume", {"precision": "fp32"}))
+        run.add("check", what="resumed, largest difference", result=difference, holds=difference < RESUMED_CLOSE)
+
+
+def _small_training(run: Run, name: str, trainer: dict[str, Any]) -> TrainConfig:
+    small = {"num_steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, **trainer}
+    changes = {"out": str(run.folder / name), "network": TINY_NETWORK, "trainer": small}
+    return TrainConfig.model_validate(merge(_training_config(run).model_dump(), changes))
+
+
+def _resume(config: TrainConfig) -> float:
+    """The largest difference between the weights of a training and of its second half, taken again."""
+    train(config)
+    newest = checkpoint.find(config.out)
+    before = load_file(newest / checkpoint.EMA)
+    shutil.rmtree(newest)
+    train(config)
+    after = load_file(checkpoint.find(config.out) / checkpoint.EMA)
+    return max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
 
 
 # 5. Sampling
@@ -409,9 +441,9 @@ PARTS: dict[Callable[[Run], None], float] = {  # and the most seconds of each
     evaluations: 150,
     training: 110,
     shards: 40,
-    identity: 30,
+    checks: 60,
     sampling: 40,
-    evaluation: 80,
+    evaluation: 50,
 }
 
 

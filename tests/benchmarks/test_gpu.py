@@ -27,10 +27,11 @@ def test_every_part_gives_its_figures(run: Run) -> None:
     found = json.loads(run.out.read_text())["parts"]
     assert len(found["evaluation"]) == len(gpu.EVALUATIONS)
     assert {row["loss"] for row in found["training"]} == {*gpu.LOSSES, "anchored"}
-    assert found["bytes"] == [{"records": 4, "same_twice": True}]
+    assert found["shard"][0]["same_bytes_twice"]
     assert 0 < found["shard"][0]["teachers_share"] < 1
+    assert all(row["holds"] for row in found["check"])
     assert [row["evaluations"] for row in found["sampling"]] == [1, 2, 4, 8]
-    assert set(found) == {"evaluation", "training", "training loop", "shard", "bytes", "sampling", "evaluate"}
+    assert set(found) == {"evaluation", "training", "training loop", "shard", "check", "sampling", "evaluate"}
     assert "| 55.7 M | bf16 | True |" in gpu.tables(run)
 
 

@@ -1,9 +1,8 @@
 """Distances between sets of features: the Fréchet distance here, the others by clean-fid, torch-fidelity and prdc."""
 
-import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,11 +151,15 @@ def density_coverage(samples: Features, reference: Features) -> tuple[float, flo
     Each ball reaches to the fifth neighbour (Naeem et al. 2020, arXiv 2002.09797, Eqs. 5 and 6). Both arguments are
     features [N, D]. Density may exceed 1; coverage is in [0, 1].
     """
-    from prdc import compute_prdc
+    from prdc import prdc
 
-    with redirect_stdout(io.StringIO()):
-        values = compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
+    prdc.print = _print_nothing  # standard output is not redirected: other threads write there meanwhile
+    values = prdc.compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
     return float(values["density"]), float(values["coverage"])
+
+
+def _print_nothing(*_: object) -> None:
+    pass
 
 
 def inception_score(probabilities: Features) -> float:

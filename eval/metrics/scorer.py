@@ -90,16 +90,9 @@ class Scorer:
             advance(self.settings.share(self.num_samples, self.ranks), sampler.title)
         if not self.ranks.is_first:
             return None
-        future: Future[Result] = Future()
-        if result is None:
-            errors = self._keep_first(sampler, samples) if range_index == 0 else {}
-            future = scoring.submit(self._finish, sampler, samples, errors, file)
-        else:
-            future.set_result(result)
+        future = _done(result) if result is not None else self._start(sampler, samples, range_index, file, scoring)
         if sampler.group == "solver" and range_index == 0:
             self.teacher_samples = np.load(self._first_file(sampler), allow_pickle=False)
-        if self.ranks.device.type == "cpu":
-            wait([future])  # the next row would share the cores, and its speed would be no figure
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
@@ -118,6 +111,15 @@ class Scorer:
 
     def _first_file(self, sampler: Sampler) -> Path:
         return self._folder(sampler) / "first.npy"
+
+    def _start(
+        self, sampler: Sampler, samples: SampleRange, range_index: int, file: Path, scoring: Executor
+    ) -> "Future[Result]":
+        errors = self._keep_first(sampler, samples) if range_index == 0 else {}
+        future = scoring.submit(self._finish, sampler, samples, errors, file)
+        if self.ranks.device.type == "cpu":
+            wait([future])  # the next row would share the cores, and its speed would be no figure
+        return future
 
     def _keep_first(self, sampler: Sampler, samples: SampleRange) -> dict[str, float]:
         """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
@@ -170,6 +172,12 @@ class Scorer:
         batches = zip(*(torch.split(images, self.settings.batch_size) for images in (x, y)), strict=True)
         device = self.ranks.device
         return float(torch.cat([distance(a.to(device), b.to(device)).cpu() for a, b in batches]).mean())
+
+
+def _done(result: Result) -> "Future[Result]":
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def _read_result(file: Path) -> Result | None:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,13 @@ class Run:
         self.synchronise()
         return count / (time.perf_counter() - started)
 
+    @cached_property
+    def training_config(self) -> TrainConfig:
+        """The training of the config cifar10-15m, on a few random records, which are written once."""
+        case = cifar10(self.folder / "training", quick=self.is_tiny)
+        changes = TINY_TRAINING if self.is_tiny else {"trainer": {"batch_size": 256, "num_steps": 60, "log_every": 20}}
+        return TrainConfig.model_validate(merge(case.config.model_dump(), {"device": str(self.device), **changes}))
+
     def teacher(self, name: str) -> Teacher:
         """A teacher of random weights with the network called `name` in `NETWORKS`."""
         config = TINY if self.is_tiny else NETWORKS[name]
@@ -242,7 +249,7 @@ def _share_of_peak(device: torch.device, precision: Precision, teraflops: float)
 
 def training(run: Run) -> None:
     """Rows of images/s by loss on a held batch, and of the whole loop."""
-    config = _training_config(run)
+    config = run.training_config
     anchored = config.recipe.model_dump()
     recipes = {title: {"phases": [{"terms": [term]}]} for title, term in LOSSES.items()} | {"anchored": anchored}
     for compiled in (True, False):
@@ -260,12 +267,6 @@ def training(run: Run) -> None:
     with suppress_failure(run, "training, the loop"):
         lines = log_of_training(config)
         run.add("training loop", images_per_second=lines[-1]["images_per_second"], waiting=lines[-1]["stall"])
-
-
-def _training_config(run: Run) -> TrainConfig:
-    case = cifar10(run.folder / "training", quick=run.is_tiny)
-    changes = TINY_TRAINING if run.is_tiny else {"trainer": {"batch_size": 256, "num_steps": 60, "log_every": 20}}
-    return TrainConfig.model_validate(merge(case.config.model_dump(), changes))
 
 
 def _training_row(run: Run, config: TrainConfig, compiled: bool) -> dict[str, float | None]:
@@ -358,7 +359,7 @@ def checks(run: Run) -> None:
 def _small_training(run: Run, name: str, trainer: dict[str, Any]) -> TrainConfig:
     small = {"num_steps": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, **trainer}
     changes = {"out": str(run.folder / name), "network": TINY_NETWORK, "trainer": small}
-    return TrainConfig.model_validate(merge(_training_config(run).model_dump(), changes))
+    return TrainConfig.model_validate(merge(run.training_config.model_dump(), changes))
 
 
 def _resume(config: TrainConfig) -> float:
@@ -406,7 +407,7 @@ def evaluation(run: Run) -> None:
         run.remarks.append(f"evaluate was left out: wanted {', '.join(missing)}")
         return
     num_samples = 8 if run.is_tiny else 10_000
-    config = TrainConfig.model_validate(merge(_training_config(run).model_dump(), {"out": str(run.folder / "student")}))
+    config = TrainConfig.model_validate(merge(run.training_config.model_dump(), {"out": str(run.folder / "student")}))
     train(config)
     images = np.random.default_rng(0).integers(0, 256, (num_samples, 32, 32, 3), dtype=np.uint8)
     np.savez(run.folder / "images.npz", images=images)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test cluster proof bench lint format clean
+.PHONY: quickstart test cluster proof bench gpu lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
@@ -24,6 +24,10 @@ proof: .venv/installed-dev
 # Ratios measured on this machine, as docs/benchmarks.md keeps them; leave it idle meanwhile.
 bench: .venv/installed-dev
 	@$(BIN)/python -m benchmarks
+
+# What needs a GPU, in at most eight minutes: a table, and gpu.json. ARGS=--tiny: whether it runs, on any machine.
+gpu: .venv/installed
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from pipeline.dataset.manifest import DataSet, Manifest, derive, write_dataset, write_manifest
 from pipeline.dataset.plan import Plan, Shard
@@ -52,6 +51,8 @@ def _in_turn(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, Ti
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread for torch and for numpy: sides that use several wait for cores that others use, and differ by it."""
+    from threadpoolctl import threadpool_limits  # of the development's packages, which benchmarks/gpu.py does without
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from eval.metrics import distances
 from eval.results import FULL_NUM_SAMPLES
+from eval.sampling.precision import Precision
 from pipeline.common.config import parse_count
 from pipeline.flow.solver import Solver
 from pipeline.storage.store import Location
@@ -44,6 +45,7 @@ class EvaluateConfig(BaseModel):
     data: str | None = None  # trajectories to compare with, by default the training's
     num_trajectories: int = Field(default=2048, ge=1)
     lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, or none for images below 32 pixels
+    precision: Precision = "fp32"  # of the samplers' networks; features and distances are computed in fp32 or better
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=256, ge=1)
     device: str = "auto"

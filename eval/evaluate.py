@@ -7,6 +7,7 @@ samples, and new rows or ranges of noise are added to existing ones.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -18,12 +19,24 @@ from eval.features.weights import Unavailable
 from eval.metrics import cost, distances, trajectory_fit
 from eval.metrics.reference import OpenedReference, check_shape, open_reference
 from eval.metrics.sample_chunks import SamplingSettings
-from eval.metrics.scorer import Result, Scorer
+from eval.metrics.scorer import Result, Scorer, scoring_thread
 from eval.models import EvaluatedModels, open_models
 from eval.report import files, provenance
-from eval.results import EvaluatedCheckpoint, Figure, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
+from eval.results import (
+    Cost,
+    EvaluatedCheckpoint,
+    Figure,
+    Metric,
+    NotComputed,
+    Reference,
+    Report,
+    Row,
+    Space,
+    TrajectoryFit,
+)
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
+from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, is_drawable
@@ -49,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> Report | None:
 
     Raises:
         BadInput: the checkpoint, reference, feature spaces and teacher do not fit together.
-        WorkFailed: a sample is not finite, or a required metric could not be computed.
+        WorkFailed: a sample of the student or of the teacher's own solver is not finite, or a required metric could not
+            be computed.
     """
     with join_ranks(config.device) as ranks:
         if config.out.is_file():
@@ -57,11 +71,13 @@ def evaluate(config: EvaluateConfig) -> Report | None:
         if ranks.is_first_here:
             mirror.local(config.checkpoint)
         ranks.wait()
+        check_precision(config.precision, ranks.device)
         path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
         models = open_models(path, config.weights, config.teacher, ranks.device)
-        evaluation = _Evaluation(config, models, ranks)
-        with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
-            return evaluation.run()
+        with fixed_arithmetic("fp32", ranks.device):
+            evaluation = _Evaluation(config, models, ranks)
+            with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
+                return evaluation.run()
 
 
 class _Evaluation:
@@ -74,7 +90,7 @@ class _Evaluation:
         self.spaces = dict(self._open_spaces())
         self.reference = self._open_reference()
         self.columns = self._list_columns()
-        self.samplers = list(self._list_samplers())
+        self.samplers = [in_precision(sampler, config.precision, ranks.device) for sampler in self._list_samplers()]
         self._check_required()
         self.scorer = self._make_scorer()
 
@@ -82,11 +98,15 @@ class _Evaluation:
         """Draw and score every row; the first rank writes the report and returns it."""
         jobs = [(sampler, range_index) for sampler in self.samplers for range_index in range(self._num_ranges(sampler))]
         share = self.scorer.settings.share(self.config.num_samples, self.ranks)
+        pending: list[tuple[Sampler, Future[Result]]] = []
         results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
-        with bar("evaluate", len(jobs) * share) as advance:
+        with bar("evaluate", len(jobs) * share) as advance, scoring_thread() as scoring:
             for sampler, range_index in jobs:
-                if (result := self.scorer.score(sampler, range_index, advance)) is not None:
-                    results[sampler].append(result)
+                if (future := self.scorer.score(sampler, range_index, advance, scoring)) is not None:
+                    pending.append((sampler, future))
+                _raise_failure(pending)
+            for sampler, future in pending:
+                results[sampler].append(future.result())
         if not self.ranks.is_first:
             return None
         report = self._report(results)
@@ -220,7 +240,7 @@ class _Evaluation:
             data_range=models.data_range,
             seed=config.seed,
             batch_size=config.batch_size,
-            spaces=self.spaces,
+            spaces=self._measured_spaces(),
         )
         distance = self._open_distance()
         identity = {
@@ -235,12 +255,18 @@ class _Evaluation:
             "reference": self.reference.reference.sha256,
             "lpips": distance.name if distance else None,
             "device": self.ranks.device.type,
+            "precision": config.precision,
         }
         # Only the first rank knows the reference, so that its digest counts.
         folder = self.ranks.of_first(hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
         return Scorer(
             config.out / WORK / folder, settings, config.num_samples, self.reference.stats, distance, self.ranks
         )
+
+    def _measured_spaces(self) -> dict[str, FeatureSpace]:
+        """The spaces with a reference, the headline's first. Only the first rank knows them."""
+        names = json.loads(self.ranks.of_first(json.dumps(list(self.reference.stats))))
+        return {name: self.spaces[name] for name in names}
 
     # The report
 
@@ -261,7 +287,8 @@ class _Evaluation:
             num_ranges=self.config.num_ranges,
             seed=self.config.seed,
             quantiser=QUANTISER,
-            cost={name: cost.measure(net, self.config.batch_size) for name, net in self.models.networks().items()},
+            precision=self.config.precision,
+            cost=self._costs(),
             trajectories=trajectories,
             curves=provenance.curves(self.models.run),
             checkpoint=str(self.models.folder),
@@ -271,6 +298,10 @@ class _Evaluation:
             machine=provenance.machine(self.ranks.device),
             date=date.today().isoformat(),
         )
+
+    def _costs(self) -> dict[str, Cost]:
+        with fixed_arithmetic(self.config.precision, self.ranks.device):
+            return {name: cost.measure(net, self.config.batch_size) for name, net in self.models.networks().items()}
 
     def _row(self, sampler: Sampler, results: list[Result]) -> Row:
         keys = [key for key in results[0].scores if all(key in result.scores for result in results)]
@@ -287,6 +318,7 @@ class _Evaluation:
             rmse=first.rmse,
             lpips=first.lpips,
             images_per_second=first.images_per_second,
+            is_finite=all(result.is_finite for result in results),
         )
 
     def _mark_best(self, rows: list[Row]) -> Iterator[Row]:
@@ -317,3 +349,10 @@ class _Evaluation:
         yield from self.warnings
         if (note := baselines.missing_note()) is not None and self.models.teacher is not None:
             yield note
+
+
+def _raise_failure(pending: Sequence[tuple[Sampler, "Future[Result]"]]) -> None:
+    """Raise what a row that is done has raised, before another one is drawn."""
+    for _, future in pending:
+        if future.done():
+            future.result()

@@ -89,6 +89,7 @@ class Row(_Record):
     rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
     lpips: float | None = None  # likewise
     images_per_second: float
+    is_finite: bool = True  # whether all samples are; if not, there are no figures
     best: bool = False  # whether it is the teacher's best few-step sampler at this nfe
 
     @property
@@ -158,6 +159,7 @@ class Report(_Record):
     num_ranges: int  # of noise; range r has the indices from r * num_samples
     seed: int
     quantiser: str  # how samples become bytes
+    precision: str | None = None  # of the samplers' networks; None in reports that did not fix it
     cost: dict[str, Cost]  # "teacher", "student"
     trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps

@@ -6,10 +6,12 @@ A distance over features other than Inception's is not an FID, and is never call
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
 from trainer.data.images import to_float
 
-BATCH_SIZE = 64  # images resized ahead: 69 MB at 299x299 in float32
+BATCH_SIZE = 64  # images of a pass through the network: 69 MB at 299x299 in float32
+BATCHES_AHEAD = 4  # of these, resized ahead of the network
 DIGITS_BATCH_SIZE = 1024
 DINOV2_PIXELS = 224
 # Per channel of ImageNet's images in [0, 1].
@@ -61,6 +64,10 @@ class FeatureSpace:
     sha256: str  # of the network's weights
     extract: Callable[[NDArray[np.uint8]], Extracted]
     shape: tuple[int, ...] | None = None
+
+    def begin(self, images: NDArray[np.uint8]) -> Callable[[], Extracted]:
+        """Begin to extract features where threads can do so alone; the function that is returned gives them."""
+        return self.extract.begin(images) if isinstance(self.extract, Extractor) else partial(self.extract, images)
 
     def check_shape(self, shape: tuple[int, ...], what: str) -> None:
         """Raises `BadInput` unless images of `shape` [C, H, W] have such features; `what` names them in the error."""
@@ -112,7 +119,7 @@ def inception(device: torch.device) -> FeatureSpace:
         title="Inception-v3 of 2015, 2048 features",
         resizer="PIL, bicubic, antialiased, not quantised, to 299x299 (clean-fid, mode clean)",
         sha256=sha256,
-        extract=extractor(resizer("clean"), lambda x: (network(x), None), device),
+        extract=Extractor(resizer("clean"), lambda x: (network(x), None), device),
     )
 
 
@@ -124,14 +131,15 @@ def inception_tf(device: torch.device) -> FeatureSpace:
     network, sha256 = _torchscript(device, resize_inside=True)
 
     def extract(x: Tensor) -> tuple[Tensor, Tensor]:
-        return network(x), network.base(x, return_features=False, no_output_bias=True)
+        features = network(x)
+        return features, F.linear(features, network.base.output.weight).softmax(dim=1)
 
     return FeatureSpace(
         name="inception-tf",
         title="Inception-v3 of 2015, 2048 features",
         resizer="TensorFlow's bilinear, not antialiased, to 299x299 (clean-fid, mode legacy_tensorflow; StyleGAN, EDM)",
         sha256=sha256,
-        extract=extractor(resizer("legacy_tensorflow"), extract, device),
+        extract=Extractor(resizer("legacy_tensorflow"), extract, device),
     )
 
 
@@ -144,7 +152,7 @@ def inception_torch(device: torch.device) -> FeatureSpace:
         title="Inception-v3 of 2015 in torchvision's modules, 2048 features",
         resizer="PyTorch's bilinear, not antialiased, to 299x299 (clean-fid, mode legacy_pytorch; pytorch-fid)",
         sha256=file_sha256(path),
-        extract=extractor(resizer("legacy_pytorch"), lambda x: (network(x / 255)[0].flatten(1), None), device),
+        extract=Extractor(resizer("legacy_pytorch"), lambda x: (network(x / 255)[0].flatten(1), None), device),
     )
 
 
@@ -165,7 +173,7 @@ def dinov2(device: torch.device) -> FeatureSpace:
         title=f"DINOv2 ViT-L/14, {network.config.hidden_size} features",
         resizer=f"PIL, bicubic, antialiased, to bytes of {DINOV2_PIXELS}x{DINOV2_PIXELS}",
         sha256=file_sha256(path),
-        extract=extractor(_to_dinov2, extract, device),
+        extract=Extractor(_to_dinov2, extract, device),
     )
 
 
@@ -178,31 +186,44 @@ FEATURES: dict[str, Callable[[torch.device], FeatureSpace]] = {
 }
 
 
-def extractor(resize: Resize, network: Network, device: torch.device) -> Callable[[NDArray[np.uint8]], Extracted]:
-    """A function from images uint8 [N, 1 or 3, H, W] to the features that `network` gives after `resize`."""
+@dataclass(frozen=True)
+class Extractor:
+    """Features of images in two parts: a CPU's threads resize them, then `device` evaluates `network`."""
 
-    def extract(images: NDArray[np.uint8]) -> Extracted:
+    resize: Resize
+    network: Network
+    device: torch.device
+
+    def __call__(self, images: NDArray[np.uint8]) -> Extracted:
+        return self.begin(images)()
+
+    def begin(self, images: NDArray[np.uint8]) -> Callable[[], Extracted]:
+        """Begin to resize images uint8 [N, 1 or 3, H, W]; the function that is returned gives their features."""
+        batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+        begun = deque(self._resize(batch) for batch in batches[:BATCHES_AHEAD])
+        return partial(self._finish, begun, deque(batches[BATCHES_AHEAD:]))
+
+    def _resize(self, images: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
+        return _threads().map(self.resize, _in_colour(images))
+
+    @torch.no_grad()
+    def _finish(self, begun: deque[Iterator[NDArray[Any]]], waiting: deque[NDArray[np.uint8]]) -> Extracted:
+        """The features of the batches in `begun` and then `waiting`, which are resized ahead of the network."""
         features, probabilities = [], []
-        for batch in _resized(images, resize):
-            with torch.no_grad():
-                batch_features, batch_probabilities = network(batch.to(device))
+        while begun:
+            batch = _stack(begun.popleft())
+            if waiting:
+                begun.append(self._resize(waiting.popleft()))
+            batch_features, batch_probabilities = self.network(batch.to(self.device))
             features.append(batch_features.float().cpu())
             if batch_probabilities is not None:
                 probabilities.append(batch_probabilities.float().cpu())
         return Extracted(torch.cat(features).numpy(), torch.cat(probabilities).numpy() if probabilities else None)
 
-    return extract
 
-
-def _resized(images: NDArray[np.uint8], resize: Resize) -> Iterator[Tensor]:
-    """Batches float32 [B, 3, S, S] in [0, 255]; the next one is resized while the network processes the current one."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
-        ahead = pool.map(resize, _in_colour(next(batches)))
-        for batch in batches:
-            current, ahead = ahead, pool.map(resize, _in_colour(batch))
-            yield _stack(current)
-        yield _stack(ahead)
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 def _in_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -314,6 +335,8 @@ def _blamed(source: str, extract: Callable[[NDArray[np.uint8]], Extracted]) -> C
             raise WorkFailed(f"features {source}: {type(error).__name__}: {one_line(error)}") from error
         if len(shape) != 2 or shape[0] != len(images):
             raise WorkFailed(f"features {source}: wanted features [{len(images)}, D]; they are {list(shape)}")
+        if not np.isfinite(found.features).all():
+            raise WorkFailed(f"features {source}: wanted finite features; some are infinite or not a number")
         return found
 
     return checked

@@ -1,20 +1,20 @@
-"""Distances between two sets of features, computed by clean-fid, torch-fidelity and prdc themselves."""
+"""Distances between sets of features: the Fréchet distance here, the others by clean-fid, torch-fidelity and prdc."""
 
-import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from eval.features.spaces import Extracted, Features
 from eval.results import Metric, NotComputed
-from pipeline.common.errors import WorkFailed
 
+CPU = torch.device("cpu")
 NEIGHBOURHOOD = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 and ADM's evaluator use
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
 MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that set the radius of its ball
@@ -74,22 +74,32 @@ def moments(features: Features) -> Moments:
     return running.result()
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) (Heusel et al. 2017, Eq. 6), by clean-fid.
+def frechet_distance(a: Moments, b: Moments, device: torch.device = CPU) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) (Heusel et al. 2017, Eq. 6), in float64 on `device`.
 
-    Raises:
-        WorkFailed: the square root of the covariances' product is not real, as singular covariances can make it.
+    With S_a = R R^T, the product's eigenvalues are those of R^T S_b R, which is symmetric: their roots are real, and
+    the result is clean-fid's without its general matrix square root. Covariances may be singular.
     """
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # scipy deprecates sqrtm's `disp`
-        from cleanfid.fid import frechet_distance as distance
+    shift = a.mean - b.mean
+    covariances = [torch.from_numpy(each.covariance).to(device) for each in (a, b)]
+    traces = float(sum(covariance.trace() for covariance in covariances))
+    return float(shift @ shift) + traces - 2 * _trace_of_root(*covariances)
 
-        try:
-            return float(distance(a.mean, a.covariance, b.mean, b.covariance))
-        except ValueError as error:
-            raise WorkFailed(
-                f"no Fréchet distance between singular covariances ({error}): take more samples"
-            ) from error
+
+def _trace_of_root(a: Tensor, b: Tensor) -> float:
+    """tr (a b)^1/2 of covariances float64 [D, D]."""
+    root_a, root_b = _root(a), _root(b)
+    # Through the one of lower rank: the other's product has eigenvalues that are zero, but for their rounding errors.
+    root, other = (root_a, b) if root_a.shape[1] <= root_b.shape[1] else (root_b, a)
+    return float(torch.linalg.eigvalsh(root.T @ other @ root).clamp(min=0).sqrt().sum())
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R [D, rank] with R R^T = `covariance` [D, D], up to eigenvalues below its rounding error."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    root: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return root
 
 
 def kernel_distance(samples: Features, reference: Features) -> float:
@@ -141,11 +151,15 @@ def density_coverage(samples: Features, reference: Features) -> tuple[float, flo
     Each ball reaches to the fifth neighbour (Naeem et al. 2020, arXiv 2002.09797, Eqs. 5 and 6). Both arguments are
     features [N, D]. Density may exceed 1; coverage is in [0, 1].
     """
-    from prdc import compute_prdc
+    from prdc import prdc
 
-    with redirect_stdout(io.StringIO()):
-        values = compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
+    prdc.print = _print_nothing  # standard output is not redirected: other threads write there meanwhile
+    values = prdc.compute_prdc(real_features=reference, fake_features=samples, nearest_k=NEAREST)
     return float(values["density"]), float(values["coverage"])
+
+
+def _print_nothing(*_: object) -> None:
+    pass
 
 
 def inception_score(probabilities: Features) -> float:
@@ -168,7 +182,29 @@ class MetricGroup:
     lower_is_better: bool
     needs: Literal["moments", "features", "probabilities"]  # probabilities of the samples, the others of the reference
     num_needed: int  # samples, and reference images if their features are needed
-    compute: Callable[[Extracted, ReferenceStats], tuple[float, ...]]
+    compute: Callable[[Extracted, ReferenceStats, torch.device], tuple[float, ...]]
+
+
+def _frechet_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
+    return (frechet_distance(moments(sample.features), reference.moments, device),)
+
+
+def _kernel_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
+    assert reference.features is not None
+    return (kernel_distance(sample.features, reference.features),)
+
+
+def _inception_score(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
+    assert sample.probabilities is not None
+    return (inception_score(sample.probabilities),)
+
+
+def _precision_recall(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float, float]:
+    return precision_recall(*_neighbours(sample, reference))
+
+
+def _density_coverage(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float, float]:
+    return density_coverage(*_neighbours(sample, reference))
 
 
 def _neighbours(sample: Extracted, reference: ReferenceStats) -> tuple[Features, Features]:
@@ -176,28 +212,14 @@ def _neighbours(sample: Extracted, reference: ReferenceStats) -> tuple[Features,
     return sample.features[:MAX_MANIFOLD_SIZE], reference.features[:MAX_MANIFOLD_SIZE]
 
 
-def _kernel_distance(sample: Extracted, reference: ReferenceStats) -> tuple[float]:
-    assert reference.features is not None
-    return (kernel_distance(sample.features, reference.features),)
-
-
-def _inception_score(sample: Extracted, reference: ReferenceStats) -> tuple[float]:
-    assert sample.probabilities is not None
-    return (inception_score(sample.probabilities),)
-
-
 # In the order of columns.
 METRIC_GROUPS = (
-    MetricGroup(("fd",), True, "moments", 2, lambda s, r: (frechet_distance(moments(s.features), r.moments),)),
+    MetricGroup(("fd",), True, "moments", 2, _frechet_distance),
     MetricGroup(("kd",), True, "features", 2, _kernel_distance),
     MetricGroup(("is",), False, "probabilities", NUM_SPLITS, _inception_score),
-    MetricGroup(
-        ("precision", "recall"), False, "features", NEIGHBOURHOOD + 1, lambda s, r: precision_recall(*_neighbours(s, r))
-    ),
+    MetricGroup(("precision", "recall"), False, "features", NEIGHBOURHOOD + 1, _precision_recall),
     # prdc asks for a neighbour more than it uses.
-    MetricGroup(
-        ("density", "coverage"), False, "features", NEAREST + 2, lambda s, r: density_coverage(*_neighbours(s, r))
-    ),
+    MetricGroup(("density", "coverage"), False, "features", NEAREST + 2, _density_coverage),
 )
 # Key and heading of a metric in a space, by default "NAME-SPACE" and the heading below. Only distances over Inception's
 # features have the published names, and only those with clean-fid's resizer have them without a suffix.
@@ -230,18 +252,16 @@ def columns(space: str, has_features: bool, has_probabilities: bool) -> list[Met
     ]
 
 
-def score(sample: Extracted, reference: ReferenceStats, distance_only: bool = False) -> dict[str, float]:
-    """The values of `columns` by key, or only the Fréchet distance. Metrics that `not_computed` lists are left out.
-
-    Raises:
-        WorkFailed: see `frechet_distance`.
-    """
+def score(
+    sample: Extracted, reference: ReferenceStats, distance_only: bool = False, device: torch.device = CPU
+) -> dict[str, float]:
+    """The values of `columns` by key, or only the Fréchet distance. Metrics that `not_computed` lists are left out."""
     scores: dict[str, float] = {}
     for group in _groups(reference.space)[: 1 if distance_only else None]:
         is_available = _is_available(group, reference.features is not None, sample.probabilities is not None)
         if is_available and not _shortage(group, len(sample.features), reference):
             keys = [key for key, _ in _names(group, reference.space)]
-            scores.update(zip(keys, group.compute(sample, reference), strict=True))
+            scores.update(zip(keys, group.compute(sample, reference, device), strict=True))
     return scores
 
 

@@ -1,12 +1,13 @@
 """Samples of one sampler over a range of noise, stored as chunks of features: a kill loses at most one chunk.
 
-The images are never all in memory: each batch is turned into features as soon as it is drawn. Once a range is scored,
-its chunks are deleted.
+The images are never all in memory: each batch is turned into features as soon as it is drawn. A GPU draws a batch while
+the CPU resizes the images of the one before. Once a range is scored, its chunks are deleted.
 """
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ CHUNK_SAMPLES = 1024  # at least; whole batches
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What all rows share: the samples' shape and range, their noise, and the feature spaces to extract."""
+    """What all rows share: the samples' shape and range, their noise, and the feature spaces, the headline's first."""
 
     shape: tuple[int, ...]
     num_classes: int
@@ -41,6 +42,10 @@ class SamplingSettings:
     @property
     def chunk_size(self) -> int:
         return -(-CHUNK_SAMPLES // self.batch_size) * self.batch_size
+
+    def spaces_of(self, sampler: Sampler) -> dict[str, FeatureSpace]:
+        """The spaces that `sampler` is measured in: there are many few-step rows, and the headline's is enough."""
+        return dict(list(self.spaces.items())[: 1 if sampler.group == "few-step" else None])
 
     def share(self, num_samples: int, ranks: Ranks) -> int:
         """How many of `num_samples` samples this rank draws."""
@@ -69,7 +74,8 @@ class SampleRange:
         """Draw this rank's share of the missing chunks.
 
         Raises:
-            WorkFailed: a sample is not finite, or a chunk cannot be written.
+            WorkFailed: a sample of the student or of the teacher's own solver is not finite, or a chunk cannot be
+                written.
         """
         for number, (path, indices) in enumerate(self.chunks):
             if number % ranks.world != ranks.rank:
@@ -80,6 +86,11 @@ class SampleRange:
                     del chunk["samples"]  # only the first chunk's images are used again
                 _write(path, chunk)
             advance(len(indices), sampler.title)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all samples are finite. If not, some of the chunks have no features."""
+        return not any(self._read("not_finite"))
 
     def extracted(self, space: str) -> Extracted:
         """The features of all samples in `space`, in index order.
@@ -125,35 +136,58 @@ def _draw_chunk(
     sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device
 ) -> dict[str, NDArray[Any]]:
     samples, evaluations, seconds = [], 0, 0.0
-    features: dict[str, list[NDArray[np.float32]]] = {}
+    features = _BatchFeatures(settings.spaces_of(sampler), settings.data_range, _batches_behind(device))
     for batch in draw_samples(
         sampler, settings.shape, settings.num_classes, settings.seed, indices, settings.batch_size, device
     ):
-        if not torch.isfinite(batch.samples).all():
+        if sampler.group != "few-step" and not torch.isfinite(batch.samples).all():
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
         samples.append(batch.samples.numpy())
+        features.add(samples[-1])
         evaluations += batch.nfe * len(batch.samples)
         seconds += batch.wall_seconds
-        for name, array in _extract(samples[-1], settings).items():
-            features.setdefault(name, []).append(array)
-    chunk = {name: np.concatenate(arrays) for name, arrays in features.items()}
+    drawn = np.concatenate(samples)
     return {
-        **chunk,
-        "samples": np.concatenate(samples),
+        **(features.result() if np.isfinite(drawn).all() else {"not_finite": np.array(True)}),
+        "samples": drawn,
         "evaluations": np.array(evaluations),
         "seconds": np.array(seconds),
     }
 
 
-def _extract(samples: NDArray[np.float32], settings: SamplingSettings) -> dict[str, NDArray[np.float32]]:
-    """The arrays of a chunk that each feature space makes of a batch: features, and probabilities if it classifies."""
-    images, arrays = to_bytes(samples, settings.data_range), {}
-    for name, space in settings.spaces.items():
-        extracted = space.extract(images)
-        arrays[f"{name}.features"] = extracted.features
-        if extracted.probabilities is not None:
-            arrays[f"{name}.probabilities"] = extracted.probabilities
-    return arrays
+def _batches_behind(device: torch.device) -> int:
+    """How many batches features may lag behind samples: drawn on a CPU, these would share its cores with the resizing,
+    and their speed would be no figure."""
+    return 0 if device.type == "cpu" else 1
+
+
+class _BatchFeatures:
+    """The features of samples that come in batches, each begun at once and finished `num_behind` batches later."""
+
+    def __init__(self, spaces: Mapping[str, FeatureSpace], data_range: tuple[float, float], num_behind: int) -> None:
+        self.spaces, self.data_range, self.num_behind = spaces, data_range, num_behind
+        self._begun = deque[dict[str, Callable[[], Extracted]]]()
+        self._arrays: dict[str, list[NDArray[np.float32]]] = {}
+
+    def add(self, samples: NDArray[np.float32]) -> None:
+        """Begin `samples`, and finish the batches before the last `num_behind`; what is not finite is left out."""
+        if np.isfinite(samples).all():
+            images = to_bytes(samples, self.data_range)
+            self._begun.append({name: space.begin(images) for name, space in self.spaces.items()})
+        self._finish(self.num_behind)
+
+    def result(self) -> dict[str, NDArray[np.float32]]:
+        """The arrays of a chunk that each feature space makes: features, and probabilities if it classifies."""
+        self._finish(0)
+        return {name: np.concatenate(arrays) for name, arrays in self._arrays.items()}
+
+    def _finish(self, num_left: int) -> None:
+        while len(self._begun) > num_left:
+            for name, finish in self._begun.popleft().items():
+                extracted = finish()
+                self._arrays.setdefault(f"{name}.features", []).append(extracted.features)
+                if extracted.probabilities is not None:
+                    self._arrays.setdefault(f"{name}.probabilities", []).append(extracted.probabilities)
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -1,9 +1,15 @@
-"""From a sampler to its figures: draws and scores samples, and keeps every result so that no range is drawn twice."""
+"""From a sampler to its figures: draws and scores samples, and keeps every result so that no range is drawn twice.
+
+Distances are computed in a thread, so that a GPU draws the next row meanwhile.
+"""
 
 import io
+import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +31,16 @@ from trainer.distributed import Ranks
 NUM_IMAGES = 16
 
 
+@contextmanager
+def scoring_thread() -> Iterator[Executor]:
+    """A thread that computes figures, one row after the other; after an error the rows that wait are left out."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
 class Result(BaseModel):
     """One sampler's figures over one range of noise, kept after the range's chunks are deleted."""
 
@@ -35,6 +51,7 @@ class Result(BaseModel):
     scores: dict[str, float]
     rmse: float | None = None
     lpips: float | None = None
+    is_finite: bool = True  # whether all samples are; if not, there are no figures
 
 
 @dataclass
@@ -53,13 +70,14 @@ class Scorer:
     ranks: Ranks
     teacher_samples: NDArray[np.float32] | None = field(default=None, init=False)
 
-    def score(self, sampler: Sampler, range_index: int, advance: Advance) -> Result | None:
-        """The figures of `sampler` over one range of noise, on the first rank; None on the others, which help to draw.
+    def score(self, sampler: Sampler, range_index: int, advance: Advance, scoring: Executor) -> "Future[Result] | None":
+        """Draw `sampler` over one range of noise; its figures, on the first rank, are computed in `scoring`.
 
-        Range r holds the noise of the indices from r * num_samples.
+        None on the other ranks, which help to draw. Range r holds the noise of the indices from r * num_samples.
 
         Raises:
-            WorkFailed: a sample is not finite, or a chunk cannot be written or read.
+            WorkFailed: a sample of the student or of the teacher's own solver is not finite, or a chunk cannot be
+                written or read.
         """
         file = self._folder(sampler) / f"range-{range_index}.json"
         result = _read_result(file)
@@ -68,19 +86,19 @@ class Scorer:
             samples = SampleRange(file.with_suffix(""), indices, self.settings.chunk_size)
             samples.draw(sampler, self.settings, self.ranks, advance)
             self.ranks.wait()
-            if self.ranks.is_first:
-                result = self._compute(sampler, samples, range_index)
-                write_file(file, result.model_dump_json().encode())
-                samples.discard()
         else:
             advance(self.settings.share(self.num_samples, self.ranks), sampler.title)
-        if self.ranks.is_first and sampler.group == "solver" and range_index == 0:
+        if not self.ranks.is_first:
+            return None
+        future = _done(result) if result is not None else self._start(sampler, samples, range_index, file, scoring)
+        if sampler.group == "solver" and range_index == 0:
             self.teacher_samples = np.load(self._first_file(sampler), allow_pickle=False)
-        return result if self.ranks.is_first else None
+        return future
 
     def first_images(self, sampler: Sampler) -> Images:
         """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`."""
-        return to_bytes(np.load(self._first_file(sampler), allow_pickle=False)[:NUM_IMAGES], self.settings.data_range)
+        samples = np.load(self._first_file(sampler), allow_pickle=False)[:NUM_IMAGES]
+        return to_bytes(np.nan_to_num(samples), self.settings.data_range)
 
     def discard_other_settings(self) -> None:
         """Delete chunks and results of other settings."""
@@ -94,37 +112,72 @@ class Scorer:
     def _first_file(self, sampler: Sampler) -> Path:
         return self._folder(sampler) / "first.npy"
 
-    def _compute(self, sampler: Sampler, samples: SampleRange, range_index: int) -> Result:
+    def _start(
+        self, sampler: Sampler, samples: SampleRange, range_index: int, file: Path, scoring: Executor
+    ) -> "Future[Result]":
+        errors = self._keep_first(sampler, samples) if range_index == 0 else {}
+        future = scoring.submit(self._finish, sampler, samples, errors, file)
+        if self.ranks.device.type == "cpu":
+            wait([future])  # the next row would share the cores, and its speed would be no figure
+        return future
+
+    def _keep_first(self, sampler: Sampler, samples: SampleRange) -> dict[str, float]:
+        """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
+        first = samples.first_samples
+        buffer = io.BytesIO()
+        np.save(buffer, first if sampler.group == "solver" else first[:NUM_IMAGES])
+        write_file(self._first_file(sampler), buffer.getvalue())
+        return self._compare(first)
+
+    def _finish(self, sampler: Sampler, samples: SampleRange, errors: dict[str, float], file: Path) -> Result:
+        """Compute and keep the figures of `samples`, and discard them."""
+        is_finite = samples.is_finite
+        result = Result(
+            nfe=samples.nfe,
+            images_per_second=samples.images_per_second,
+            scores=self._compute(sampler, samples) if is_finite else {},
+            is_finite=is_finite,
+            **(errors if is_finite else {}),
+        )
+        write_file(file, result.model_dump_json().encode())
+        samples.discard()
+        return result
+
+    def _compute(self, sampler: Sampler, samples: SampleRange) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for space, stats in self.reference_stats.items():
-            # Manifolds and kernels take minutes, and there are many few-step samplers.
-            scores |= distances.score(samples.extracted(space), stats, distance_only=sampler.group == "few-step")
-        errors = {}
-        if range_index == 0:
-            first = samples.first_samples
-            errors = self._compare(first)
-            kept = first if sampler.group == "solver" else first[:NUM_IMAGES]
-            buffer = io.BytesIO()
-            np.save(buffer, kept)
-            write_file(self._first_file(sampler), buffer.getvalue())
-        return Result(nfe=samples.nfe, images_per_second=samples.images_per_second, scores=scores, **errors)
+        for space in self.settings.spaces_of(sampler):
+            if (stats := self.reference_stats.get(space)) is not None:
+                sample = samples.extracted(space)
+                # Manifolds and kernels take minutes, and there are many few-step samplers.
+                is_brief = sampler.group == "few-step"
+                scores |= distances.score(sample, stats, distance_only=is_brief, device=self.ranks.device)
+        return scores
 
     def _compare(self, samples: NDArray[np.float32]) -> dict[str, float]:
-        """RMSE and LPIPS to the teacher's samples of the same noise, in units of [-1, 1]."""
-        if self.teacher_samples is None:
+        """RMSE and LPIPS to the teacher's samples of the same noise, in units of [-1, 1], unless they overflow."""
+        if self.teacher_samples is None or not np.isfinite(samples).all():
             return {}
         low, high = self.settings.data_range
-        ours, theirs = (torch.from_numpy((x - low) * (2 / (high - low)) - 1) for x in (samples, self.teacher_samples))
-        errors = {"rmse": float((ours - theirs).double().square().mean().sqrt())}
+        ours, theirs = (
+            torch.from_numpy((x.astype(np.float64) - low) * (2 / (high - low)) - 1)
+            for x in (samples, self.teacher_samples)
+        )
+        errors = {"rmse": float((ours - theirs).square().mean().sqrt())}
         if self.distance is not None:
-            errors["lpips"] = self._mean_distance(self.distance, ours, theirs)
-        return errors
+            errors["lpips"] = self._mean_distance(self.distance, ours.float(), theirs.float())
+        return {name: error for name, error in errors.items() if math.isfinite(error)}
 
     @torch.no_grad()
     def _mean_distance(self, distance: Distance, x: torch.Tensor, y: torch.Tensor) -> float:
         batches = zip(*(torch.split(images, self.settings.batch_size) for images in (x, y)), strict=True)
         device = self.ranks.device
         return float(torch.cat([distance(a.to(device), b.to(device)).cpu() for a, b in batches]).mean())
+
+
+def _done(result: Result) -> "Future[Result]":
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def _read_result(file: Path) -> Result | None:

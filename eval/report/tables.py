@@ -19,7 +19,7 @@ GROUPS = {
 }
 # As in the paper's Tables 4 to 7, with metrics that they lack beside similar ones.
 ORDER = ("fid", "is", "kid", "precision", "recall", "density", "coverage")
-NONE, BEST = "—", "★"
+NONE, NOT_FINITE, BEST = "—", "not finite", "★"
 INDENT = "    "  # marks code in Markdown; no text can end such a block
 MAX_DECIMALS = 5
 NEGLIGIBLE = 10.0**-MAX_DECIMALS
@@ -141,6 +141,7 @@ def facts(report: Report) -> dict[str, str]:
         "reference": _reference(report),
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
+        **({"precision": _precision(report.precision)} if report.precision else {}),
         "checkpoint": f"{report.checkpoint}, after {training.step:,} steps",
         "weights": _weights(report),
         **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
@@ -159,6 +160,10 @@ def _samples(report: Report) -> str:
         f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges; "
         "figures without it are of the first range"
     )
+
+
+def _precision(precision: str) -> str:
+    return f"{precision} in the samplers' networks; fp32 in the features, float64 in the Fréchet distance"
 
 
 def reference_text(report: Report) -> str:
@@ -302,7 +307,7 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
     def cell(row: Row) -> Cell:
         figure = row.scores.get(metric.key)
         if figure is None:
-            return Cell(NONE)
+            return Cell(NONE if row.is_finite or metric != report.headline else NOT_FINITE)
         if figure.spread is None:
             return Cell(number_text(figure.mean, decimals))
         minimum = number_text(figure.minimum, decimals) if metric.lower_is_better else ""

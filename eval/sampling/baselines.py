@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import uniform_times
-from pipeline.flow.solver import Solver, Velocity, integrate
+from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
 from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
 from pipeline.teachers.teacher import Teacher
 
@@ -99,7 +99,7 @@ def baseline_samplers(teacher: Teacher, num_evaluations: int, names: Sequence[st
         for suffix, grid in GRIDS.items():
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)
-                sampler = _sampler(teacher, f"{title} {num_evaluations}{suffix}", steps, times)
+                sampler = _sampler(teacher, f"{title} {num_evaluations}{suffix}", num_evaluations, steps, times)
                 samplers.setdefault((steps, tuple(times.tolist())), sampler)
     return list(samplers.values())
 
@@ -135,12 +135,15 @@ def _has_diffusers() -> bool:
     return "use_flow_sigmas" in inspect.signature(DEISMultistepScheduler).parameters
 
 
-def _sampler(teacher: Teacher, name: str, steps: tuple[str, ...], times: Tensor) -> Sampler:
+def _sampler(teacher: Teacher, name: str, num_evaluations: int, steps: tuple[str, ...], times: Tensor) -> Sampler:
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         start = teacher.t_start * noise
         if steps[0] in SCHEDULERS:
             return _run_scheduler(teacher.velocity, start, times, label, steps[0])
-        return _integrate(teacher.velocity, start, times, label, steps)
+        try:
+            return _integrate(teacher.velocity, start, times, label, steps)
+        except SolverFailed:  # fixed steps fail by a state that is not finite, and a sampler hands that out
+            return torch.full_like(noise, torch.nan), num_evaluations
 
     return Sampler("few-step", name, draw)
 

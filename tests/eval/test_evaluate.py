@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import yaml
 
+from eval import evaluate as evaluation
 from eval.config import EvaluateConfig
 from eval.evaluate import evaluate
 from eval.metrics import sample_chunks
 from eval.report import files
 from eval.results import Report, read_report
+from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import open_store
 from tests.support.command import on_ranks
@@ -153,6 +155,26 @@ def test_a_required_metric_that_cannot_be_computed_fails_after_all_else_is_writt
         run(root, tmp_path / "other", require="fid")
 
 
+def test_a_sampler_of_others_that_is_not_finite_is_a_row_that_says_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Sampler("few-step", "newton 2", lambda x, label: (x / 0, 2))
+    monkeypatch.setattr(evaluation.baselines, "baseline_samplers", lambda *_: [broken])
+    run(root, tmp_path, baseline_evaluations=(2,))
+    report = read_report(tmp_path)
+    assert [(row.sampler, row.scores) for row in report.rows if not row.is_finite] == [("newton 2", {})]
+    assert "newton 2 | 2 | not finite |" in (tmp_path / files.TABLE).read_text()
+    assert report.rows[-1].scores
+
+
+def test_a_report_says_in_which_precision_its_samples_were_drawn(out: Path, root: Path, tmp_path: Path) -> None:
+    assert read_report(out).precision == "fp32"
+    report = run(root, tmp_path, precision="bf16", baselines=(), steps=(1,), num_ranges=1)
+    assert report.precision == "bf16"
+    assert report.rows[0].scores != read_report(out).rows[0].scores
+    assert "precision: bf16" in (tmp_path / files.TABLE).read_text()
+
+
 def test_two_ranks_under_torchrun_make_the_figures_of_one(root: Path, tmp_path: Path) -> None:
     sizes = {"num_samples": 1100, "num_ranges": 1, "batch_size": 128, "steps": (1,), "baselines": ()}  # two chunks
     values = settings(root) | sizes | {"checkpoint": str(root / "run"), "out": str(tmp_path / "two")}
@@ -197,6 +219,7 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
         ({"checkpoint": "nowhere"}, "wanted a checkpoint or the folder of a training run"),
         ({"data": "nowhere"}, "nowhere"),
+        ({"precision": "tf32"}, "precision tf32: wanted an NVIDIA GPU"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

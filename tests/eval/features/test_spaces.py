@@ -9,10 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import ProfilerActivity, nn, profile
 
 from eval.features import digit_classifier, spaces, weights
-from eval.features.spaces import FEATURES, Extracted, FeatureSpace, extractor, load_space, resizer
+from eval.features.spaces import FEATURES, Extracted, Extractor, FeatureSpace, load_space, resizer
 from eval.features.weights import Unavailable
 from eval.metrics.distances import frechet_distance, moments
 from pipeline.common.errors import BadInput, WorkFailed
@@ -76,7 +77,7 @@ def test_distances_are_clean_fids_own(mode: str, tmp_path: Path) -> None:
         return torch.nn.functional.avg_pool2d(x, x.shape[2] // 2).flatten(1)
 
     theirs = compute_fid(*folders, mode=mode, num_workers=0, device=CPU, custom_feat_extractor=network, verbose=False)
-    extract = extractor(resizer(mode), lambda x: (network(x), None), CPU)
+    extract = Extractor(resizer(mode), lambda x: (network(x), None), CPU)
     ours = frechet_distance(*[moments(extract(images).features) for images in sets])
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert ours > 1
@@ -85,13 +86,13 @@ def test_distances_are_clean_fids_own(mode: str, tmp_path: Path) -> None:
 def test_a_resizer_makes_a_difference() -> None:
     """So that the tests against clean-fid could fail."""
     images = pictures(4, size=512)
-    found = [extractor(resizer(mode), lambda x: (x.flatten(1), None), CPU)(images).features for mode in MODES]
+    found = [Extractor(resizer(mode), lambda x: (x.flatten(1), None), CPU)(images).features for mode in MODES]
     assert abs(found[0] - found[2]).mean() > 1
 
 
 def test_batches_and_threads_do_not_change_the_order() -> None:
     images = np.arange(200, dtype=np.uint8)[:, None, None, None].repeat(8, axis=2).repeat(8, axis=3)
-    found = extractor(resizer("clean"), lambda x: (x.mean((2, 3)), None), CPU)(images)
+    found = Extractor(resizer("clean"), lambda x: (x.mean((2, 3)), None), CPU)(images)
     np.testing.assert_allclose(found.features, np.arange(200)[:, None].repeat(3, axis=1), atol=1e-3)
 
 
@@ -123,6 +124,15 @@ def test_legacy_tensorflow_resizes_inside_the_network_and_gives_probabilities_wi
     assert found.probabilities is not None
     np.testing.assert_allclose(found.probabilities, classified, atol=1e-6)
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_features_and_probabilities_take_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_inception(tmp_path / "weights", monkeypatch)
+    space = load_space("inception-tf", CPU)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        space.extract(pictures(6))
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    assert calls["aten::adaptive_avg_pool2d"] == 1
 
 
 def test_grey_images_are_shown_in_three_equal_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import io
+import warnings
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -47,6 +48,31 @@ def test_two_gaussians_are_at_their_closed_form_distance() -> None:
     a = Moments(np.array([1.0, 2.0]), np.diag([4.0, 9.0]))
     b = Moments(np.array([0.0, 0.0]), np.diag([1.0, 16.0]))
     assert frechet_distance(a, b) == pytest.approx(5 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_images", "num_features"), [(500, 400, 16), (12, 400, 16), (400, 12, 16), (9, 7, 16), (5, 5, 2)]
+)
+def test_the_distance_is_clean_fids_also_where_covariances_are_singular(
+    num_samples: int, num_images: int, num_features: int
+) -> None:
+    from cleanfid.fid import frechet_distance as theirs
+
+    mixing = np.linspace(-1, 1, num_features**2, dtype=np.float32).reshape(num_features, -1) + np.eye(num_features)
+    sets = (normal(num_samples, num_features) @ mixing, normal(num_images, num_features, mean=0.3, std=2.0))
+    a, b = (moments(features.astype(np.float32)) for features in sets)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy deprecates sqrtm's `disp`
+        wanted = theirs(a.mean, a.covariance, b.mean, b.covariance)
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_distance_knows_features_that_never_change() -> None:
+    constant = Moments(np.zeros(2), np.zeros((2, 2)))
+    other = Moments(np.array([3.0, 4.0]), np.diag([2.0, 0.0]))
+    assert frechet_distance(constant, other) == pytest.approx(25 + 2)
+    assert frechet_distance(constant, constant) == 0
 
 
 def test_the_distance_of_samples_goes_to_that_of_their_gaussians() -> None:

@@ -294,7 +294,7 @@ def test_the_published_inception_can_be_measured_and_compared(tmp_path: Path, mo
     spaces = [load_space("inception", CPU), load_space("inception-tf", CPU)]
     images = pictures(12, size=16)
     opened = open_reference(save_pngs(tmp_path / "images", images), spaces)
-    monkeypatch.setattr(distances, "frechet_distance", lambda a, b: float(((a.mean - b.mean) ** 2).sum()))
+    monkeypatch.setattr(distances, "frechet_distance", lambda a, b, device: float(((a.mean - b.mean) ** 2).sum()))
     for space in spaces:
         found = distances.score(space.extract(images), opened.stats[space.name])
         assert found["fid" if space.name == "inception" else "fid-tf"] == pytest.approx(0, abs=1e-6)

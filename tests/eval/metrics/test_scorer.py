@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -6,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from eval.features.spaces import FeatureSpace
 from eval.metrics import sample_chunks
 from eval.metrics.distances import ReferenceStats, moments
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
-from eval.metrics.scorer import Result, Scorer
+from eval.metrics.scorer import Result, Scorer, scoring_thread
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline.common.errors import WorkFailed
 from pipeline.flow.solver import Solver
@@ -41,9 +44,10 @@ def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Rank
 
 
 def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
-    found = work.score(sampler, range_index, lambda amount, status="": None)
-    assert found is not None
-    return found
+    with scoring_thread() as scoring:
+        future = work.score(sampler, range_index, lambda amount, status="": None, scoring)
+        assert future is not None
+        return future.result()
 
 
 def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
@@ -126,10 +130,80 @@ def test_agreement_is_with_the_teachers_own_solver_in_units_of_minus_one_to_one(
     assert score(again, student_sampler(EXACT, 2, 1.0, 0.0)).rmse == pytest.approx(0, abs=1e-4)
 
 
-def test_a_sample_that_is_not_finite_stops_the_work(tmp_path: Path) -> None:
-    broken = Sampler("few-step", "broken", lambda x, label: (x / 0, 1))
-    with pytest.raises(WorkFailed, match="teacher, broken: a sample of 0 to 15 is not finite"):
-        score(scorer(tmp_path), broken)
+BROKEN = Sampler("few-step", "broken", lambda x, label: (x / 0, 3))
+
+
+def test_a_few_step_sampler_that_is_not_finite_is_a_row_without_figures(tmp_path: Path) -> None:
+    work = scorer(tmp_path)
+    score(work, TEACHER)
+    found = score(work, BROKEN)
+    assert (found.is_finite, found.scores, found.rmse, found.nfe) == (False, {}, None, 3)
+    assert score(scorer(tmp_path), BROKEN) == found
+    assert work.first_images(BROKEN).shape == (16, *SHAPE)
+
+
+@pytest.mark.parametrize("group", ["solver", "student"])
+def test_the_subject_of_an_evaluation_must_be_finite(tmp_path: Path, group: Any) -> None:
+    with pytest.raises(WorkFailed, match="broken: a sample of 0 to 15 is not finite"):
+        score(scorer(tmp_path), replace(BROKEN, group=group))
+
+
+def test_one_batch_that_is_not_finite_is_enough(tmp_path: Path) -> None:
+    counter = count()
+    late = replace(BROKEN, draw=lambda x, label: (x / 0 if next(counter) == 1 else x, 1))
+    assert not score(scorer(tmp_path), late).is_finite
+
+
+def test_an_error_that_overflows_is_left_out(tmp_path: Path) -> None:
+    work = scorer(tmp_path, lambda x, y: (x - y).square().flatten(1).sum(1))
+    score(work, TEACHER)
+    found = score(work, replace(BROKEN, draw=lambda x, label: (x.sign() * 3e38, 1)))
+    assert found.is_finite
+    assert found.rmse == pytest.approx(3e38, rel=1e-3)
+    assert found.lpips is None
+
+
+def test_few_step_rows_are_measured_in_the_headlines_space_alone(tmp_path: Path) -> None:
+    looks: list[str] = []
+
+    def watched(name: str) -> FeatureSpace:
+        return replace(SPACE, name=name, extract=lambda images: (looks.append(name), SPACE.extract(images))[1])
+
+    spaces = {name: watched(name) for name in ("pixels", "other")}
+    work = scorer(tmp_path)
+    stats = work.reference_stats["pixels"]
+    work = replace(
+        work,
+        settings=replace(SETTINGS, spaces=spaces),
+        reference_stats={name: replace(stats, space=name) for name in spaces},
+    )
+    assert set(score(work, replace(STUDENT, group="few-step")).scores) == {"fd-pixels"}
+    assert looks == ["pixels"] * 5
+    assert {"fd-pixels", "fd-other"} <= set(score(work, STUDENT).scores)
+    assert looks.count("other") == 5
+
+
+def test_features_that_lag_behind_their_samples_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = []
+    for behind in (0, 1, 3):
+        monkeypatch.setattr(sample_chunks, "_batches_behind", lambda device, behind=behind: behind)
+        chunks.append(sample_chunks._draw_chunk(STUDENT, SETTINGS, range(40), CPU))
+    for name in ("pixels.features", "samples", "evaluations"):
+        assert all(np.array_equal(chunk[name], chunks[0][name]) for chunk in chunks)
+
+
+def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def begin(self: FeatureSpace, images: Any) -> Callable[[], Any]:
+        order.append("begin")
+        return lambda: (order.append("finish"), SPACE.extract(images))[1]
+
+    drawing = replace(STUDENT, draw=lambda x, label: (order.append("draw"), STUDENT.draw(x, label))[1])
+    monkeypatch.setattr(FeatureSpace, "begin", begin)
+    monkeypatch.setattr(sample_chunks, "_batches_behind", lambda device: 1)
+    sample_chunks._draw_chunk(drawing, SETTINGS, range(24), CPU)
+    assert order == ["draw", "begin", *["draw", "begin", "finish"] * 2, "finish"]
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:

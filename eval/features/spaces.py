@@ -27,7 +27,7 @@ from pipeline.common import plugins
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
-from trainer.data.images import to_float
+from trainer.data.image_set import to_float
 
 BATCH_SIZE = 64  # images resized ahead: 69 MB at 299x299 in float32
 DIGITS_BATCH_SIZE = 1024

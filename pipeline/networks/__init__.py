@@ -44,7 +44,13 @@ parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter
 
 
 def build(config: UNetConfig) -> Network:
-    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device."""
+    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device.
+
+    Raises:
+        BadInput: the configuration leaves something to the data.
+    """
+    if not config.is_complete:
+        raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
         return DhariwalUNet(config).to(memory_format=torch.channels_last)
     assert isinstance(config, SongUNetConfig)

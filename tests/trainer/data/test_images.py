@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import to_bytes
-from trainer.data.images import load_images, to_float
+from trainer.data.image_set import to_float
+from trainer.data.images import load_images
 
 Bytes = NDArray[np.uint8]
 

@@ -63,8 +63,8 @@ def draw_start(
 ) -> tuple[Tensor, Tensor | None]:
     """What samples to look at or measure start from, by `indices`, apart from the noise of any training data.
 
-    Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`. Labels are
-    of `classes`, by default of all.
+    Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`. Labels
+    are of `classes`, by default of all.
     """
     noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
     if not num_classes:

@@ -144,7 +144,7 @@ def generate(config: GenerateConfig) -> Manifest:
 def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
     """What the user should know before the work."""
     if len(plan.shape) != 3:
-        yield f"samples are {list(plan.shape)}; {NO_STUDENT}"
+        yield f"samples are {list(plan.shape)}: {NO_STUDENT}"
     if plan.classes is not None and config.classes is None:
         yield f"labels are drawn from the {len(plan.classes)} of {plan.num_classes} classes that were trained"
 

@@ -35,10 +35,11 @@ class UNetConfig(BaseModel):
     """What decides the shape of a network and the meaning of its output, whatever its family.
 
     Images are [image_channels, resolution, resolution], or [image_channels, H, W] where `resolution` is (H, W). Level i
-    of the U-Net has `channels` * `channel_mult[i]` channels and sides of 1 / 2^i; it attends where the shorter one is in
-    `attention_resolutions`. A configuration that leaves out `resolution` or `image_channels` is completed by the data,
-    whose classes it takes too; a complete one is as it says. `num_classes` = 0 makes an unconditional network; one that
-    was trained with `label_dropout` also answers without a label. `augment_dim` > 0 takes augmentation labels, as EDM's do.
+    of the U-Net has `channels` * `channel_mult[i]` channels and sides of 1 / 2^i; it attends where the shorter side is
+    in `attention_resolutions`. A configuration that leaves out `resolution` or `image_channels` takes them, and its
+    `num_classes`, from the data; a complete one is as it says. `num_classes` = 0 makes an unconditional network; one
+    that was trained with `label_dropout` also answers without a label. `augment_dim` > 0 takes augmentation labels, as
+    EDM's do.
     `convention` says what the network predicts (see `convention.py`); it sees `time_scale` times the noise label.
     """
 

@@ -5,8 +5,9 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import closing
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _read_idx(path: Path, num_dimensions: Sequence[int]) -> NDArray[np.uint8]:
         raise BadInput(f"{path}: cannot be read ({one_line(error)}); download it again") from error
 
 
-def _read_array(path: Path, file: IO[bytes], num_dimensions: Sequence[int], limit: int) -> NDArray[np.uint8]:
+def _read_array(path: Path, file: BufferedIOBase, num_dimensions: Sequence[int], limit: int) -> NDArray[np.uint8]:
     """The array in `file`, which cannot hold more than `limit` bytes."""
     magics, magic = [bytes([0, 0, 8, num]) for num in num_dimensions], file.read(4)
     if magic not in magics:

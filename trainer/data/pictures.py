@@ -105,7 +105,7 @@ def _decode(name: str, open_one: OpenPicture) -> tuple[NDArray[np.uint8], list[s
             _check(name, image)
             image.load()
             losses = [ANIMATED] if getattr(image, "is_animated", False) else []
-            if image.has_transparency_data and np.min(image.convert("RGBA").getchannel("A")) < 255:
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 losses.append(TRANSPARENT)
             return _pixels(_upright(image)), losses
     except UNREADABLE as error:

@@ -221,6 +221,7 @@ class _Evaluation:
             seed=config.seed,
             batch_size=config.batch_size,
             spaces=self.spaces,
+            classes=models.classes,
         )
         distance = self._open_distance()
         identity = {

@@ -52,7 +52,7 @@ class UNetConfig(BaseModel):
     num_blocks: int = Field(default=4, ge=1)
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    num_classes: int = Field(default=0, ge=0)
+    num_classes: int = Field(default=0, ge=0, le=2**20)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment_dim: int = Field(default=0, ge=0)
     convention: Literal["flow", "rectified-flow", "edm", "adm"] = "flow"

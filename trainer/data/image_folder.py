@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from PIL import Image
@@ -16,8 +16,6 @@ from pipeline.common.errors import BadInput, one_line, reason
 from pipeline.common.progress import format_bytes
 from trainer.data import labels, pictures
 from trainer.data.image_set import ImageSet
-
-PIECE = 4096  # bytes to unpack at once, because some packers make gigabytes of a megabyte
 
 Read = Callable[[int], bytes]  # the first bytes of a file, at most so many
 Entry = tuple[PurePosixPath, Read]
@@ -67,11 +65,10 @@ def load_zip(path: Path) -> ImageSet:
 
 
 def _read_entry(archive: ZipFile, entry: ZipInfo, limit: int) -> bytes:
-    content = bytearray()
+    if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # zipfile unpacks the others whole, whatever is asked
+        raise ValueError(f"{entry.filename} is packed by another method than deflate")
     with archive.open(entry) as file:
-        while len(content) < limit and (piece := file.read(min(PIECE, limit - len(content)))):
-            content += piece
-    return bytes(content)
+        return file.read(limit)
 
 
 def _from_files(path: Path, name: str, entries: Iterable[Entry]) -> ImageSet:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ class Npz:
             ValueError: it holds objects, or has another length than its header says.
         """
         entry = self._archive.getinfo(f"{name}.npy")
+        if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # zipfile unpacks the others whole, whatever is asked
+            raise ValueError(f"array {name} is packed by another method than deflate")
         with self._archive.open(entry) as file:
             wanted = _num_bytes(file)
         if wanted != entry.file_size or wanted > MAX_RATIO * (entry.compress_size + 1):

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 import pytest
@@ -411,6 +411,9 @@ def test_gigabytes_of_zeros_are_refused_unread(tmp_path: Path) -> None:
         for _ in range(80):
             file.write(bytes(2**20))
     assert "0.png: wanted a file of at most 67.1 MB" in refusal(str(tmp_path / "bomb.zip"))
+    with ZipFile(tmp_path / "bzip2.zip", "w", ZIP_BZIP2) as archive:
+        archive.writestr("0.png", png(random_bytes(4, 4)))
+    assert "0.png is packed by another method than deflate" in refusal(str(tmp_path / "bzip2.zip"))
 
 
 def test_headers_that_claim_more_than_their_file_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -17,8 +18,16 @@ from pipeline.common.progress import format_bytes
 from trainer.data import labels, pictures
 from trainer.data.image_set import ImageSet
 
-Read = Callable[[int], bytes]  # the first bytes of a file, at most so many
-Entry = tuple[PurePosixPath, Read]
+
+@dataclass(frozen=True)
+class File:
+    """A file of a folder or zip, unread: its size as declared, and its first bytes, at most so many."""
+
+    size: int
+    read: Callable[[int], bytes]
+
+
+Entry = tuple[PurePosixPath, File]
 
 
 def load_folder(path: Path) -> ImageSet:
@@ -43,7 +52,8 @@ def _walk(folder: Path, name: PurePosixPath, above: frozenset[str]) -> Iterator[
         if entry.is_dir():
             yield from _walk(entry, entry_name, above | {here})
         else:
-            yield entry_name, partial(_read_file, entry)
+            size = entry.stat().st_size if entry.is_file() else 0
+            yield entry_name, File(size, partial(_read_file, entry))
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -58,7 +68,10 @@ def load_zip(path: Path) -> ImageSet:
     try:
         with ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            files = [(labels.posix(entry.filename), partial(_read_entry, archive, entry)) for entry in entries]
+            files = [
+                (labels.posix(entry.filename), File(entry.file_size, partial(_read_entry, archive, entry)))
+                for entry in entries
+            ]
             return _from_files(path, path.stem, files)
     except (*pictures.UNREADABLE, UnicodeDecodeError, BadZipFile) as error:
         raise BadInput(f"{path}: wanted a .zip of images; {one_line(error)}; pack or download it again") from error
@@ -93,31 +106,31 @@ def _from_files(path: Path, name: str, entries: Iterable[Entry]) -> ImageSet:
     return ImageSet(name, images, np.array(classes, np.int64), class_names, notes)
 
 
-def _sort_out(entries: Iterable[Entry]) -> tuple[dict[PurePosixPath, Read], list[tuple[str, PurePosixPath]]]:
+def _sort_out(entries: Iterable[Entry]) -> tuple[dict[PurePosixPath, File], list[tuple[str, PurePosixPath]]]:
     """The pictures and indices by name, in order; and the kind and name of every file that is left out."""
-    suffixes, files = pictures.suffixes(), dict[PurePosixPath, Read]()
+    suffixes, files = pictures.suffixes(), dict[PurePosixPath, File]()
     left_out: list[tuple[str, PurePosixPath]] = []
-    for file, read in sorted(entries, key=lambda entry: entry[0]):
-        if kind := _kind_left_out(file, read, suffixes):
-            left_out.append((kind, file))
+    for name, file in sorted(entries, key=lambda entry: entry[0]):
+        if kind := _kind_left_out(name, file, suffixes):
+            left_out.append((kind, name))
             continue
-        if file in files:  # the last one stays, as in unpacking
-            left_out.append(("of a repeated name", file))
-        files[file] = read
+        if name in files:  # the last one stays, as in unpacking
+            left_out.append(("of a repeated name", name))
+        files[name] = file
     return files, left_out
 
 
-def _kind_left_out(file: PurePosixPath, read: Read, suffixes: set[str]) -> str | None:
+def _kind_left_out(name: PurePosixPath, file: File, suffixes: set[str]) -> str | None:
     # __MACOSX is where macOS puts a "._" file for every file of a zip.
-    if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
+    if any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
         return "hidden"
-    if file.name == labels.INDEX or file.suffix.lower() in suffixes:
+    if name.name == labels.INDEX or name.suffix.lower() in suffixes:
         return None
     try:
-        is_picture = pictures.SIGNATURE.match(read(pictures.SIGNATURE_BYTES))
+        is_picture = pictures.SIGNATURE.match(file.read(pictures.SIGNATURE_BYTES))
     except pictures.UNREADABLE:
         is_picture = None
-    return None if is_picture else file.suffix.lower() or "without a suffix"
+    return None if is_picture else name.suffix.lower() or "without a suffix"
 
 
 def _describe(left_out: list[tuple[str, PurePosixPath]], before: str = "") -> str:
@@ -130,12 +143,12 @@ def _describe(left_out: list[tuple[str, PurePosixPath]], before: str = "") -> st
     return f"{before}{len(left_out)} file{plural} left out, no pictures: {', '.join(kinds)}"
 
 
-def _read_whole(name: str, read: Read) -> bytes:
-    content = read(pictures.MAX_FILE_BYTES + 1)
-    if len(content) > pictures.MAX_FILE_BYTES:
-        raise BadInput(f"{name}: wanted a file of at most {format_bytes(pictures.MAX_FILE_BYTES)}; it is larger")
-    return content
+def _read_whole(name: str, file: File) -> bytes:
+    limit = pictures.MAX_FILE_BYTES
+    if file.size <= limit and len(content := file.read(limit + 1)) <= limit:
+        return content
+    raise BadInput(f"{name}: wanted a file of at most {format_bytes(limit)}; it is larger")
 
 
-def _open(name: str, read: Read) -> Image.Image:
-    return pictures.open_picture(BytesIO(_read_whole(name, read)))
+def _open(name: str, file: File) -> Image.Image:
+    return pictures.open_picture(BytesIO(_read_whole(name, file)))

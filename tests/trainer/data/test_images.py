@@ -408,7 +408,7 @@ def test_a_zip_of_windows_has_folders(tmp_path: Path) -> None:
 
 def test_gigabytes_of_zeros_are_refused_unread(tmp_path: Path) -> None:
     with ZipFile(tmp_path / "bomb.zip", "w", ZIP_DEFLATED) as archive, archive.open("0.png", "w") as file:
-        for _ in range(80):
+        for _ in range(65):
             file.write(bytes(2**20))
     assert "0.png: wanted a file of at most 67.1 MB" in refusal(str(tmp_path / "bomb.zip"))
     with ZipFile(tmp_path / "bzip2.zip", "w", ZIP_BZIP2) as archive:

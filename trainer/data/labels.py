@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from pipeline.common.errors import BadInput, one_line
 
@@ -17,10 +17,15 @@ INDEX = "dataset.json"
 Label = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
+def _pairs(labels: object) -> object:
+    """EDM's own loader takes a mapping too."""
+    return list(labels.items()) if isinstance(labels, dict) else labels
+
+
 class _Index(BaseModel):
     """The dataset.json of EDM's dataset_tool: the class of each image by name, or null where there are no classes."""
 
-    labels: list[tuple[str, Label]] | dict[str, Label] | None
+    labels: Annotated[list[tuple[str, Label]] | None, BeforeValidator(_pairs)]
 
 
 def posix(name: str) -> PurePosixPath:
@@ -60,7 +65,7 @@ def by_index(location: str, folder: PurePosixPath, content: bytes, pictures: Seq
     if given is None:
         return [-1] * len(pictures)
     # Names are relative to the index: a set is often packed together with the folder it lies in.
-    labels = {folder / posix(name): label for name, label in dict(given).items()}
+    labels = {folder / posix(name): label for name, label in given}
     missing = [file for file in pictures if file not in labels]
     if missing:
         raise BadInput(
@@ -70,13 +75,13 @@ def by_index(location: str, folder: PurePosixPath, content: bytes, pictures: Seq
     return [labels[file] for file in pictures]
 
 
-def _parse_index(location: str, content: bytes) -> list[tuple[str, int]] | dict[str, int] | None:
+def _parse_index(location: str, content: bytes) -> list[tuple[str, int]] | None:
     try:
         text = content.decode(json.detect_encoding(content))  # Windows' tools put a byte order mark first
         return _Index.model_validate_json(text).labels
     except ValidationError as error:
         fault = error.errors()[0]
-        where = "".join(f"[{part!r}]" for part in fault["loc"] if part != "list[tuple[str,constrained-int]]")
+        where = "".join(f"[{part!r}]" for part in fault["loc"])
         problem = f"{where} {one_line(Exception(fault['msg']))}"
     except ValueError as error:
         problem = one_line(error)

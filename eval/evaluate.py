@@ -241,6 +241,7 @@ class _Evaluation:
             seed=config.seed,
             batch_size=config.batch_size,
             spaces=self._measured_spaces(),
+            classes=models.classes,
         )
         distance = self._open_distance()
         identity = {

@@ -9,6 +9,7 @@ from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
+from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints import checkpoint
@@ -37,6 +38,11 @@ class EvaluatedModels:
     @property
     def num_classes(self) -> int:
         return self.network.config.num_classes
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The classes that were trained, where some were not; None: all."""
+        return trained_labels(self.info.classes, self.num_classes)
 
     @property
     def data_range(self) -> tuple[float, float]:

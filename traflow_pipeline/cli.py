@@ -55,6 +55,9 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Scale of classifier-free guidance; 1 means none.")
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes to draw: 3,18. Default: those that were trained, if known, else all.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     states: Annotated[int | None, typer.Option(help="Number of states to store between noise and sample.")] = None,
     velocities: Annotated[
@@ -93,6 +96,7 @@ def generate(
         "n": n,
         "out": out,
         "guidance_scale": guidance_scale,
+        "classes": classes,
         "seed": seed,
         "states": states,
         "velocities": velocities,
@@ -268,7 +272,8 @@ def train(
         newest = train_on_ray(settings, num_workers, address)
     else:
         newest = stage.train(settings)
-    say(f"{newest}: weights; samples: {newest.parent.parent / preview.FILE}")
+    samples = newest.parent.parent / preview.FILE
+    say(f"{newest}: weights" + (f"; samples: {samples}" if samples.is_file() else ""))
     run = settings.mirror or settings.out
     if settings.recipe.trains == "student":
         say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
@@ -516,9 +521,12 @@ def check_teacher(
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
+    from pipeline.teachers.teacher import NO_STUDENT
 
     processor = pick_device(device)
     teacher = load_teacher(name, processor, guidance_scale)
+    if len(teacher.shape) != 3:
+        say(f"note: samples are {list(teacher.shape)}: {NO_STUDENT}")
     result = check.check_teacher(teacher, num_samples, seed, processor)
     console.print(result.table())
     if is_drawable(teacher.shape):

@@ -12,6 +12,7 @@ from torch import Tensor
 from eval.sampling.samplers import BATCH_SIZE, Sampler, draw_samples, student_sampler
 from pipeline.common.errors import BadInput
 from pipeline.flow.noise import Stream, draw_labels
+from pipeline.teachers.classes import trained_labels
 from traflow_pipeline.samples import Samples
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.distillation.student import Student
@@ -38,6 +39,11 @@ class StudentSampler:
         """0 for an unconditional student."""
         return self.student.network.config.num_classes
 
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The classes that were trained, where some were not; None: all."""
+        return trained_labels(self.info.classes, self.num_classes)
+
     def sample(
         self, n: int, *, steps: int | Sequence[float] = 1, seed: int = 0, label: int | None = None, first: int = 0
     ) -> Samples:
@@ -58,13 +64,16 @@ class StudentSampler:
         sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
         if label is not None:
             sampler = _of_class(sampler, label)
-        batches = draw_samples(sampler, self.shape, self.num_classes, seed, indices, BATCH_SIZE, self.device)
+        batches = draw_samples(
+            sampler, self.shape, self.num_classes, seed, indices, BATCH_SIZE, self.device, self.classes
+        )
         arrays = torch.cat([batch.samples for batch in batches]).numpy()
         return Samples(arrays, labels, self.info.data_range)
 
     def _labels(self, seed: int, indices: range, label: int | None) -> NDArray[np.int64] | None:
         if label is None:
-            return draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL) if self.num_classes else None
+            drawn = draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL, self.classes)
+            return drawn if self.num_classes else None
         if not self.num_classes:
             raise BadInput(f"label {label}: {self.checkpoint} has no classes; leave label out")
         _check(label=(label, 0, self.num_classes - 1))

@@ -51,7 +51,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     """
     ranks = Ranks(0, 1, pick_device(config.device))
     device = ranks.device
-    task, settings = prepare(config, device), config.trainer
+    task = prepare(config, device)
+    config, settings = task.config, config.trainer
     state = initial_state(config, task.network, device)
     objective = Objective(task.network, state.averages[0].network, task.teacher)
     seconds = []

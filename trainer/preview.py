@@ -8,6 +8,7 @@ from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks import Network
+from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
@@ -25,7 +26,8 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
     """
     device = next(network.parameters()).device
     shape, num_classes = network.config.shape, network.config.num_classes
-    noise, label = draw_start(config.seed, range(NUM_PICTURES), shape, num_classes, device)
+    trained = trained_labels(provenance.classes, num_classes)
+    noise, label = draw_start(config.seed, range(NUM_PICTURES), shape, num_classes, device, trained)
     rows = {}
     if config.recipe.trains == "student":
         student = Student(network)

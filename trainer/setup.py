@@ -1,8 +1,10 @@
 """What a run trains, and on what: from a configuration to an initialised network and a stream of batches."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from pydantic import ValidationError
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
@@ -12,10 +14,12 @@ from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
+from pipeline.teachers.classes import TrainedClass, describe, ranges
 from pipeline.teachers.loading import load_teacher, resolve
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import NO_STUDENT, Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
+from trainer.data.image_set import ImageSet
 from trainer.data.images import load_images
 from trainer.data.stream import ImageStream, TrajectoryStream
 from trainer.distillation.random_draws import draw
@@ -26,13 +30,15 @@ from trainer.distributed import Ranks
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains, and on what."""
+    """What a run trains, and on what; `config` is the run's, completed by the data."""
 
+    config: TrainConfig
     network: Network
     stream: TrajectoryStream | ImageStream
     provenance: Provenance
     init_source: str  # where the network's tensors come from, for the user
     teacher: Velocity | None = None  # if the recipe evaluates it
+    notes: tuple[str, ...] = ()  # on the data, for the user
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Task:
@@ -54,19 +60,59 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
 
 def _prepare_flow_matching(config: TrainConfig, device: torch.device) -> Task:
     """A teacher from scratch, on images."""
-    source, network_config = _image_inputs(config)
-    _check_trainable(network_config)
+    source, asked = _image_inputs(config)
+    _check_trainable(asked)
     images = load_images(source)
+    network_config = _complete(asked, images.shape, images.num_classes)
+    _check_images(source, images, network_config)
     shape, num_classes = network_config.shape, network_config.num_classes
-    if images.shape != shape:
-        raise BadInput(f"{source}: wanted images of {list(shape)} as the network; they are {list(images.shape)}")
-    if num_classes and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
-        raise BadInput(f"{source}: wanted labels from 0 to {num_classes - 1} on every image as the network")
     for term in config.recipe.terms:
         term.prepare(shape)
     network = networks.build(network_config).to(device)
     stream = ImageStream(images, num_classes, config.seed, config.trainer.batch_size)
-    return Task(network, stream, Provenance(images.sha256), "from scratch")
+    provenance = Provenance(images.sha256, classes=images.classes if num_classes else ())
+    completed = config.model_copy(update={"network": network_config})
+    return Task(completed, network, stream, provenance, "from scratch", notes=tuple(_image_notes(images, num_classes)))
+
+
+def _complete(network: UNetConfig, shape: tuple[int, ...], num_classes: int) -> UNetConfig:
+    """`network`, with what it leaves out as in the data."""
+    try:
+        return network.completed(shape, num_classes)
+    except ValidationError as error:
+        fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise BadInput(f"network, for data of {list(shape)}: {fault}") from error
+
+
+def _check_images(source: str, images: ImageSet, network: UNetConfig) -> None:
+    num_classes = network.num_classes
+    if images.shape != network.shape:
+        raise BadInput(
+            f"{source}: wanted images of {list(network.shape)} as the network; they are {list(images.shape)}: "
+            "leave resolution and image_channels out of it to take theirs"
+        )
+    if not num_classes:
+        return
+    if num_unlabelled := int((images.labels < 0).sum()):
+        raise BadInput(f"{source}: wanted a class for every image as the network; {num_unlabelled} have none")
+    if images.labels.max() >= num_classes:
+        raise BadInput(
+            f"{source}: wanted labels from 0 to {num_classes - 1} on every image as the network; "
+            f"it has {describe(images.classes)}"
+        )
+
+
+def _image_notes(images: ImageSet, num_classes: int) -> Iterator[str]:
+    yield str(images)
+    yield from (f"note: {images.name}: {note}" for note in images.notes)
+    trained = {one.label for one in images.classes}
+    if num_classes and (missing := [label for label in range(num_classes) if label not in trained]):
+        yield (
+            f"warning: {len(missing)} of {num_classes} classes have no image and are not trained: {ranges(missing)}; "
+            "generate draws none of them unless --classes names it"
+        )
+    if trained and not num_classes:
+        yield "note: the network has no classes: labels are not used"
 
 
 def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
@@ -91,6 +137,7 @@ def _check_trainable(network: UNetConfig) -> None:
 def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
     """The next rectified flow, from the network of the one before, or from scratch."""
     data, teacher, provenance = _open_data(config)
+    config = _completed(config, data.plan)
     network_config = _network_config(config, teacher).model_copy(update={"augment_dim": 0})
     _check_trainable(network_config)
     _check_fits(network_config, data.plan)
@@ -101,17 +148,18 @@ def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
         network.load_state_dict({name: state[name] for name in network.state_dict()})
         init_source = f"from {teacher.name}"
     # The new flow is a teacher itself: it has the data's range, but its own times and no guidance.
-    own = Provenance(provenance.data_sha256, data_range=provenance.data_range)
-    return Task(network.to(device), data, own, init_source)
+    own = Provenance(provenance.data_sha256, data_range=provenance.data_range, classes=provenance.classes)
+    return Task(config, network.to(device), data, own, init_source)
 
 
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     data, teacher, provenance = _open_data(config)
+    config = _completed(config, data.plan)
     student, init_source = _init_student(config, data.plan, teacher)
     velocity = None
     if config.recipe.needs_teacher and provenance.teacher is not None:
         velocity = load_teacher(provenance.teacher, device, data.plan.guidance_scale, quiet=True).velocity
-    return Task(student.network.to(device), data, provenance, init_source, velocity)
+    return Task(config, student.network.to(device), data, provenance, init_source, velocity)
 
 
 def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenance]:
@@ -125,6 +173,8 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
         )
+    if len(plan.shape) != 3:
+        raise BadInput(f"{config.data}: wanted trajectories of images; they are {list(plan.shape)}: {NO_STUDENT}")
     if lack := config.recipe.lack(plan):
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
@@ -142,8 +192,24 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         t_end=plan.t_end,
         guidance_scale=plan.guidance_scale,
         data_range=plan.data_range,
+        classes=_trained_classes(plan, teacher),
     )
     return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
+
+
+def _trained_classes(plan: Plan, teacher: Teacher) -> tuple[TrainedClass, ...]:
+    """The classes that trajectories are of, with what the teacher knows of them; none where they are simply all."""
+    if plan.classes is None:
+        return teacher.classes if teacher.labels is None else ()
+    known = {one.label: one for one in teacher.classes}
+    return tuple(known.get(label, TrainedClass(label=label)) for label in plan.classes)
+
+
+def _completed(config: TrainConfig, plan: Plan) -> TrainConfig:
+    if config.network is None:
+        return config
+    network = _complete(config.network, plan.shape, plan.num_classes)
+    return config.model_copy(update={"network": network})
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
@@ -172,7 +238,8 @@ def _check_fits(network: UNetConfig, plan: Plan) -> None:
     if (network.shape, network.num_classes) != (plan.shape, plan.num_classes):
         raise BadInput(
             f"wanted a network for {list(plan.shape)} and {plan.num_classes} classes as the data; "
-            f"it is for {list(network.shape)} and {network.num_classes}"
+            f"it is for {list(network.shape)} and {network.num_classes}: leave resolution, image_channels and "
+            "num_classes out of it to take the data's"
         )
 
 

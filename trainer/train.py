@@ -52,6 +52,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
     check_ranks(config, ranks.world)
     task = prepare(config, device)
+    config = task.config
     network, state = task.network, initial_state(config, task.network, device)
     _pull(config, ranks)
     step = resume(config, task, state)
@@ -203,6 +204,8 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
     except OSError as error:
         raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
     say(f"recipe {config.recipe.name}: {config.recipe.about}")
+    for note in task.notes:
+        say(note)
     if step == 0:
         say(f"network: {task.init_source}")
     phase = config.recipe.phase(step, config.trainer.num_steps)

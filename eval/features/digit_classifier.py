@@ -53,7 +53,8 @@ def load() -> DigitClassifier:
 
 def train(seed: int = 0, num_epochs: int = 60, batch_size: int = 64) -> tuple[DigitClassifier, float]:
     """Train on the first four fifths of the digits; return the network and its accuracy in [0, 1] on the rest."""
-    from trainer.data.images import load_digits, to_float
+    from trainer.data.image_set import to_float
+    from trainer.data.images import load_digits
 
     digits = load_digits()
     images, labels = torch.from_numpy(to_float(digits.images)), torch.from_numpy(digits.labels)

@@ -29,7 +29,7 @@ from pipeline.common import plugins
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
-from trainer.data.images import to_float
+from trainer.data.image_set import to_float
 
 BATCH_SIZE = 64  # images of a pass through the network: 69 MB at 299x299 in float32
 BATCHES_AHEAD = 4  # of these, resized ahead of the network

@@ -33,7 +33,10 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store, write_atomic
-from trainer.data.images import NPZ_KEYS, UNREADABLE, load_images
+from trainer.data.array_files import NPZ_KEYS
+from trainer.data.images import load_images
+from trainer.data.npz import open_npz
+from trainer.data.pictures import UNREADABLE
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -158,6 +161,8 @@ def open_images(source: str) -> ImageBatches:
 
 def _open_image_set(source: str) -> ImageBatches:
     image_set = load_images(source)
+    for note in image_set.notes:
+        say(f"note: {source}: {note}")
     num_images = len(image_set)
     batches = (image_set.images[start : start + BATCH_SIZE] for start in range(0, num_images, BATCH_SIZE))
     digest = hashlib.sha256(f"{image_set.images.shape}".encode())
@@ -430,8 +435,8 @@ def _read(path: Path) -> Arrays:
         BadInput: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays if name not in NPZ_KEYS}
+        with open_npz(path) as arrays:
+            return {name: arrays[name] for name in arrays.names if name not in NPZ_KEYS}
     except UNREADABLE as error:
         raise BadInput(
             f"{path}: wanted an .npz of statistics; {one_line(error)}: download or build it again"

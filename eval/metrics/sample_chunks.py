@@ -38,6 +38,7 @@ class SamplingSettings:
     seed: int
     batch_size: int
     spaces: Mapping[str, FeatureSpace]
+    classes: tuple[int, ...] | None = None  # to draw labels of; None: all
 
     @property
     def chunk_size(self) -> int:
@@ -138,7 +139,14 @@ def _draw_chunk(
     samples, evaluations, seconds = [], 0, 0.0
     features = _BatchFeatures(settings.spaces_of(sampler), settings.data_range, _batches_behind(device))
     for batch in draw_samples(
-        sampler, settings.shape, settings.num_classes, settings.seed, indices, settings.batch_size, device
+        sampler,
+        settings.shape,
+        settings.num_classes,
+        settings.seed,
+        indices,
+        settings.batch_size,
+        device,
+        settings.classes,
     ):
         if sampler.group != "few-step" and not torch.isfinite(batch.samples).all():
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")

@@ -19,7 +19,7 @@ def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torc
 
     A fixed-step solver with fewer steps gives fewer states.
     """
-    noise, label = draw_start(seed, range(NUM_STRIPS), models.shape, models.num_classes, device)
+    noise, label = draw_start(seed, range(NUM_STRIPS), models.shape, models.num_classes, device, models.classes)
     times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), models.t_start, models.t_end)
     paths = {}
     start = times[0].to(noise) * noise

@@ -92,14 +92,17 @@ def draw_samples(
     indices: range,
     batch_size: int,
     device: torch.device,
+    classes: Sequence[int] | None = None,
 ) -> Iterator[SampleBatch]:
-    """Batches of the samples `indices` of `seed`. Sample i does not depend on which others are drawn.
+    """Batches of the samples `indices` of `seed`, with labels of `classes`, by default of all.
+
+    Sample i does not depend on which others are drawn.
 
     (With an adaptive solver, only up to its tolerance: it chooses steps for a whole batch.)
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
-        noise, label = draw_start(seed, batch, shape, num_classes, device)
+        noise, label = draw_start(seed, batch, shape, num_classes, device, classes)
         started = time.monotonic()
         samples, nfe = sampler.draw(noise, label)
         samples = samples.float().cpu()

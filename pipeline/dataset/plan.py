@@ -4,16 +4,18 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, Self, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
-from pipeline.flow.noise import Stream, generator
+from pipeline.flow.noise import Stream, draw_labels, generator
 from pipeline.flow.solver import Solver
 
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
@@ -56,6 +58,11 @@ class Plan(BaseModel):
     # Defaults are left out of the JSON, so that plans older than these fields keep their digests.
     guidance_scale: float = Field(default=1.0, exclude_if=lambda scale: scale == 1)
     data_range: tuple[float, float] = Field(default=(-1.0, 1.0), exclude_if=lambda values: values == (-1, 1))
+    classes: tuple[int, ...] | None = Field(
+        default=None,
+        exclude_if=lambda classes: classes is None,
+        description="the classes to draw, increasing; None: all",
+    )
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
     num_states: int = Field(ge=0, description="states stored between the noise and the sample")
@@ -76,12 +83,28 @@ class Plan(BaseModel):
             raise ValueError(f"a flow runs from t_start down to t_end in [0, 1]; they are {self.t_start}, {self.t_end}")
         if not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"a data range goes from its least to its largest value; it is {self.data_range}")
+        if self.classes is not None and not _are_labels(self.classes, self.num_classes):
+            raise ValueError(
+                f"classes: wanted increasing numbers from 0 to {self.num_classes - 1} of this teacher, "
+                f"got {list(self.classes)}"
+                if self.num_classes
+                else "classes: this teacher has none"
+            )
         if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
             raise ValueError(
                 f"{self.solver.name} steps on every stored state: {self.num_states} states "
                 f"need num_steps of at least {self.num_states + 1}, got {self.solver.num_steps}"
             )
         return self
+
+    def draw_labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Labels int64 [len(indices)], uniform over `classes`; -1 for an unconditional teacher."""
+        return draw_labels(self.seed, indices, self.num_classes, classes=self.classes)
+
+    def has_labels(self, labels: NDArray[np.int64]) -> bool:
+        """Whether `labels` are some that this plan draws."""
+        classes = range(self.num_classes) if self.classes is None else self.classes
+        return not self.num_classes or bool(np.isin(labels, classes).all())
 
     @property
     def num_times(self) -> int:
@@ -119,6 +142,11 @@ class Plan(BaseModel):
         """Raises `BadInput` with the fields in which the `existing` plan at `location` differs from this one."""
         if fields := differences(existing.model_dump(mode="json"), self.model_dump(mode="json")):
             raise BadInput(f"{location} holds another plan ({fields}); choose another folder or ask for that plan")
+
+
+def _are_labels(classes: tuple[int, ...], num_classes: int) -> bool:
+    is_increasing = all(a < b for a, b in pairwise((-1, *classes)))
+    return bool(classes) and is_increasing and classes[-1] < num_classes
 
 
 class Shards(Sequence[Shard]):

@@ -41,22 +41,34 @@ def draw_noise(
 
 
 def draw_labels(
-    seed: int, indices: Sequence[int], num_classes: int, stream: Stream = Stream.LABEL
+    seed: int,
+    indices: Sequence[int],
+    num_classes: int,
+    stream: Stream = Stream.LABEL,
+    classes: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
-    """Uniform class labels [len(indices)], int64 in [0, num_classes); -1 for an unconditional flow."""
+    """Uniform class labels [len(indices)], int64 in [0, num_classes) or of `classes`; -1 for an unconditional flow."""
     if num_classes == 0:
         return np.full(len(indices), -1, np.int64)
-    return np.array([generator(seed, stream, i).integers(num_classes) for i in indices], np.int64)
+    drawn_from = np.array(range(num_classes) if classes is None else classes, np.int64)
+    return drawn_from[[int(generator(seed, stream, i).integers(len(drawn_from))) for i in indices]]
 
 
 def draw_start(
-    seed: int, indices: Sequence[int], shape: tuple[int, ...], num_classes: int, device: torch.device
+    seed: int,
+    indices: Sequence[int],
+    shape: tuple[int, ...],
+    num_classes: int,
+    device: torch.device,
+    classes: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What samples to look at or measure start from, by `indices`, apart from the noise of any training data.
 
-    Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`.
+    Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`. Labels
+    are of `classes`, by default of all.
     """
     noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
     if not num_classes:
         return noise, None
-    return noise, torch.from_numpy(draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL)).to(device)
+    label = draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL, classes)
+    return noise, torch.from_numpy(label).to(device)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.common.config import parse_count, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
@@ -21,18 +21,30 @@ from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Lease, hold_lease
 from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
 from pipeline.teachers.loading import TeacherSource, resolve
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
 OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
 
 
+def _split(value: object) -> object:
+    """ "3, 18" as a list, and 3 as one; the rest is for the model to check."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
+
+
+def _increasing(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if classes is None else tuple(sorted(set(classes)))
+
+
 class GenerateConfig(BaseModel):
     """The configuration of `traflow-pipeline generate`.
 
     `out`, `n`, `workers`, `gpus_per_worker`, `executor` and `address` may change from run to run; all other fields
-    define the plan.
+    define the plan. Labels are drawn from `classes`; by default from those that the teacher was trained on, where that
+    is known, else from all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +53,7 @@ class GenerateConfig(BaseModel):
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
     out: Location
     guidance_scale: float = Field(default=1.0, ge=0)
+    classes: Annotated[tuple[int, ...] | None, BeforeValidator(_split), AfterValidator(_increasing)] = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     states: int = Field(default=8, ge=0)
     velocities: bool = True
@@ -73,14 +86,16 @@ def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
         BadInput: the fields contradict each other.
     """
     names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
-    return _plan(config, names | {name: getattr(teacher, name) for name in OF_TEACHER})
+    classes = teacher.labels if config.classes is None else config.classes
+    return _plan(config, classes, names | {name: getattr(teacher, name) for name in OF_TEACHER})
 
 
-def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
-    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher"}
+def _plan(config: GenerateConfig, classes: tuple[int, ...] | None, of_teacher: dict[str, Any]) -> Plan:
+    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher", "classes"}
     asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states}
     try:
-        return Plan(**asked, **of_teacher)
+        is_all = classes is not None and classes == tuple(range(of_teacher["num_classes"]))
+        return Plan(**asked, **of_teacher, classes=None if is_all else classes)
     except ValidationError as error:
         raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
@@ -100,6 +115,8 @@ def generate(config: GenerateConfig) -> Manifest:
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
     plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
+    for note in _notes(config, plan):
+        say(f"note: {note}")
     with hold_lease(store) as lease:
         dataset, ledger = _claim(config, store, plan, source)
         missing = missing_shards(plan, config.n, ledger)
@@ -124,6 +141,14 @@ def generate(config: GenerateConfig) -> Manifest:
     return ledger.manifest(store, dataset)
 
 
+def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
+    """What the user should know before the work."""
+    if len(plan.shape) != 3:
+        yield f"samples are {list(plan.shape)}: {NO_STUDENT}"
+    if plan.classes is not None and config.classes is None:
+        yield f"labels are drawn from the {len(plan.classes)} of {plan.num_classes} classes that were trained"
+
+
 def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet | None) -> Plan | None:
     """The plan that `config` asks for, from what `existing` says of the teacher if it has the same source and weights.
 
@@ -133,7 +158,13 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
         return None
     if source.sha256 not in (None, existing.plan.teacher_sha256):
         return None
-    return _plan(config, {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
+    if config.classes is None and existing.plan.classes is not None:
+        return None  # by default they are the teacher's
+    return _plan(
+        config,
+        config.classes,
+        {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)},
+    )
 
 
 def _check_location(config: GenerateConfig, store: Store, existing: DataSet | None) -> None:

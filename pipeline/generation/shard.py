@@ -12,7 +12,7 @@ from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import format_bytes
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker, Trajectories, commit, sha256, write_shard
-from pipeline.flow.noise import draw_labels, draw_noise
+from pipeline.flow.noise import draw_noise
 from pipeline.flow.numerics import fixed_numerics, numerics_of
 from pipeline.flow.solver import SolverFailed, integrate
 from pipeline.storage.store import Store
@@ -87,7 +87,7 @@ def draw_batch(plan: Plan, first_index: int) -> Batch:
     """
     indices = range(first_index, first_index + plan.batch_size)
     noise = draw_noise(plan.seed, indices, plan.shape).astype(plan.dtype).astype(np.float32)
-    label = draw_labels(plan.seed, indices, plan.num_classes)
+    label = plan.draw_labels(indices)
     return Batch(first_index, torch.from_numpy(noise), torch.from_numpy(label), plan.times(first_index))
 
 

@@ -289,7 +289,7 @@ def _check_records(plan: Plan, block: Block, rows: Trajectories) -> Iterator[str
     expected = {
         "index": rows.index.tolist() == list(range(block.first_index, block.first_index + block.num_records)),
         "times": bool((rows.times == plan.times(batch).numpy()).all()),
-        "label": bool(((rows.label >= 0) & (rows.label < plan.num_classes)).all() if plan.num_classes else True),
+        "label": plan.has_labels(rows.label),
         "noise": rows.noise.shape[1:] == plan.shape,
         "states": rows.states.shape[1:] == (plan.num_states, *plan.shape),
         "velocities": (rows.velocities is not None) == plan.velocities,

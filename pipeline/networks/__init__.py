@@ -44,7 +44,13 @@ parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter
 
 
 def build(config: UNetConfig) -> Network:
-    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device."""
+    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device.
+
+    Raises:
+        BadInput: the configuration leaves something to the data.
+    """
+    if not config.is_complete:
+        raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
         return DhariwalUNet(config).to(memory_format=torch.channels_last)
     assert isinstance(config, SongUNetConfig)
@@ -84,8 +90,11 @@ def load(path: Path) -> Network:
             metadata = file.metadata() or {}
             # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = parse_config(json.loads(metadata["network"]))
+        if not config.is_complete:
+            raise KeyError("resolution")
         with torch.device("meta"):
-            network = build(parse_config(json.loads(metadata["network"])))
+            network = build(config)
         network.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error

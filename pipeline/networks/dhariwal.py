@@ -21,7 +21,7 @@ class DhariwalUNetConfig(UNetConfig):
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
-        attending = [w for i, w in enumerate(self.widths) if self.resolution >> i in self.attention_resolutions]
+        attending = [width for width, attends in zip(self.widths, self.attends, strict=True) if attends]
         for width in (*attending, self.widths[-1]):
             if width % self.channels_per_head:
                 raise ValueError(f"channels_per_head: {width} channels make no heads of {self.channels_per_head}")

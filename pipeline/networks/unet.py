@@ -1,36 +1,58 @@
 """What the U-Net families share: the times and classes they see, the trunk, and the velocity that comes out."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from pipeline.flow.path import match_dims
 from pipeline.networks.convention import Adm, Convention, Edm, Flow, RectifiedFlow
 from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
 
+Resolution = int | tuple[int, int]
+OF_DATA = ("resolution", "image_channels", "num_classes")  # fields that the data know
+
+
+def _sides(resolution: object) -> object:
+    """Refuses what is no resolution; a pair of equal sides is the one number, as before pairs existed."""
+    sides = list(resolution) if isinstance(resolution, list | tuple) else [resolution]
+    if len(sides) > 2 or not sides or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError("wanted a positive whole number, or two: [height, width]")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
 
 class UNetConfig(BaseModel):
     """What decides the shape of a network and the meaning of its output, whatever its family.
 
-    Images are [image_channels, resolution, resolution]. Level i of the U-Net has resolution / 2^i pixels and
-    `channels` * `channel_mult[i]` channels. `num_classes` = 0 makes an unconditional network; one that was trained
-    with `label_dropout` also answers without a label. `augment_dim` > 0 takes augmentation labels, as EDM's do.
+    Images are [image_channels, resolution, resolution], or [image_channels, H, W] where `resolution` is (H, W). Level i
+    of the U-Net has `channels` * `channel_mult[i]` channels and sides of 1 / 2^i; it attends where the shorter side is
+    in `attention_resolutions`. A configuration that leaves out `resolution` or `image_channels` takes them, and its
+    `num_classes`, from the data; a complete one is as it says. `num_classes` = 0 makes an unconditional network; one
+    that was trained with `label_dropout` also answers without a label. `augment_dim` > 0 takes augmentation labels, as
+    EDM's do.
     `convention` says what the network predicts (see `convention.py`); it sees `time_scale` times the noise label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resolution: int = Field(ge=1)
-    image_channels: int = Field(ge=1)
+    resolution: Annotated[Resolution, BeforeValidator(_sides)] = 0  # 0: left out
+    image_channels: Annotated[int, Field(ge=1)] = 0
     channels: int = Field(default=128, ge=4)
     channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 2, 2), min_length=1)
     num_blocks: int = Field(default=4, ge=1)
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    num_classes: int = Field(default=0, ge=0)
+    num_classes: int = Field(default=0, ge=0, le=2**20)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment_dim: int = Field(default=0, ge=0)
     convention: Literal["flow", "rectified-flow", "edm", "adm"] = "flow"
@@ -42,19 +64,49 @@ class UNetConfig(BaseModel):
     def _check(self) -> Self:
         if self.channels % 2:
             raise ValueError(f"channels: half are sines, half cosines of the time; {self.channels} is odd")
-        if self.resolution % 2 ** (len(self.channel_mult) - 1):
+        if any(side % 2 ** (len(self.channel_mult) - 1) for side in self.shape[1:]):
             raise ValueError(
                 f"resolution {self.resolution} cannot be halved {len(self.channel_mult) - 1} times, "
                 f"once for each level of channel_mult after the first"
             )
-        if self.label_dropout and not self.num_classes:
+        if self.is_complete and self.label_dropout and not self.num_classes:
             raise ValueError("label_dropout: there is no label to drop where num_classes is 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.is_complete:
+            return values
+        return {key: value for key, value in values.items() if key not in OF_DATA or key in self.model_fields_set}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it leaves nothing to the data."""
+        return bool(self.resolution and self.image_channels)
+
+    def completed(self, shape: tuple[int, ...], num_classes: int) -> Self:
+        """This configuration, with what it leaves out as in data of `shape` (C, H, W) and `num_classes`.
+
+        Raises:
+            pydantic.ValidationError: no such network can have that shape.
+        """
+        if self.is_complete:
+            return self
+        of_data = {"resolution": shape[1:], "image_channels": shape[0], "num_classes": num_classes}
+        return self.model_validate(of_data | self.model_dump())
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return self.image_channels, self.resolution, self.resolution
+        height, width = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return self.image_channels, height, width
+
+    @property
+    def attends(self) -> list[bool]:
+        """Whether each level attends."""
+        side = min(self.shape[1:])
+        return [side >> level in self.attention_resolutions for level in range(len(self.channel_mult))]
 
     @property
     def widths(self) -> list[int]:
@@ -110,7 +162,6 @@ class UNet(nn.Module):
         def block(in_channels: int, out_channels: int, resample: Resampling = "none", attention: bool = False) -> Block:
             return Block(style, in_channels, out_channels, resample, attention)
 
-        attends = [config.resolution >> level in config.attention_resolutions for level in range(len(config.widths))]
         self.conv_in = init.conv(config.image_channels, first_width)
         self.encoder = nn.ModuleList()
         width, skips = first_width, [first_width]
@@ -119,7 +170,7 @@ class UNet(nn.Module):
                 self.encoder.append(block(width, width, "down"))
                 skips.append(width)
             for _ in range(config.num_blocks):
-                self.encoder.append(block(width, level_width, attention=attends[level]))
+                self.encoder.append(block(width, level_width, attention=config.attends[level]))
                 width = level_width
                 skips.append(width)
 
@@ -132,7 +183,7 @@ class UNet(nn.Module):
                 self.decoder.append(block(width, width, "up"))
                 self.takes_skip.append(False)
             for i in range(config.num_blocks + 1):
-                attention = attends[level] and (attends_everywhere or i == config.num_blocks)
+                attention = config.attends[level] and (attends_everywhere or i == config.num_blocks)
                 self.decoder.append(block(width + skips.pop(), level_width, attention=attention))
                 self.takes_skip.append(True)
                 width = level_width

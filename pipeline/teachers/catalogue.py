@@ -67,6 +67,8 @@ class Entry(BaseModel):
                 raise ValueError(
                     f"file: what is fetched gets a name in the folder of teachers, not a path: {self.file}"
                 )
+        if self.network and not self.network.is_complete:
+            raise ValueError("network: wanted its resolution and image_channels")
         family = FAMILIES.get(self.format)
         if family and self.network is None:
             raise ValueError(f"format {self.format} does not say how its network is built: give 'network'")

@@ -10,6 +10,7 @@ from pipeline.flow.noise import draw_labels, draw_noise
 from pipeline.flow.numerics import fixed_numerics
 from pipeline.flow.path import straightness, uniform_times
 from pipeline.flow.solver import Solver, integrate
+from pipeline.teachers.classes import describe
 from pipeline.teachers.teacher import Teacher, errors_named_after
 
 SOLVER = Solver(name="dopri5", rtol=1e-5, atol=1e-5)
@@ -71,6 +72,8 @@ class TeacherCheck:
             f"{list(teacher.shape)}, {teacher.num_classes} classes" if teacher.num_classes else f"{list(teacher.shape)}"
         )
         shown.add_row("shape", "", shape)
+        if teacher.classes:
+            shown.add_row("trained on", "", describe(teacher.classes))
         if teacher.network is not None:
             count = sum(parameter.numel() for parameter in teacher.network.parameters())
             shown.add_row("parameters", "", f"{count:,}")
@@ -111,7 +114,7 @@ def draw_start(teacher: Teacher, num_samples: int, seed: int, device: torch.devi
     """The noise [B, *shape], and the labels [B] of a teacher with classes, of the first records of `seed`."""
     indices = range(num_samples)
     noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)
-    label = torch.from_numpy(draw_labels(seed, indices, teacher.num_classes)).to(device)
+    label = torch.from_numpy(draw_labels(seed, indices, teacher.num_classes, classes=teacher.labels)).to(device)
     return noise, label if teacher.num_classes else None
 
 

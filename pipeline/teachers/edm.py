@@ -81,12 +81,12 @@ def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tens
     deepest = len(config.channel_mult) - 1
     encoder = _names(config, "enc", range(deepest + 1), config.num_blocks, "down")
     decoder = _names(config, "dec", range(deepest, -1, -1), config.num_blocks + 1, "up")
-    bottom = f"{config.resolution >> deepest}x{config.resolution >> deepest}"
+    bottom = _size(config, deepest)
     middle = (f"model.dec.{bottom}_in0", f"model.dec.{bottom}_in1")
     for part, names in {"encoder": encoder, "middle": middle, "decoder": decoder}.items():
         for ours, theirs in zip(into.blocks(part), names, strict=True):
             _block(into, ours, theirs)
-    size = f"{config.resolution}x{config.resolution}"
+    size = _size(config, 0)
     is_song = isinstance(config, SongUNetConfig)
     into.layer("conv_in", f"model.enc.{size}_conv")
     into.layer("norm_out", f"model.dec.{size}_aux_norm" if is_song else "model.out_norm")
@@ -127,10 +127,16 @@ def _embeddings(into: Conversion, config: Config) -> None:
         into.layer("embed_augment", "model.map_augment")
 
 
+def _size(config: Config, level: int) -> str:
+    """Their name of a level: its size, "8x8"; their images are square."""
+    side = config.shape[1] >> level
+    return f"{side}x{side}"
+
+
 def _names(config: Config, part: str, levels: range, num_blocks: int, resampling: str) -> Iterator[str]:
     """Their names of the blocks of the encoder ("enc") or the decoder ("dec") in our order."""
     for level in levels:
-        size = f"{config.resolution >> level}x{config.resolution >> level}"
+        size = _size(config, level)
         if level != levels[0]:
             yield f"model.{part}.{size}_{resampling}"
         for i in range(num_blocks):
@@ -159,7 +165,7 @@ def _block(into: Conversion, ours: str, theirs: str) -> None:
 
 def _pyramids(into: Conversion, config: SongUNetConfig) -> None:
     """Their auxiliary layers, which stand at the level the image has reached."""
-    sizes = [f"{config.resolution >> level}x{config.resolution >> level}" for level in range(len(config.channel_mult))]
+    sizes = [_size(config, level) for level in range(len(config.channel_mult))]
     convolved, filtered = ("residual", "residual") if config.encoder == "residual" else ("skip", "down")
     for level, ours in enumerate(into.network.inputs, start=1):
         into.layer(f"inputs.{ours}.conv", f"model.enc.{sizes[level]}_aux_{convolved}")

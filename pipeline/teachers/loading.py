@@ -152,7 +152,8 @@ class _FileSource(TeacherSource):
         _refuse_page(self.weights)
         network, which = _read(_format_of(self.weights), self.weights, None)
         name = Path(self.text).stem
-        return of_network(name, file_sha256(self.weights), network, device, f"{which}, {self.weights}")
+        classes = run_folder.read_classes(self.weights)
+        return of_network(name, file_sha256(self.weights), network, device, f"{which}, {self.weights}", classes)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
+from pipeline.teachers.classes import TrainedClass
 
-WEIGHTS = "ema.safetensors"
+WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
+
+
+class _Info(BaseModel):
+    """What a checkpoint.json says of the classes that were trained; the trainer reads the rest."""
+
+    classes: tuple[TrainedClass, ...] = ()
 
 
 def find_checkpoints(run: Path) -> list[Path]:
@@ -38,3 +47,11 @@ def load(weights: Path) -> Network:
     if network.config.second_time:
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
     return network
+
+
+def read_classes(weights: Path) -> tuple[TrainedClass, ...]:
+    """The classes that the network in `weights` was trained on, by the checkpoint.json beside it; none without one."""
+    try:
+        return _Info.model_validate_json((weights.parent / INFO).read_bytes()).classes
+    except (OSError, ValidationError):
+        return ()

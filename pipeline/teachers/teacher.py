@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
+from pipeline.teachers.classes import TrainedClass, trained_labels
+
+NO_STUDENT = "a student's network is for images [C, H, W], so that none of this program can be trained on them"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Teacher:
     data_range: tuple[float, float] = (-1.0, 1.0)
     network: Network | None = None
     weights: str = ""  # for the user: which of a file's weights were loaded
+    classes: tuple[TrainedClass, ...] = ()  # those with images in its training, if that is known
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """The classes that were trained, where some were not; None: all."""
+        return trained_labels(self.classes, self.num_classes)
 
     def __post_init__(self) -> None:
         """Raises ValueError if the fields do not define a flow."""
@@ -48,7 +57,14 @@ class Teacher:
             raise ValueError("name and sha256 are texts on one line: the teacher's identity in every data set")
 
 
-def of_network(name: str, sha256: str, network: Network, device: torch.device, weights: str = "") -> Teacher:
+def of_network(
+    name: str,
+    sha256: str,
+    network: Network,
+    device: torch.device,
+    weights: str = "",
+    classes: tuple[TrainedClass, ...] = (),
+) -> Teacher:
     """The teacher of one of our networks, of any convention."""
     network = network.to(device).requires_grad_(False)
     config = network.config
@@ -62,6 +78,7 @@ def of_network(name: str, sha256: str, network: Network, device: torch.device, w
         t_start=network.convention.t_start,
         network=network,
         weights=weights,
+        classes=classes,
     )
 
 

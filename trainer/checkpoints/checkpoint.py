@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -22,10 +22,11 @@ from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_folder
 from pipeline.teachers import run_folder as teacher_checkpoint
+from pipeline.teachers.classes import TrainedClass
 from trainer.checkpoints.ema import Ema
 
 EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
-OPTIMIZER, INFO = "optimizer.safetensors", "checkpoint.json"
+OPTIMIZER, INFO = "optimizer.safetensors", teacher_checkpoint.INFO
 SCALE = "scale"  # of the gradients, in half precision
 
 
@@ -45,6 +46,7 @@ class CheckpointInfo(BaseModel):
     t_end: float = 0.0
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
+    classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
     config: dict[str, Any]  # the resolved configuration
     files: dict[str, str] = {}  # the sha256 of each
 
@@ -60,6 +62,7 @@ class Provenance:
     t_end: float = 0.0
     guidance_scale: float = 1.0
     data_range: tuple[float, float] = (-1.0, 1.0)
+    classes: tuple[TrainedClass, ...] = ()  # those with images, where the network has classes
 
 
 class Damaged(BadInput):

@@ -20,7 +20,7 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import Trajectories
 from pipeline.flow.path import match_dims
-from trainer.data.images import ImageSet, to_float
+from trainer.data.image_set import ImageSet, to_float
 from trainer.data.rows import Rows
 
 AHEAD_BLOCKS = 16  # of a remote store, beyond a batch: some megabytes each

@@ -20,7 +20,8 @@ from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.images import pictures, save_pngs
 from tests.support.inception import pin, save_inception
 from tests.support.spaces import small_space
-from trainer.data.images import load_digits, to_float
+from trainer.data.image_set import to_float
+from trainer.data.images import load_digits
 
 CPU = torch.device("cpu")
 MODES = {"clean": "inception", "legacy_tensorflow": "inception-tf", "legacy_pytorch": "inception-torch"}

@@ -10,6 +10,7 @@ from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig
 from pipeline.networks.layers import Resample
+from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNetConfig
 from tests.support.problems import FAMILIES, shaken, tiny_config, tiny_network, with_second_time
 
@@ -36,6 +37,31 @@ def test_any_number_of_levels_blocks_and_channels(changes: dict[str, Any]) -> No
     network = tiny_network(**changes)
     x = torch.randn(2, network.config.image_channels, 4, 4)
     assert network(x, torch.tensor([0.1, 0.7])).shape == x.shape
+
+
+def test_images_need_not_be_square() -> None:
+    wide = tiny_network(resolution=[4, 8], attention_resolutions=[2])
+    assert wide.config.attends == [False, True]
+    x = torch.randn(2, 1, 4, 8)
+    assert wide(x, torch.rand(2)).shape == x.shape
+    assert tiny_config(resolution=[4, 4]) == tiny_config()
+    assert tiny_config().model_dump()["resolution"] == 4
+
+
+@pytest.mark.parametrize("resolution", [0, [], [4, 4, 4], [4, 0], "large", 4.5, None])
+def test_what_is_no_resolution_is_said_once(resolution: object) -> None:
+    with pytest.raises(ValidationError, match="1 validation error") as caught:
+        tiny_config(resolution=resolution)
+    assert "wanted a positive whole number, or two" in str(caught.value)
+
+
+def test_a_network_without_a_shape_is_built_only_once_the_data_gave_it() -> None:
+    partial = SongUNetConfig(channel_mult=(1, 2), label_dropout=0.1)
+    assert not partial.model_dump().keys() & {"resolution", "image_channels", "num_classes"}
+    with pytest.raises(BadInput, match="wanted its resolution"):
+        networks.build(partial)
+    assert partial.completed((3, 4, 8), 5).shape == (3, 4, 8)
+    assert partial.completed((3, 4, 8), 5).num_classes == 5
 
 
 def test_a_second_time_behind_a_closed_gate_changes_nothing() -> None:

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ from PIL import Image
 
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import to_bytes
-from trainer.data.images import load_images, to_float
+from trainer.data import pictures
+from trainer.data.image_set import ImageSet, to_float
+from trainer.data.images import load_images
 
 Bytes = NDArray[np.uint8]
 
@@ -130,7 +132,7 @@ def test_pictures_of_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> Non
 def test_pictures_of_different_sizes_are_refused(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     Image.new("L", (4, 5)).save(tmp_path / "b.png")
-    with pytest.raises(BadInput, match=r"b\.png: wanted \[1, 4, 4\]"):
+    with pytest.raises(BadInput, match=r"b\.png: wanted \[4, 4\] \(height, width\) as in a\.png; it is \[5, 4\]"):
         load_images(str(tmp_path))
 
 
@@ -227,12 +229,14 @@ def test_a_damaged_zip_is_named(tmp_path: Path) -> None:
         assert "damaged.zip" in refusal(str(damaged))
     assert "it holds none" in refusal(write_zip(tmp_path / "empty.zip", {"notes.txt": b""}))
     files = {"0.png": png(random_bytes(4, 4)), "1.png": png(random_bytes(4, 5))}
-    assert "1.png: wanted [1, 4, 4] (channels, height, width) as in 0.png" in refusal(write_zip(damaged, files))
+    assert "1.png: wanted [4, 4] (height, width) as in 0.png" in refusal(write_zip(damaged, files))
 
 
-def test_a_picture_larger_than_pils_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert "0.png: not an image" in refusal(write_zip(tmp_path / "bomb.zip", {"0.png": png(random_bytes(16, 16))}))
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
+    assert "0.png: wanted a picture of at most 100 pixels; it has 16x16" in refusal(
+        write_zip(tmp_path / "bomb.zip", {"0.png": png(random_bytes(16, 16))})
+    )
 
 
 def test_netpbm_pictures_are_pictures(tmp_path: Path) -> None:
@@ -287,6 +291,142 @@ def test_idx_labels_are_checked_too(tmp_path: Path) -> None:
     assert "train-labels-idx1-ubyte: wanted an IDX file" in refusal(images)
 
 
+def colour() -> Image.Image:
+    return Image.fromarray(random_bytes(8, 8, 3))
+
+
+def test_every_format_is_read_by_its_suffix_or_its_first_bytes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.tif", "c.TIFF", "d.gif", "e.tga", "f.bmp", "g.webp", "h.qoi"):
+        colour().save(tmp_path / name)
+    for name in ("i.jfif", "j.jpe", "no-suffix", "other.jpg_large"):
+        colour().save(tmp_path / name, "JPEG")
+    found = load_images(str(tmp_path))
+    assert found.images.shape == (12, 3, 8, 8)
+    assert found.notes == ()
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    files = {f"{i}.txt": b"notes" for i in range(3)} | {"a.eps": b"%!PS", "README": b"", ".hidden.png": b""}
+    found = load_images(write_folder(tmp_path, files | {"a.png": png(random_bytes(4, 4))}))
+    kinds = "3 .txt (0.txt), 1 hidden (.hidden.png), 1 without a suffix (README), 1 .eps (a.eps)"
+    assert found.notes == (f"6 files left out, no pictures: {kinds}",)
+
+
+def test_folders_behind_links_are_read_and_loops_end(tmp_path: Path) -> None:
+    write_folder(tmp_path / "store", {"cats/0.png": png(random_bytes(4, 4))})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "store" / "cats")
+    (tmp_path / "store" / "cats" / "again").symlink_to(tmp_path / "set")
+    assert load_images(str(tmp_path / "set")).classes[0].name == "cat"
+    (tmp_path / "set" / "lost.png").symlink_to(tmp_path / "nowhere")
+    assert "lost.png" in refusal(str(tmp_path / "set"))
+    assert "a broken link" in refusal(str(tmp_path / "set"))
+
+
+def test_pictures_are_turned_as_their_orientation_tag_says(tmp_path: Path) -> None:
+    upright = np.zeros((4, 8, 3), np.uint8)
+    upright[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the file's rows are columns of the picture
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    found = load_images(str(tmp_path))
+    np.testing.assert_array_equal(found.images[0], found.images[1])
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [
+        (("RGB", "L"), 3),
+        (("L", "RGB"), 3),
+        (("L", "LA", "1"), 1),
+        (("L", "grey palette"), 1),
+        (("P", "L"), 3),
+        (("RGB", "RGBA", "CMYK"), 3),
+    ],
+)
+def test_a_set_is_grey_only_if_every_picture_is(modes: tuple[str, ...], channels: int, tmp_path: Path) -> None:
+    for i, mode in enumerate(modes):
+        image = colour().convert("L").convert("P") if mode == "grey palette" else colour().convert(mode)
+        image.save(tmp_path / f"{i}.tif")
+    assert load_images(str(tmp_path)).images.shape == (len(modes), channels, 8, 8)
+
+
+def test_grey_before_colour_keeps_its_pixels(tmp_path: Path) -> None:
+    grey = random_bytes(8, 8)
+    write_folder(tmp_path, {"a.png": png(grey), "b.png": png(random_bytes(8, 8, 3))})
+    np.testing.assert_array_equal(load_images(str(tmp_path)).images[0], np.stack([grey] * 3))
+
+
+def test_lost_transparency_and_frames_are_noted(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(tmp_path / "a.png")
+    Image.new("RGBA", (8, 8), (1, 2, 3, 255)).save(tmp_path / "b.png")
+    colour().save(tmp_path / "c.gif", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    notes = load_images(str(tmp_path)).notes
+    assert [note.split(" (")[0] for note in notes] == [
+        "1 of 3 pictures are transparent: transparency is dropped",
+        "1 of 3 pictures are of several frames: the first is read",
+    ]
+
+
+def test_numbered_folders_are_classes_in_natural_order(tmp_path: Path) -> None:
+    files = {f"{number}/0.png": png(np.full((4, 4), number, np.uint8)) for number in range(12)}
+    found = load_images(write_folder(tmp_path, files))
+    assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
+    assert [one.name for one in found.classes] == [str(number) for number in range(12)]
+    assert "12 classes: 0 0 (1), 1 1 (1)" in str(found)
+
+
+def test_the_table_of_many_classes_is_cut() -> None:
+    assert str(load_images("digits")).startswith("digits: 1797 images of [1, 8, 8], 10 classes: 0 (178), 1 (182), ")
+    many = ImageSet("many", random_bytes(1000, 1, 1, 1), np.arange(1000))
+    assert str(many).endswith("8 (1), 9 (1), ..., 999 (1)")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["list", "dict", "windows"])
+def test_dataset_json_may_be_of_windows_or_a_mapping(form: str, encoding: str, tmp_path: Path) -> None:
+    names = [f"00000/{i}.png" for i in range(3)]
+    files = {name: png(random_bytes(4, 4)) for name in names}
+    labels: Any = [[name, i] for i, name in enumerate(names)]
+    if form == "dict":
+        labels = dict(labels)
+    if form == "windows":
+        labels = [[name.replace("/", "\\"), label] for name, label in labels]
+    files["dataset.json"] = json.dumps({"labels": labels}).encode(encoding)
+    assert load_images(write_zip(tmp_path / "set.zip", files)).labels.tolist() == [0, 1, 2]
+
+
+def test_a_zip_of_windows_has_folders(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            entry = ZipInfo("x")
+            entry.filename = f"{name}\\0.png"
+            archive.writestr(entry, png(random_bytes(4, 4)))
+    assert load_images(str(tmp_path / "set.zip")).class_names == ("cat", "dog")
+
+
+def test_gigabytes_of_zeros_are_refused_unread(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "bomb.zip", "w", ZIP_DEFLATED) as archive, archive.open("0.png", "w") as file:
+        for _ in range(65):
+            file.write(bytes(2**20))
+    assert "0.png: wanted a file of at most 67.1 MB" in refusal(str(tmp_path / "bomb.zip"))
+    with ZipFile(tmp_path / "bzip2.zip", "w", ZIP_BZIP2) as archive:
+        archive.writestr("0.png", png(random_bytes(4, 4)))
+    assert "0.png is packed by another method than deflate" in refusal(str(tmp_path / "bzip2.zip"))
+
+
+def test_headers_that_claim_more_than_their_file_are_refused(tmp_path: Path) -> None:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 4, 4)})
+    write_zip(tmp_path / "huge.npz", {"images.npy": header.getvalue()})
+    assert "array images has 128 bytes, its header says 16000000000128" in refusal(str(tmp_path / "huge.npz"))
+    claim = bytes([0, 0, 8, 3]) + np.array([2**31, 2**10, 2**10], ">u4").tobytes()
+    for name, content in {"a-ubyte": claim, "a-ubyte.gz": gzip.compress(claim)}.items():
+        (tmp_path / name).write_bytes(content)
+        assert f"wanted {2**51 + 16} bytes" in refusal(str(tmp_path / name))
+
+
 class FakeRows:
     """What load_images uses of a datasets.Dataset."""
 
@@ -339,6 +479,33 @@ def test_hugging_face_columns_are_found_by_their_types_in_a_fake_module(fake_dat
     np.testing.assert_array_equal(load_images("hf:someone/cats:train[:3]").images, 255 - found.images)
     assert "hf:someone/cats:validation: cannot be loaded" in refusal("hf:someone/cats:validation")
     assert "hf:dogs: cannot be loaded with split 'train'" in refusal("hf:dogs")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "labels"),
+    [("int64", [2, 0, 1], [2, 0, 1]), ("string", ["10", "9", None], [1, 0, -1]), ("uint8", [7, 7, 7], [7, 7, 7])],
+)
+def test_hugging_face_columns_of_numbers_or_names_are_classes_with_a_fake_module(
+    dtype: str, values: list[Any], labels: list[int], fake_datasets: SimpleNamespace
+) -> None:
+    images = [Image.fromarray(picture) for picture in random_bytes(3, 4, 4)]
+    columns = {"image": images, "label": values, "other": values}
+    features = {"image": fake_datasets.Image(), "label": SimpleNamespace(dtype=dtype)}
+    features["other"] = features["label"]
+    fake_datasets.stored["set"] = {"train": FakeRows(columns, features)}
+    assert load_images("hf:set").labels.tolist() == labels
+    assert load_images("hf:set#other").labels.tolist() == labels
+    assert "'image' is none, label, other is" in refusal("hf:set:train#image")
+
+
+def test_a_hugging_face_column_that_is_not_taken_is_noted_with_a_fake_module(fake_datasets: SimpleNamespace) -> None:
+    images = [Image.fromarray(picture) for picture in random_bytes(3, 4, 4)]
+    columns = {"image": images, "label": [0.5, 1.5, 2.5]}
+    features = {"image": fake_datasets.Image(), "label": SimpleNamespace(dtype="float64")}
+    fake_datasets.stored["set"] = {"train": FakeRows(columns, features)}
+    found = load_images("hf:set")
+    assert found.labels.tolist() == [-1, -1, -1]
+    assert found.notes == ("no column is taken for classes, of label; hf:NAME:SPLIT#COLUMN takes one",)
 
 
 def test_saved_hugging_face_folders_have_splits_in_a_fake_module(

@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import Folder, open_store
 from tests.support.problems import folder_of
-from trainer.data.images import ImageSet
+from trainer.data.image_set import ImageSet
 from trainer.data.stream import ImageStream, TrajectoryStream
 
 N = 27  # in blocks of two, the last one of one; in shards of eight

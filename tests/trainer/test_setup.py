@@ -1,0 +1,122 @@
+"""What a training takes from its data: shape, classes and their names; and what it refuses of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline.common.errors import BadInput
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.reader import BlockReader
+from pipeline.generation.generate import GenerateConfig, generate
+from pipeline.storage.store import open_store
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import Teacher
+from tests.support.problems import GaussianFlow, make_data, tiny_config
+from trainer.checkpoints import checkpoint
+from trainer.config import TrainConfig
+from trainer.train import train
+
+SMALL = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [2], "time_scale": 10.0}
+
+
+def points(device: torch.device) -> Teacher:
+    """A factory of a flow whose samples are no images."""
+    return Teacher("points", "0" * 64, GaussianFlow().velocity, (2,))
+
+
+def write_images(path: Path, *shape: int, labels: list[int] | None = None) -> Path:
+    arrays: dict[str, Any] = {} if labels is None else {"labels": np.array(labels)}
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), **arrays)
+    return path
+
+
+def image_config(images: Path, out: Path, network: dict[str, Any]) -> TrainConfig:
+    trainer = {"num_steps": 1, "batch_size": 4}
+    values = {"recipe": "flow-matching", "images": str(images), "network": network, "out": out, "trainer": trainer}
+    return TrainConfig.model_validate({**values, "device": "cpu"})
+
+
+def labels_of(manifest: Manifest) -> set[int]:
+    reader = BlockReader(manifest)
+    return {int(label) for block in range(manifest.blocks.num_rows) for label in reader.read(block).label}
+
+
+def test_a_network_takes_shape_and_classes_from_the_images(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "set.npz", 4, 4, 8, 3, labels=[0, 1, 2, 1])
+    folder = train(image_config(images, tmp_path / "run", SMALL))
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["network"]
+    assert (written["resolution"], written["image_channels"], written["num_classes"]) == ([4, 8], 3, 3)
+    teacher = load_teacher(str(folder))
+    assert (teacher.shape, teacher.num_classes, teacher.labels) == ((3, 4, 8), 3, None)
+    # Resuming with the completed configuration is the same run.
+    assert train(image_config(images, tmp_path / "run", written)) == folder
+
+
+def test_a_network_that_says_all_is_as_it_says(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "set.npz", 4, 4, 4, labels=[0, 1, 2, 1])
+    folder = train(image_config(images, tmp_path / "run", tiny_config().model_dump()))
+    assert checkpoint.read_info(folder).config["network"]["num_classes"] == 0
+    assert checkpoint.read_info(folder).classes == ()
+
+
+def test_a_students_network_takes_shape_and_classes_from_the_trajectories(tmp_path: Path) -> None:
+    trainer = {"num_steps": 1, "batch_size": 8}
+    values = {"data": make_data(tmp_path), "out": tmp_path / "run", "network": SMALL, "device": "cpu"}
+    info = checkpoint.read_info(train(TrainConfig.model_validate({**values, "trainer": trainer})))
+    assert (info.config["network"]["resolution"], info.config["network"]["image_channels"]) == (4, 1)
+
+
+def test_a_side_that_cannot_be_halved_is_named_with_the_data(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "set.npz", 4, 4, 7)
+    with pytest.raises(BadInput, match=r"network, for data of \[1, 4, 7\]: resolution .* cannot be halved"):
+        train(image_config(images, tmp_path / "run", SMALL))
+
+
+def test_only_classes_with_images_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "set.npz", 4, 4, 4, labels=[3, 6, 3, 3])
+    run = train(image_config(images, tmp_path / "run", SMALL | {"num_classes": 8}))
+    said = capsys.readouterr().out
+    assert "set: 4 images of [1, 4, 4], 2 classes: 3 (3), 6 (1)" in said
+    assert "6 of 8 classes have no image and are not trained: 0 to 2, 4 to 5, 7" in said
+    assert load_teacher(str(run)).labels == (3, 6)
+    solver = {"name": "euler", "num_steps": 4}
+    values = {"teacher": str(run), "n": 16, "states": 2, "executor": "inline", "solver": solver}
+    values |= {"shard_size": 16, "batch_size": 16, "block_size": 16}
+
+    def made(out: str, **changes: Any) -> Manifest:
+        return generate(GenerateConfig.model_validate(values | {"out": tmp_path / out} | changes))
+
+    manifest = made("default")
+    assert manifest.plan.classes == (3, 6)
+    assert labels_of(manifest) == {3, 6}
+    assert made("default").sha256 == manifest.sha256
+    assert labels_of(made("some", classes="6")) == {6}
+    assert labels_of(made("other", classes=[7, 1])) == {1, 7}
+    assert made("all", classes=list(range(8))).plan.classes is None
+    with pytest.raises(BadInput, match=r"another plan \(classes: \[3, 6\] there, \[6\] asked\)"):
+        made("default", classes=6)
+    with pytest.raises(BadInput, match="classes: wanted increasing numbers from 0 to 7"):
+        made("wrong", classes="8")
+    trainer = {"num_steps": 1, "batch_size": 8}
+    student = {"data": tmp_path / "default", "out": tmp_path / "student", "device": "cpu", "trainer": trainer}
+    info = checkpoint.read_info(train(TrainConfig.model_validate(student)))
+    assert [str(one) for one in info.classes] == ["3 (3)", "6 (1)"]
+
+
+def test_a_plan_without_classes_keeps_its_digest(tmp_path: Path) -> None:
+    assert "classes" not in read_manifest(open_store(make_data(tmp_path))).plan.model_dump()
+
+
+def test_samples_that_are_no_images_are_made_but_have_no_student(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path, teacher="tests.trainer.test_setup:points")
+    assert "note: samples are [2]: a student's network is for images [C, H, W]" in capsys.readouterr().out
+    trainer = {"num_steps": 1, "batch_size": 8}
+    config = TrainConfig.model_validate({"data": data, "out": tmp_path / "run", "device": "cpu", "trainer": trainer})
+    with pytest.raises(BadInput, match=r"data: wanted trajectories of images; they are \[2\]"):
+        train(config)

@@ -72,6 +72,9 @@ def generate(
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of a fixed-step solver.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the teacher: fp32 (default), tf32, bf16 or fp16; part of the plan.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
@@ -99,6 +102,7 @@ def generate(
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
         "solver": {"name": solver, **accuracy},
+        "precision": precision,
         "address": address,
         "executor": executor,
     }

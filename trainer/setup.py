@@ -17,7 +17,7 @@ from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
 from trainer.data.images import load_images
-from trainer.data.stream import ImageStream, TrajectoryStream
+from trainer.data.stream import WINDOW_BLOCKS, ImageStream, TrajectoryStream
 from trainer.distillation.student import Student, from_teacher
 
 
@@ -140,7 +140,9 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         guidance_scale=plan.guidance_scale,
         data_range=plan.data_range,
     )
-    return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
+    velocities = config.recipe.needs_velocities
+    stream = TrajectoryStream(manifest, config.seed, config.trainer.batch_size, velocities, WINDOW_BLOCKS)
+    return stream, teacher, provenance
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.flow.noise import Stream, generator
+from pipeline.flow.numerics import Precision
 from pipeline.flow.solver import Solver
 
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
@@ -56,6 +57,7 @@ class Plan(BaseModel):
     # Defaults are left out of the JSON, so that plans older than these fields keep their digests.
     guidance_scale: float = Field(default=1.0, exclude_if=lambda scale: scale == 1)
     data_range: tuple[float, float] = Field(default=(-1.0, 1.0), exclude_if=lambda values: values == (-1, 1))
+    precision: Precision = Field(default="fp32", exclude_if=lambda precision: precision == "fp32")
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
     num_states: int = Field(ge=0, description="states stored between the noise and the sample")

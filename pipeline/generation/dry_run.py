@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.common.device import pick_device
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.common.ray_cluster import count_workers
 from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
-from pipeline.flow.numerics import fixed_numerics
+from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
 from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
@@ -64,18 +65,20 @@ def dry_run(config: GenerateConfig) -> DryRun:
         BadInput: see `generate`.
         WorkFailed: the batch could not be integrated, or the store cannot be read.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
+    device = config.device or pick_device("auto")
+    check_precision(config.precision, device)
     teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
     plan = make_plan(config, teacher)
     ledger = read_ledger(config, store, plan, read_dataset(store))
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
-    with fixed_numerics():
-        batch = draw_batch(plan, 0)
+    with fixed_numerics(plan.precision):
+        batch, velocity = draw_batch(plan, 0), in_precision(teacher.velocity, plan.precision)
         label = batch.label.to(device) if plan.num_classes else None
         with torch.no_grad(), errors_named_after(teacher):  # warm-up
-            teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
+            velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
         started = time.perf_counter()
-        rows, nfe = solve_batch(plan, batch, teacher, device)
+        solved = solve_batch(plan, batch, teacher, device)
+        rows = solved.rows()
         seconds = time.perf_counter() - started
     starts = range(0, plan.batch_size, plan.block_size)
     _, blocks = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
@@ -83,7 +86,7 @@ def dry_run(config: GenerateConfig) -> DryRun:
         plan=plan,
         num_records=config.n,
         num_committed=num_committed,
-        nfe=nfe,
+        nfe=solved.nfe,
         batch_seconds=seconds,
         num_workers=_count_workers(config),
         num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.solver import Velocity
-from pipeline.networks import Network
+from pipeline.networks import Network, lay_out
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Teacher:
     data_range: tuple[float, float] = (-1.0, 1.0)
     network: Network | None = None
     weights: str = ""  # for the user: which of a file's weights were loaded
+    compiled: bool = False  # see `compilation.compile_teacher`
 
     def __post_init__(self) -> None:
         """Raises ValueError if the fields do not define a flow."""
@@ -50,7 +51,7 @@ class Teacher:
 
 def of_network(name: str, sha256: str, network: Network, device: torch.device, weights: str = "") -> Teacher:
     """The teacher of one of our networks, of any convention."""
-    network = network.to(device).requires_grad_(False)
+    network = lay_out(network.to(device)).requires_grad_(False)
     config = network.config
     return Teacher(
         name=name,

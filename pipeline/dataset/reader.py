@@ -91,5 +91,7 @@ class BlockReader:
         num_records = int(self._num_records[block])
         if num_records not in self._layouts:
             layout = read_layout(payload)
-            self._layouts[num_records] = {n: slot for n, slot in layout.items() if self._velocities or n != "velocities"}
+            self._layouts[num_records] = {
+                n: slot for n, slot in layout.items() if self._velocities or n != "velocities"
+            }
         return read_block(payload, self._layouts[num_records])

@@ -16,6 +16,8 @@ from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
 from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
+from pipeline.teachers.batch_sizes import BatchSizes, measure_batch_sizes
+from pipeline.teachers.compilation import compile_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import errors_named_after
 
@@ -32,6 +34,7 @@ class DryRun:
     num_workers: int
     num_bytes: int  # of the missing records
     free_bytes: int | None  # None if unknown
+    batch_sizes: BatchSizes | None = None  # None on a CPU
 
     @property
     def samples_per_second(self) -> float:
@@ -49,6 +52,7 @@ class DryRun:
         yield f"{self.num_records} trajectories{committed}; nothing was written"
         yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
         yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
+        yield str(self.batch_sizes or "batch sizes: measured on a GPU only")
         workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
         hours = f"{self.seconds / 3600:.3g} hours"
         if self.seconds < 3600:
@@ -71,6 +75,9 @@ def dry_run(config: GenerateConfig) -> DryRun:
     plan = make_plan(config, teacher)
     ledger = read_ledger(config, store, plan, read_dataset(store))
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
+    # Compiling takes half a minute for every batch size, so the sizes are tried before it.
+    batch_sizes = measure_batch_sizes(teacher, plan.precision, 2 * plan.num_times, device)
+    teacher = compile_teacher(teacher, device, config.compile)
     with fixed_numerics(plan.precision):
         batch, velocity = draw_batch(plan, 0), in_precision(teacher.velocity, plan.precision)
         label = batch.label.to(device) if plan.num_classes else None
@@ -91,6 +98,7 @@ def dry_run(config: GenerateConfig) -> DryRun:
         num_workers=_count_workers(config),
         num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
         free_bytes=store.free_bytes(),
+        batch_sizes=batch_sizes,
     )
 
 

@@ -213,7 +213,7 @@ def _dtype(plan: Plan) -> torch.dtype:
 
 def _to_host(x: Tensor, plan: Plan) -> Tensor:
     """`x` in memory of the host; from a GPU, once the event after this has happened."""
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(torch.stack(x.aminmax())).all():  # many times as fast as asking of every value
         raise SolverFailed(f"a value is not finite as {plan.dtype}")
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
 

@@ -18,9 +18,10 @@ class BlockReader:
     """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read.
 
     Without `velocities` the records have none, and of a local block those bytes are only read for the checksum.
+    Steps that take turns at `num_shared` blocks find them cached.
     """
 
-    def __init__(self, manifest: Manifest, velocities: bool = True) -> None:
+    def __init__(self, manifest: Manifest, velocities: bool = True, num_shared: int = 0) -> None:
         self._manifest, self._velocities = manifest, velocities
         shards = manifest.blocks["shard"].combine_chunks().dictionary_encode()
         self._shards, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy()
@@ -30,7 +31,7 @@ class BlockReader:
         self._checked = np.zeros(len(self._offset), bool)
         self._layouts: dict[int, Layout] = {}  # by number of records
         self._blocks: dict[int, Future[Trajectories]] = {}  # oldest first
-        self._capacity = CACHED_BLOCKS
+        self._capacity = CACHED_BLOCKS + num_shared
         self._pool = None if manifest.store.is_local else ThreadPoolExecutor(REQUESTS, "reader")
 
     def read(self, block: int) -> Trajectories:

@@ -133,7 +133,7 @@ class TrajectoryStream:
         self._window_steps = max(1, window_blocks * manifest.plan.block_size // batch_size)
         self.counts = manifest.counts
         self.num_records = manifest.num_records
-        self._reader = BlockReader(manifest, velocities)
+        self._reader = BlockReader(manifest, velocities, window_blocks)
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:

@@ -77,6 +77,8 @@ def dry_run(config: GenerateConfig) -> DryRun:
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
     # Compiling takes half a minute for every batch size, so the sizes are tried before it.
     batch_sizes = measure_batch_sizes(teacher, plan.precision, 2 * plan.num_times, device)
+    if batch_sizes is not None:
+        batch_sizes.check(plan.batch_size)
     teacher = compile_teacher(teacher, device, config.compile)
     with fixed_numerics(plan.precision):
         batch, velocity = draw_batch(plan, 0), in_precision(teacher.velocity, plan.precision)

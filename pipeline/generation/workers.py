@@ -141,7 +141,10 @@ class Worker:
             if not message.startswith(str(shard)):
                 message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
-                message += f"; use fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
+                size = self.job.plan.batch_size
+                message += (
+                    f"; use fewer workers, or plan a smaller batch_size than {size}: generate --dry-run tries some"
+                )
             return Failure(shard, message, isinstance(error, StoreFailed))
 
 

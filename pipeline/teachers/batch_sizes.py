@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.common.errors import BadInput
 from pipeline.flow.numerics import Precision, fixed_numerics, in_precision
 from pipeline.flow.solver import Velocity
 from pipeline.teachers.teacher import Teacher, errors_named_after
@@ -23,12 +24,19 @@ class BatchSizes:
     rows_per_second: dict[int, float]
     too_large: int | None
 
+    @property
+    def largest(self) -> int:
+        """The largest size that was tried and fits."""
+        return max(self.rows_per_second, default=0)
+
+    def check(self, batch_size: int) -> None:
+        """Raises `BadInput` if `batch_size` does not fit."""
+        if self.too_large is not None and batch_size >= self.too_large:
+            raise BadInput(f"batch_size {batch_size} does not fit on this GPU; {self.largest} does")
+
     def __str__(self) -> str:
         speeds = ", ".join(f"{size}: {speed:,.0f}" for size, speed in self.rows_per_second.items())
-        largest = max(self.rows_per_second, default=0)
-        fits = (
-            f"{largest} fits, {self.too_large} does not" if self.too_large else f"{largest} fits, no larger was tried"
-        )
+        fits = f"{self.largest} fits, " + (f"{self.too_large} does not" if self.too_large else "no larger was tried")
         return f"batch sizes: {fits}; evaluations of one sample per second: {speeds or 'none'}"
 
 

@@ -217,9 +217,9 @@ def probe(
     for refusal in result.refusals:
         say(f"note: {refusal}")
     say(f"RMS errors of samples against {probe.REFERENCE} in float64, {result.reference_nfe} evaluations")
-    cost = "less time" if result.by_seconds else "fewer evaluations"
-    say(f"efficient: no other setting has both {cost} and a lower 90th-percentile error")
-    say(f"cheapest with a 90th-percentile error of at most {max_error:.1e}: {best.flags}")
+    less, least = ("less time", "least time") if result.by_seconds else ("fewer evaluations", "fewest evaluations")
+    say(f"efficient: no other setting has both {less} and a lower 90th-percentile error")
+    say(f"{least} with a 90th-percentile error of at most {max_error:.1e}: {best.flags}")
     if sizes := measure_batch_sizes(flow, best.precision, 2, processor):
         say(str(sizes))
     if not best.solver.is_adaptive:

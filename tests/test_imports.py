@@ -35,8 +35,9 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "settings", "samples", "trajectory_dataset", "run"},
-        {"student_sampler", "stages", "jobs"},
+        {"installation", "settings", "samples", "trajectory_dataset"},
+        {"student_sampler", "stages", "run"},
+        {"jobs"},
         {"loading"},
         {"api", "cli"},
         {"__main__"},

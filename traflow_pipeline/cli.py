@@ -75,6 +75,9 @@ def generate(
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")] = None,
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of a fixed-step solver.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the teacher: fp32 (default), tf32, bf16 or fp16; part of the plan.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
@@ -103,6 +106,7 @@ def generate(
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
         "solver": {"name": solver, **accuracy},
+        "precision": precision,
         "address": address,
         "executor": executor,
     }
@@ -191,6 +195,10 @@ def probe(
     max_error: Annotated[
         float, typer.Option(help="Largest 90th-percentile RMS error; default: half an 8-bit step.", min=0)
     ] = 1 / 255,
+    precisions: Annotated[
+        str | None,
+        typer.Option(help="fp32,tf32,bf16,fp16 or some; default: a GPU's own, fp32 on a CPU (which imitates tf32)."),
+    ] = None,
     guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -199,19 +207,25 @@ def probe(
     from pipeline.common.device import pick_device
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
+    from pipeline.teachers.batch_sizes import measure_batch_sizes
     from pipeline.teachers.loading import load_teacher
+    from pipeline.teachers.precision import parse_precisions
 
     processor = pick_device(device)
+    tried = parse_precisions(precisions, processor)
     flow = load_teacher(teacher, processor, guidance_scale)
-    with bar(f"probe {flow.name}", len(probe.SOLVERS)) as advance:
-        result = probe.probe(flow, num_samples, seed, processor, advance)
+    with bar(f"probe {flow.name}", len(tried) * len(probe.SOLVERS)) as advance:
+        result = probe.probe(flow, num_samples, seed, processor, advance, tried)
     best = result.recommend(max_error)
     console.print(result.table(best))
     for refusal in result.refusals:
         say(f"note: {refusal}")
     say(f"RMS errors of samples against {probe.REFERENCE} in float64, {result.reference_nfe} evaluations")
-    say("efficient: no other setting has both fewer evaluations and a lower 90th-percentile error")
-    say(f"fewest evaluations with a 90th-percentile error of at most {max_error:.1e}: {best.solver.flags}")
+    less, least = ("less time", "least time") if result.by_seconds else ("fewer evaluations", "fewest evaluations")
+    say(f"efficient: no other setting has both {less} and a lower 90th-percentile error")
+    say(f"{least} with a 90th-percentile error of at most {max_error:.1e}: {best.flags}")
+    if sizes := measure_batch_sizes(flow, best.precision, 2, processor):
+        say(str(sizes))
     if not best.solver.is_adaptive:
         say("a fixed-step solver steps on every stored state: it takes at least one step more than --states")
 

@@ -28,6 +28,7 @@ from pipeline.common.progress import say
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import Location, absolute, is_url, open_store
+from traflow_pipeline.settings import follow_recipe
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -113,7 +114,7 @@ def open_run(
     locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
     layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
-    return validate(Run, {"location": location, **merge(*layers, on_cluster)}, "run")
+    return validate(Run, {"location": location, **follow_recipe(merge(*layers, on_cluster))}, "run")
 
 
 def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:

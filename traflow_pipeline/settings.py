@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.common.config import Model, load_section, merge, parse_assignment, validate
+from pydantic import TypeAdapter
+
+from pipeline.common.config import Model, load_section, load_sections, merge, parse_assignment, validate
 
 
 def build_settings(
@@ -22,7 +24,30 @@ def build_settings(
         BadInput: no such config, an unknown or missing key, or a value that is out of range.
     """
     section = load_section(config, stage)
+    if config is not None and stage == "generate":
+        section = follow_recipe(load_sections(config))[stage]
     solver = given.get("solver")
     if isinstance(solver, Mapping) and solver.get("name"):
         section = {key: value for key, value in section.items() if key != "solver"}
     return validate(model, merge(section, given, *map(parse_assignment, assignments)), title or stage)
+
+
+def follow_recipe(sections: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
+    """`sections` whose generate says whether to store velocities: by itself, else as the recipe that reads them needs.
+
+    They double the bytes of a data set, and most recipes never read them.
+    """
+    from trainer.distillation.recipes import Recipe, RecipeSource
+
+    data, training = sections.get("generate"), sections.get("train")
+    if data is None or training is None or "velocities" in data:
+        return sections
+    if training.get("data") not in (None, data.get("out")):
+        return sections
+    try:
+        recipe: Recipe = TypeAdapter(RecipeSource).validate_python(training.get("recipe", "anchored"))
+    except ValueError:  # train's own settings say so
+        return sections
+    if recipe.reads != "trajectories":
+        return sections
+    return {**sections, "generate": {**data, "velocities": recipe.needs_velocities}}

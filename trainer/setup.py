@@ -21,7 +21,7 @@ from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
 from trainer.data.image_set import ImageSet
 from trainer.data.images import load_images
-from trainer.data.stream import ImageStream, TrajectoryStream
+from trainer.data.stream import WINDOW_BLOCKS, ImageStream, TrajectoryStream
 from trainer.distillation.random_draws import draw
 from trainer.distillation.step_input import StepInput
 from trainer.distillation.student import Student, from_teacher
@@ -194,7 +194,9 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         data_range=plan.data_range,
         classes=_trained_classes(plan, teacher),
     )
-    return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
+    velocities = config.recipe.needs_velocities
+    stream = TrajectoryStream(manifest, config.seed, config.trainer.batch_size, velocities, WINDOW_BLOCKS)
+    return stream, teacher, provenance
 
 
 def _trained_classes(plan: Plan, teacher: Teacher) -> tuple[TrainedClass, ...]:

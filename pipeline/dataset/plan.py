@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.flow.noise import Stream, draw_labels, generator
+from pipeline.flow.numerics import Precision
 from pipeline.flow.solver import Solver
 
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
@@ -63,6 +64,7 @@ class Plan(BaseModel):
         exclude_if=lambda classes: classes is None,
         description="the classes to draw, increasing; None: all",
     )
+    precision: Precision = Field(default="fp32", exclude_if=lambda precision: precision == "fp32")
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
     num_states: int = Field(ge=0, description="states stored between the noise and the sample")

@@ -15,10 +15,14 @@ REQUESTS = 8  # concurrent
 
 
 class BlockReader:
-    """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read."""
+    """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read.
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    Without `velocities` the records have none, and of a local block those bytes are only read for the checksum.
+    Steps that take turns at `num_shared` blocks find them cached.
+    """
+
+    def __init__(self, manifest: Manifest, velocities: bool = True, num_shared: int = 0) -> None:
+        self._manifest, self._velocities = manifest, velocities
         shards = manifest.blocks["shard"].combine_chunks().dictionary_encode()
         self._shards, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy()
         self._offset, self._num_bytes, self._crc32, self._num_records = (
@@ -27,7 +31,7 @@ class BlockReader:
         self._checked = np.zeros(len(self._offset), bool)
         self._layouts: dict[int, Layout] = {}  # by number of records
         self._blocks: dict[int, Future[Trajectories]] = {}  # oldest first
-        self._capacity = CACHED_BLOCKS
+        self._capacity = CACHED_BLOCKS + num_shared
         self._pool = None if manifest.store.is_local else ThreadPoolExecutor(REQUESTS, "reader")
 
     def read(self, block: int) -> Trajectories:
@@ -87,5 +91,8 @@ class BlockReader:
             self._checked[block] = True
         num_records = int(self._num_records[block])
         if num_records not in self._layouts:
-            self._layouts[num_records] = read_layout(payload)
+            layout = read_layout(payload)
+            self._layouts[num_records] = {
+                n: slot for n, slot in layout.items() if self._velocities or n != "velocities"
+            }
         return read_block(payload, self._layouts[num_records])

@@ -170,6 +170,8 @@ def read_layout(payload: bytes | memoryview) -> Layout:
 def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Trajectories:
     """The records in the bytes of one block, as views of them; `layout` saves parsing it again.
 
+    A layout without velocities leaves them unread.
+
     Raises:
         ValueError: they are not a block.
     """

@@ -72,7 +72,7 @@ class Summary:
         rows["size"] = format_bytes(manifest.num_bytes)
         rows["digest"] = manifest.sha256
         rows["work"] = f"{format_seconds(self.wall_seconds)} of one worker"
-        rows["made on"] = "\n".join(f"{n.device}, torch {n.torch}, threads: {n.threads}" for n in self.numerics)
+        rows["made on"] = "\n".join(str(numerics) for numerics in self.numerics)
         if self.straightness is not None:
             rows["straightness"] = (
                 f"{self.straightness:.4f} (mean |mean velocity - velocity|^2; 0: straight, at even speed)"

@@ -1,11 +1,21 @@
-"""Reproducible arithmetic for shards: a fixed number of threads, fixed precision, and a record of the machine."""
+"""Reproducible arithmetic for shards: a fixed number of threads, a stated precision, and a record of the machine."""
 
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from pipeline.common.errors import BadInput
+from pipeline.flow.solver import Velocity
+
+# What a teacher computes its velocity in. The state, the solver's sums and the stored arrays' sums stay fp32.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMPERE = (8, 0)  # the first CUDA capability with TF32 and bf16
 
 
 class Numerics(BaseModel):
@@ -16,6 +26,12 @@ class Numerics(BaseModel):
     torch: str
     device: str
     threads: int
+    precision: Precision = "fp32"  # the default of markers that are older than these fields
+    compiled: bool = False  # by torch.compile, whose fused operations round otherwise
+
+    def __str__(self) -> str:
+        teacher = f"{self.precision}, compiled" if self.compiled else self.precision
+        return f"{self.device}, torch {self.torch}, threads: {self.threads}, {teacher}"
 
 
 # Convolutions split their sums by thread: with one thread the bytes do not depend on the number of cores. More workers
@@ -24,23 +40,59 @@ NUM_THREADS = 1
 
 
 @contextmanager
-def fixed_numerics() -> Iterator[None]:
-    """One thread and full fp32: TF32's ten bits would make an adaptive solver chase rounding errors."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+def fixed_numerics(precision: Precision = "fp32") -> Iterator[None]:
+    """One thread; float32 products in TF32 only if `precision` says so."""
+    threads, before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    is_tf32 = precision == "tf32"
     torch.set_num_threads(NUM_THREADS)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(before)
 
 
-def numerics_of(device: torch.device) -> Numerics:
+def in_precision(velocity: Velocity, precision: Precision) -> Velocity:
+    """`velocity` computed in `precision`, within `fixed_numerics(precision)`; it takes and returns float32."""
+    dtype = AUTOCAST.get(precision)
+    if dtype is None:
+        return velocity
+
+    def cast(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return velocity(x, t, label).float()
+
+    return cast
+
+
+def has_precision(precision: Precision, device: torch.device) -> bool:
+    """Whether `device` computes in `precision`: every one in fp32, and CPUs in bf16 and fp16 too, though slowly."""
+    if precision == "fp32":
+        return True
+    if device.type != "cuda":
+        return precision != "tf32"
+    return precision == "fp16" or torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises `BadInput` if `device` lacks `precision`."""
+    if not has_precision(precision, device):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise BadInput(f"precision {precision}: wanted a GPU that has it, got {name}: take a GPU, or precision fp32")
+
+
+def numerics_of(device: torch.device, precision: Precision = "fp32", compiled: bool = False) -> Numerics:
     """The numerics of `device` on this machine; call it within `fixed_numerics` for those of a shard."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return Numerics(torch=torch.__version__, device=name, threads=torch.get_num_threads())
+    return Numerics(
+        torch=torch.__version__,
+        device=name,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        compiled=compiled,
+    )

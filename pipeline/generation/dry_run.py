@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.common.device import pick_device
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.common.ray_cluster import count_workers
 from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
-from pipeline.flow.numerics import fixed_numerics
+from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
 from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
+from pipeline.teachers.batch_sizes import BatchSizes, measure_batch_sizes
+from pipeline.teachers.compilation import compile_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import errors_named_after
 
@@ -31,6 +34,7 @@ class DryRun:
     num_workers: int
     num_bytes: int  # of the missing records
     free_bytes: int | None  # None if unknown
+    batch_sizes: BatchSizes | None = None  # None on a CPU
 
     @property
     def samples_per_second(self) -> float:
@@ -48,6 +52,7 @@ class DryRun:
         yield f"{self.num_records} trajectories{committed}; nothing was written"
         yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
         yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
+        yield str(self.batch_sizes or "batch sizes: measured on a GPU only")
         workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
         hours = f"{self.seconds / 3600:.3g} hours"
         if self.seconds < 3600:
@@ -64,18 +69,25 @@ def dry_run(config: GenerateConfig) -> DryRun:
         BadInput: see `generate`.
         WorkFailed: the batch could not be integrated, or the store cannot be read.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
+    device = config.device or pick_device("auto")
+    check_precision(config.precision, device)
     teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
     plan = make_plan(config, teacher)
     ledger = read_ledger(config, store, plan, read_dataset(store))
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
-    with fixed_numerics():
-        batch = draw_batch(plan, 0)
+    # Compiling takes half a minute for every batch size, so the sizes are tried before it.
+    batch_sizes = measure_batch_sizes(teacher, plan.precision, 2 * plan.num_times, device)
+    if batch_sizes is not None:
+        batch_sizes.check(plan.batch_size)
+    teacher = compile_teacher(teacher, device, config.compile)
+    with fixed_numerics(plan.precision):
+        batch, velocity = draw_batch(plan, 0), in_precision(teacher.velocity, plan.precision)
         label = batch.label.to(device) if plan.num_classes else None
         with torch.no_grad(), errors_named_after(teacher):  # warm-up
-            teacher.velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
+            velocity(batch.noise.to(device), batch.times[:1].to(device).expand(len(batch.noise)), label)
         started = time.perf_counter()
-        rows, nfe = solve_batch(plan, batch, teacher, device)
+        solved = solve_batch(plan, batch, teacher, device)
+        rows = solved.rows()
         seconds = time.perf_counter() - started
     starts = range(0, plan.batch_size, plan.block_size)
     _, blocks = write_shard(plan, [rows.rows(slice(i, i + plan.block_size)) for i in starts])
@@ -83,11 +95,12 @@ def dry_run(config: GenerateConfig) -> DryRun:
         plan=plan,
         num_records=config.n,
         num_committed=num_committed,
-        nfe=nfe,
+        nfe=solved.nfe,
         batch_seconds=seconds,
         num_workers=_count_workers(config),
         num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
         free_bytes=store.free_bytes(),
+        batch_sizes=batch_sizes,
     )
 
 

@@ -1,11 +1,13 @@
 """Generate a data set: from a configuration to a store that holds every record of its plan."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.common.config import parse_count, resolved
@@ -15,11 +17,13 @@ from pipeline.common.progress import bar, say
 from pipeline.dataset.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
 from pipeline.dataset.plan import Plan, Shard, Shards
 from pipeline.dataset.shards import Marker, read_markers
+from pipeline.flow.numerics import Precision, check_precision
 from pipeline.flow.solver import Solver
 from pipeline.generation import workers
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Lease, hold_lease
 from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
+from pipeline.teachers.compilation import Compile, check_compiler
 from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
@@ -42,9 +46,10 @@ def _increasing(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
 class GenerateConfig(BaseModel):
     """The configuration of `traflow-pipeline generate`.
 
-    `out`, `n`, `workers`, `gpus_per_worker`, `executor` and `address` may change from run to run; all other fields
-    define the plan. Labels are drawn from `classes`; by default from those that the teacher was trained on, where that
-    is known, else from all.
+    `out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address` and `compile` may change from run to run; all other
+    fields define the plan. Compiled code rounds otherwise, as another kind of machine does: the markers say which.
+    Labels are drawn from `classes`; by default from those that the teacher was trained on, where that is known, else
+    from all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +63,7 @@ class GenerateConfig(BaseModel):
     states: int = Field(default=8, ge=0)
     velocities: bool = True
     solver: Solver = Solver()
+    precision: Precision = "fp32"
     dtype: Literal["float16", "float32"] = "float16"
     shard_size: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=256, ge=1)
@@ -66,6 +72,7 @@ class GenerateConfig(BaseModel):
     gpus_per_worker: float | None = Field(default=None, ge=0)
     executor: Literal["ray", "inline"] = "ray"
     address: str | None = None
+    compile: Compile = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,6 +84,13 @@ class GenerateConfig(BaseModel):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_worker: Ray gives a part of one GPU or whole ones, got {gpus:g}")
         return self
+
+    @property
+    def device(self) -> torch.device | None:
+        """The kind of device that the workers will have; None if only a cluster knows."""
+        if self.executor == "ray" and self.gpus_per_worker != 0 and (self.address or os.environ.get("RAY_ADDRESS")):
+            return None
+        return torch.device("cuda" if torch.cuda.is_available() and self.gpus_per_worker != 0 else "cpu")
 
 
 def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
@@ -104,10 +118,12 @@ def generate(config: GenerateConfig) -> Manifest:
     """Generate every shard of the plan that is not committed yet, then write the manifest.
 
     Raises:
-        BadInput: the store holds other files, another plan or more records than asked for; or it has another driver.
+        BadInput: the store holds other files, another plan or more records than asked for; or it has another driver;
+            or this machine lacks the precision.
         WorkFailed: shards failed; the others are committed.
         KeyboardInterrupt: a signal asked to stop; the shards in flight were committed.
     """
+    _check_device(config)
     store = open_store(config.out)
     existing = read_dataset(store)
     _check_location(config, store, existing)
@@ -147,6 +163,14 @@ def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
         yield f"samples are {list(plan.shape)}: {NO_STUDENT}"
     if plan.classes is not None and config.classes is None:
         yield f"labels are drawn from the {len(plan.classes)} of {plan.num_classes} classes that were trained"
+
+
+def _check_device(config: GenerateConfig) -> None:
+    """Raises `BadInput` if the device that the workers will have, where it is known, lacks what was asked for."""
+    if config.device is not None:
+        check_precision(config.precision, config.device)
+        if config.compile is True:
+            check_compiler(config.device)
 
 
 def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet | None) -> Plan | None:
@@ -253,7 +277,7 @@ def _make(
 ) -> Iterator[Marker | Failure]:
     if not shards:
         return
-    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out))
+    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile)
     backlog = Backlog(shards, stop)
     if config.executor == "inline":
         results = workers.run_inline(job, backlog)

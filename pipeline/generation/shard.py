@@ -1,4 +1,8 @@
-"""Generate one shard: a pure function of (plan, shard, teacher)."""
+"""Generate one shard: a pure function of (plan, shard, teacher).
+
+In two parts, so that a device need not wait for the second: `integrate_shard` on the device, then `commit_shard` on the
+host, which builds, hashes and writes.
+"""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from pipeline.common.progress import format_bytes
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker, Trajectories, commit, sha256, write_shard
 from pipeline.flow.noise import draw_noise
-from pipeline.flow.numerics import fixed_numerics, numerics_of
+from pipeline.flow.numerics import Numerics, fixed_numerics, in_precision, numerics_of
 from pipeline.flow.solver import SolverFailed, integrate
 from pipeline.storage.store import Store
 from pipeline.teachers.teacher import Teacher, errors_named_after
@@ -29,7 +33,60 @@ class Batch:
     times: Tensor  # float32 [K + 2]
 
 
-def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device) -> Marker:
+@dataclass(frozen=True)
+class SolvedBatch:
+    """A batch in the plan's dtype, in memory of the host that copies from a GPU may still be filling."""
+
+    start: Batch
+    noise: Tensor  # [B, *shape]
+    states: Tensor  # [B, K + 2, *shape]
+    velocities: Tensor | None  # [B, K + 2, *shape]
+    nfe: int  # of the solver per sample; stored velocities are not counted
+    copied: torch.cuda.Event | None
+
+    def rows(self) -> Trajectories:
+        """The trajectories, once they have arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        states, first_index = self.states.numpy(), self.start.first_index
+        return Trajectories(
+            noise=self.noise.numpy(),
+            sample=states[:, -1],
+            states=states[:, 1:-1],
+            velocities=None if self.velocities is None else self.velocities.numpy(),
+            times=np.tile(self.start.times.numpy(), (len(states), 1)),
+            label=self.start.label.numpy(),
+            index=np.arange(first_index, first_index + len(states)),
+        )
+
+
+@dataclass(frozen=True)
+class SolvedShard:
+    """The batches of a shard, the last one whole even where the shard ends within it."""
+
+    plan: Plan
+    shard: Shard
+    batches: list[SolvedBatch]
+    numerics: Numerics
+    seconds: float
+
+    def blocks(self) -> list[Trajectories]:
+        """The records of the shard, in blocks."""
+        size, end = self.plan.block_size, self.shard.first_index + self.shard.num_records
+        blocks = []
+        for batch in self.batches:
+            rows, stop = batch.rows(), min(self.plan.batch_size, end - batch.start.first_index)
+            blocks += [rows.rows(slice(i, min(i + size, stop))) for i in range(0, stop, size)]
+        return blocks
+
+
+def generate_and_commit(
+    plan: Plan,
+    shard: Shard,
+    teacher: Teacher,
+    store: Store,
+    device: torch.device,
+) -> Marker:
     """Generate `shard`, commit it to `store` and return its marker.
 
     Raises:
@@ -37,47 +94,71 @@ def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store
             space, which is checked before any work.
         StoreFailed: `store` cannot be written.
     """
-    free, needed = store.free_bytes(), shard.num_records * plan.record_bytes
-    if free is not None and free < needed:
-        room = f"{store.location} has {format_bytes(free)} left"
-        raise WorkFailed(f"{shard}: needs {format_bytes(needed)}, but {room}: make room")
-    payload, marker = generate_shard(plan, shard, teacher, store, device)
-    return commit(store, payload, marker)
+    check_room(plan, shard, store)
+    return commit_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device), store)
 
 
 def generate_shard(
     plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
 ) -> tuple[bytes, Marker]:
     """The bytes of `shard` and its marker; only the start of a batch that fails is written to `store`."""
-    started = time.monotonic()
-    blocks: list[Trajectories] = []
-    nfe: list[int] = []
+    return build_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device))
+
+
+def check_room(plan: Plan, shard: Shard, store: Store) -> None:
+    """Raises `WorkFailed` if `store` has too little space for `shard`."""
+    free, needed = store.free_bytes(), shard.num_records * plan.record_bytes
+    if free is not None and free < needed:
+        room = f"{store.location} has {format_bytes(free)} left"
+        raise WorkFailed(f"{shard}: needs {format_bytes(needed)}, but {room}: make room")
+
+
+def draw_shard(plan: Plan, shard: Shard) -> list[Batch]:
+    """The starts of the batches of `shard`."""
     end = shard.first_index + shard.num_records
-    with fixed_numerics():
-        for first_index in range(shard.first_index, end, plan.batch_size):
-            batch = draw_batch(plan, first_index)
+    return [draw_batch(plan, first_index) for first_index in range(shard.first_index, end, plan.batch_size)]
+
+
+def integrate_shard(
+    plan: Plan, shard: Shard, starts: list[Batch], teacher: Teacher, store: Store, device: torch.device
+) -> SolvedShard:
+    """Integrate the batches `starts` of `shard`; the start of one that fails is written to `store`.
+
+    Raises:
+        WorkFailed: the flow could not be integrated.
+    """
+    started = time.monotonic()
+    batches: list[SolvedBatch] = []
+    with fixed_numerics(plan.precision):
+        for start in starts:
             try:
-                trajectories, batch_nfe = solve_batch(plan, batch, teacher, device)
+                batches.append(solve_batch(plan, start, teacher, device))
             except SolverFailed as error:
-                saved = _save_batch(store, batch)
+                saved = _save_batch(store, start)
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
-            # The last batch is integrated whole and cut here: its records must not depend on the size of the data set.
-            stop = min(plan.batch_size, end - first_index)
-            starts = range(0, stop, plan.block_size)
-            blocks += [trajectories.rows(slice(i, min(i + plan.block_size, stop))) for i in starts]
-            nfe.append(batch_nfe)
-        numerics = numerics_of(device)
-    payload, index = write_shard(plan, blocks)
+        numerics = numerics_of(device, plan.precision, teacher.compiled)
+    return SolvedShard(plan, shard, batches, numerics, time.monotonic() - started)
+
+
+def build_shard(solved: SolvedShard) -> tuple[bytes, Marker]:
+    """The bytes of a shard and its marker."""
+    started = time.monotonic()
+    payload, index = write_shard(solved.plan, solved.blocks())
     return payload, Marker(
-        shard=shard,
-        plan_sha256=plan.sha256,
+        shard=solved.shard,
+        plan_sha256=solved.plan.sha256,
         sha256=sha256(payload),
         num_bytes=len(payload),
         blocks=index,
-        nfe=tuple(nfe),
-        wall_seconds=time.monotonic() - started,
-        numerics=numerics,
+        nfe=tuple(batch.nfe for batch in solved.batches),
+        wall_seconds=solved.seconds + time.monotonic() - started,
+        numerics=solved.numerics,
     )
+
+
+def commit_shard(solved: SolvedShard, store: Store) -> Marker:
+    """Build a shard and commit it to `store`; raises as `commit` does."""
+    return commit(store, *build_shard(solved))
 
 
 def draw_batch(plan: Plan, first_index: int) -> Batch:
@@ -86,57 +167,64 @@ def draw_batch(plan: Plan, first_index: int) -> Batch:
     The noise is rounded to the stored dtype first, so that the stored noise is exactly what was integrated.
     """
     indices = range(first_index, first_index + plan.batch_size)
-    noise = draw_noise(plan.seed, indices, plan.shape).astype(plan.dtype).astype(np.float32)
-    label = plan.draw_labels(indices)
-    return Batch(first_index, torch.from_numpy(noise), torch.from_numpy(label), plan.times(first_index))
+    noise = torch.from_numpy(draw_noise(plan.seed, indices, plan.shape)).to(_dtype(plan)).float()
+    label = torch.from_numpy(plan.draw_labels(indices))
+    return Batch(first_index, noise, label, plan.times(first_index))
 
 
 @torch.no_grad()
-def solve_batch(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[Trajectories, int]:
-    """The trajectories of `batch`, and the evaluations of the solver per sample (stored velocities not counted).
+def solve_batch(plan: Plan, start: Batch, teacher: Teacher, device: torch.device) -> SolvedBatch:
+    """The trajectories of the batch `start`, within `fixed_numerics` of the plan's precision.
 
     Raises:
         SolverFailed: see `integrate`; or a value does not fit the stored dtype.
         WorkFailed: the teacher raised something.
     """
     with errors_named_after(teacher):
-        return _solve(plan, batch, teacher, device)
+        return _solve(plan, start, teacher, device)
 
 
-def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[Trajectories, int]:
+def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> SolvedBatch:
+    velocity, dtype = in_precision(teacher.velocity, plan.precision), _dtype(plan)
     label = batch.label.to(device) if plan.num_classes else None
     start = plan.t_start * batch.noise.to(device)
-    solution = integrate(teacher.velocity, start, batch.times, label, plan.solver)
-    states = solution.states.transpose(0, 1)
-    velocities = None
-    if plan.velocities:
+    solution = integrate(velocity, start, batch.times, label, plan.solver)
+    states = solution.states.transpose(0, 1).to(dtype)
+    velocities = torch.empty_like(states) if plan.velocities else None
+    if velocities is not None:
         # At the points that the trainer reads: the exact start, and the other states as rounded for storage.
-        points = [start, *_as_stored(states[:, 1:], plan).unbind(dim=1)]
-        times = batch.times.to(device)
-        at_points = [teacher.velocity(x, t.expand(len(x)), label).float() for x, t in zip(points, times, strict=True)]
-        velocities = _to_numpy(torch.stack(at_points, dim=1), plan)
-    stored_states = _to_numpy(states, plan)
-    trajectories = Trajectories(
-        noise=_to_numpy(batch.noise, plan),
-        sample=stored_states[:, -1],
-        states=stored_states[:, 1:-1],
-        velocities=velocities,
-        times=np.tile(batch.times.numpy(), (len(start), 1)),
-        label=batch.label.numpy(),
-        index=np.arange(batch.first_index, batch.first_index + len(start)),
+        points = [start, *states[:, 1:].float().unbind(dim=1)]
+        for k, (x, t) in enumerate(zip(points, batch.times.to(device), strict=True)):
+            velocities[:, k] = velocity(x, t.expand(len(x)), label).float()
+    return SolvedBatch(
+        start=batch,
+        noise=batch.noise.to(dtype),
+        states=_to_host(states, plan),
+        velocities=None if velocities is None else _to_host(velocities, plan),
+        nfe=solution.nfe,
+        copied=_event(device),
     )
-    return trajectories, solution.nfe
 
 
-def _as_stored(x: Tensor, plan: Plan) -> Tensor:
-    return x.to(getattr(torch, plan.dtype)).float()
+def _dtype(plan: Plan) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    return dtype
 
 
-def _to_numpy(x: Tensor, plan: Plan) -> np.ndarray:
-    array = x.cpu().numpy().astype(plan.dtype)
-    if not np.isfinite(array).all():
+def _to_host(x: Tensor, plan: Plan) -> Tensor:
+    """`x` in memory of the host; from a GPU, once the event after this has happened."""
+    if not torch.isfinite(torch.stack(x.aminmax())).all():  # many times as fast as asking of every value
         raise SolverFailed(f"a value is not finite as {plan.dtype}")
-    return array
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """An event after everything that `device` was asked for so far; None if it is a CPU, which has done it."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def failed_batch_name(first_index: int) -> str:

@@ -34,7 +34,7 @@ from pipeline.dataset.shards import (
     read_layout,
     sha256,
 )
-from pipeline.flow.numerics import fixed_numerics, numerics_of
+from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
 from pipeline.generation.generate import CONFIG
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
 from pipeline.storage.lease import LEASE
@@ -157,7 +157,7 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
     """Integrate `num_batches` evenly spread batches of the good shards again; add comparisons and faults to `result`.
 
     On the kind of machine that made a batch, it must be bit-identical. On another kind, its start must be, and the
-    rest must lie within `OTHER_MACHINE_RMS`.
+    rest must lie within `OTHER_MACHINE_RMS`. A device that lacks the plan's precision integrates in fp32.
 
     Raises:
         BadInput: `teacher` is not the plan's.
@@ -166,6 +166,8 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
     plan = result.dataset.plan
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{store.location} was made by another teacher than {teacher.name}")
+    if not has_precision(plan.precision, device):  # compared as another kind of machine's then
+        plan = plan.model_copy(update={"precision": "fp32"})
     starts = [
         (number, start)
         for number, marker in sorted(result.markers.items())
@@ -175,9 +177,9 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
     for number, first_index in [starts[i] for i in chosen]:
         marker = result.markers[number]
         stored = _read_batch(store, plan, marker, first_index)
-        with fixed_numerics():
-            remade, _ = solve_batch(plan, draw_batch(plan, first_index), teacher, device)
-            same_machine = numerics_of(device) == marker.numerics
+        with fixed_numerics(plan.precision):
+            remade = solve_batch(plan, draw_batch(plan, first_index), teacher, device).rows()
+            same_machine = numerics_of(device, plan.precision, teacher.compiled) == marker.numerics
         comparison, problem = _compare(stored, remade.rows(slice(0, len(stored))), same_machine)
         result.rechecks.append(comparison)
         if problem:

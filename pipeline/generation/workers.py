@@ -4,6 +4,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -15,14 +16,19 @@ from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
-from pipeline.generation.shard import generate_and_commit
+from pipeline.flow.numerics import check_precision
+from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
+from pipeline.teachers.compilation import Compile, compile_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 
 # Of a shard whose worker died or whose store failed; a teacher's own error would only repeat itself.
 MAX_ATTEMPTS = 3
 POLL_SECONDS = 0.5  # the longest that a signal waits
+# Shards that a worker holds at once. On a GPU one is built, hashed and written while the next is integrated; on a CPU,
+# with a worker for each core, writing would only take the core from integrating.
+SHARDS_OF_GPU, SHARDS_OF_CPU = 2, 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Job:
     teacher: str
     location: str
     version: str = field(default_factory=lambda: program_version())  # the driver's
+    compile: Compile = "auto"
 
 
 def program_version() -> str:
@@ -62,8 +69,8 @@ class Backlog:
     _retries: deque[Shard] = field(init=False, default_factory=deque)
     _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return (self._num_taken < len(self.shards) or bool(self._retries)) and not self.stop.is_set()
+    def __len__(self) -> int:
+        return 0 if self.stop.is_set() else len(self.shards) - self._num_taken + len(self._retries)
 
     def take(self) -> Shard:
         """The next shard; there is one while the backlog is truthy."""
@@ -87,11 +94,12 @@ class Backlog:
 
 
 class Worker:
-    """Holds a teacher on one device and makes shards with it."""
+    """Holds a teacher on one device and makes shards with it, one in its teacher at a time."""
 
     def __init__(self, job: Job, wants_gpu: bool) -> None:
         self.job, self.wants_gpu = job, wants_gpu
         self.device = torch.device("cuda" if wants_gpu else "cpu")
+        self._device_lock = threading.Lock()
 
     def ready(self) -> None:
         """Returns once this actor is scheduled."""
@@ -110,30 +118,55 @@ class Worker:
             )
         if self.wants_gpu and not torch.cuda.is_available():
             raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
+        check_precision(self.job.plan.precision, self.device)
         teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale, quiet=True)
         if teacher.sha256 != self.job.plan.teacher_sha256:
             raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
-        return teacher
+        return compile_teacher(teacher, self.device, self.job.compile)
 
     def make(self, shard: Shard) -> Marker | Failure:
-        """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards."""
+        """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards.
+
+        Called from several threads, it integrates one shard while others are drawn, built, hashed and written.
+        """
         try:
-            return generate_and_commit(self.job.plan, shard, self.teacher, self.store, self.device)
+            check_room(self.job.plan, shard, self.store)
+            starts = draw_shard(self.job.plan, shard)
+            with self._device_lock:
+                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device)
+            return commit_shard(solved, self.store)
         except Exception as error:  # a user's own teacher may raise anything
             is_ours = isinstance(error, WorkFailed | BadInput)
             message = str(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
             if not message.startswith(str(shard)):
                 message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
-                message += f"; use fewer workers, or plan a smaller batch_size than {self.job.plan.batch_size}"
+                size = self.job.plan.batch_size
+                message += (
+                    f"; use fewer workers, or plan a smaller batch_size than {size}: generate --dry-run tries some"
+                )
             return Failure(shard, message, isinstance(error, StoreFailed))
 
 
 def run_inline(job: Job, backlog: Backlog) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` one by one in this process."""
+    """Make the shards of `backlog` in this process."""
     worker = Worker(job, torch.cuda.is_available())
+    if worker.wants_gpu:
+        yield from _run_overlapped(worker, backlog)
     while backlog:
         yield from backlog.final_results(worker.make(backlog.take()))
+
+
+def _run_overlapped(worker: Worker, backlog: Backlog) -> Iterator[Marker | Failure]:
+    """Make shards in threads: one is written while the next is integrated."""
+    working: set[Future[Marker | Failure]] = set()
+    with ThreadPoolExecutor(SHARDS_OF_GPU, "shard") as pool:
+        while working or backlog:
+            while backlog and len(working) < SHARDS_OF_GPU:
+                working.add(pool.submit(worker.make, backlog.take()))
+            done, working = wait(working, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from backlog.final_results(future.result())
 
 
 def run_on_ray(
@@ -171,7 +204,9 @@ class _ActorPool:
         import ray
 
         self._job, self._backlog, self._num_workers, self._wants_gpu = job, backlog, num_workers, gpus > 0
-        self._actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
+        self._shards_at_once = SHARDS_OF_GPU if gpus else SHARDS_OF_CPU
+        actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
+        self._actor = actor.options(max_concurrency=self._shards_at_once)
         self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference to the result
         self._pending: dict[Any, Any] = {}  # by the reference of `ready`
         self._failed_starts = 0
@@ -213,6 +248,10 @@ class _ActorPool:
             self._start()
         else:
             self._assign_shard(worker)
+            # Further ones only where the other actors that are to come will still find one each.
+            for _ in range(self._shards_at_once - 1):
+                if len(self._backlog) > len(self._pending):
+                    self._assign_shard(worker)
 
     def _on_result(self, reference: Any) -> Iterator[Marker | Failure]:
         import ray
@@ -225,7 +264,8 @@ class _ActorPool:
             detail = last_line(error).partition(" Some common causes")[0]
             message = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
             yield from self._backlog.final_results(Failure(shard, f"{shard}: {message}", is_transient=True))
-            if self._backlog:
+            is_last = all(other is not worker for _, other in self._working.values())
+            if self._backlog and is_last:  # one actor takes the place of one, however many shards died with it
                 self._start()
         else:
             yield from self._backlog.final_results(result)

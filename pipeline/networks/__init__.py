@@ -31,6 +31,7 @@ __all__ = [
     "SongUNet",
     "SongUNetConfig",
     "build",
+    "lay_out",
     "load",
     "parse_config",
     "save",
@@ -44,7 +45,7 @@ parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter
 
 
 def build(config: UNetConfig) -> Network:
-    """A freshly initialised network, laid out channels-last, which its convolutions prefer on every device.
+    """A freshly initialised network, laid out for a CPU.
 
     Raises:
         BadInput: the configuration leaves something to the data.
@@ -52,9 +53,18 @@ def build(config: UNetConfig) -> Network:
     if not config.is_complete:
         raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
-        return DhariwalUNet(config).to(memory_format=torch.channels_last)
+        return lay_out(DhariwalUNet(config))
     assert isinstance(config, SongUNetConfig)
-    return SongUNet(config).to(memory_format=torch.channels_last)
+    return lay_out(SongUNet(config))
+
+
+def lay_out(network: Network, compiled: bool = False) -> Network:
+    """`network` in the memory format that is fastest on its device: channels-last on CPUs, and on GPUs if `compiled`.
+
+    On GPUs torch's own group normalisation makes channels-last slower by a fifth to a third; compiled code does not.
+    """
+    on_gpu = next(network.parameters()).device.type == "cuda"
+    return network.to(memory_format=torch.contiguous_format if on_gpu and not compiled else torch.channels_last)
 
 
 def save(path: Path, network: Network) -> None:
@@ -103,4 +113,4 @@ def load(path: Path) -> Network:
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise BadInput(f"{path}: the tensors are not those of its own configuration: {problem}") from error
-    return network.to(memory_format=torch.channels_last).eval()
+    return lay_out(network).eval()

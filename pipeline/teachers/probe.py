@@ -1,7 +1,9 @@
-"""Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting."""
+"""Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting and precision."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from rich.table import Table
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput
 from pipeline.common.progress import Advance
-from pipeline.flow.numerics import fixed_numerics
+from pipeline.flow.numerics import Precision, fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, integrate
 from pipeline.teachers.check import draw_start
+from pipeline.teachers.precision import as_on_gpu
 from pipeline.teachers.teacher import Teacher, errors_named_after
 
 REFERENCE = Solver(name="dopri5", rtol=1e-7, atol=1e-7)
@@ -27,9 +30,10 @@ SOLVERS = (
 
 @dataclass(frozen=True)
 class Point:
-    """The cost and the error of one solver setting."""
+    """The cost and the error of one solver setting in one precision."""
 
     solver: Solver
+    precision: Precision
     nfe: int  # evaluations per sample
     # Quantiles of the samples' RMS errors against the reference. No mean: a few samples that start between two basins
     # may end in the other one, and would dominate it.
@@ -38,27 +42,41 @@ class Point:
     worst: float
     seconds: float  # wall time per sample
 
+    @property
+    def flags(self) -> str:
+        """The command-line flags of `generate` for this point."""
+        return self.solver.flags if self.precision == "fp32" else f"{self.solver.flags} --precision {self.precision}"
+
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Every solver setting that finished, and the errors of those that failed."""
+    """Every solver setting that finished, and the errors of those that failed.
+
+    The cost of a point is its evaluations, and its seconds where precisions are compared that the device has: an
+    evaluation costs less in a lower one.
+    """
 
     points: list[Point]
     refusals: list[str]
     num_samples: int
     reference_nfe: int
+    by_seconds: bool = False
+
+    def cost(self, point: Point) -> float:
+        """What an efficient point has little of."""
+        return point.seconds if self.by_seconds else point.nfe
 
     @property
     def efficient(self) -> list[Point]:
-        """The Pareto front: points that no other one beats in both evaluations and error, by evaluations."""
+        """The Pareto front: points that no other one beats in both cost and error, by cost."""
         best: list[Point] = []
-        for point in sorted(self.points, key=lambda point: (point.nfe, point.p90)):
+        for point in sorted(self.points, key=lambda point: (self.cost(point), point.p90)):
             if not best or point.p90 < best[-1].p90:
                 best.append(point)
         return best
 
     def recommend(self, max_error: float) -> Point:
-        """The point of fewest evaluations whose 90th-percentile error is at most `max_error`.
+        """The cheapest point whose 90th-percentile error is at most `max_error`.
 
         Raises:
             BadInput: there is none.
@@ -72,7 +90,16 @@ class ProbeResult:
     def table(self, recommended: Point | None) -> Table:
         """The table that `probe` prints."""
         table = Table(
-            "solver", "evaluations", "median error", "9 of 10", "worst", "ms per sample", "", box=None, pad_edge=False
+            "solver",
+            "precision",
+            "evaluations",
+            "median error",
+            "9 of 10",
+            "worst",
+            "ms per sample",
+            "",
+            box=None,
+            pad_edge=False,
         )
         for point in self.points:
             mark = "recommended" if point is recommended else "efficient" if point in self.efficient else ""
@@ -83,16 +110,22 @@ class ProbeResult:
                 f"{point.worst:.1e}",
                 f"{point.seconds * 1e3:.2f}",
             )
-            table.add_row(str(point.solver), *figures, mark)
+            table.add_row(str(point.solver), point.precision, *figures, mark)
         return table
 
 
 def probe(
-    teacher: Teacher, num_samples: int, seed: int, device: torch.device, advance: Advance | None = None
+    teacher: Teacher,
+    num_samples: int,
+    seed: int,
+    device: torch.device,
+    advance: Advance | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
 ) -> ProbeResult:
-    """Integrate the first `num_samples` records of `seed` in one batch by each of `SOLVERS`, and by a tight reference.
+    """Integrate the first `num_samples` records of `seed` in one batch by each of `SOLVERS` in each of `precisions`.
 
-    The reference is dopri5 at 1e-7 with its state in float64.
+    All are measured against a tight reference, dopri5 at 1e-7 with its state in float64 and its teacher in fp32.
+    A precision that the device lacks is imitated: its errors and evaluations count, its seconds mean nothing.
 
     Raises:
         SolverFailed: the reference could not be integrated.
@@ -109,22 +142,25 @@ def probe(
     refusals: list[str] = []
     with fixed_numerics(), errors_named_after(teacher):
         reference = integrate(widened, start.double(), times, classes, REFERENCE)
-        for solver in SOLVERS:
+    for precision, solver in product(precisions, SOLVERS):
+        velocity = as_on_gpu(teacher.velocity, precision, device)
+        with fixed_numerics(precision), errors_named_after(teacher):
             _wait(device)
             started = time.perf_counter()
             try:
-                solution = integrate(teacher.velocity, start, times, classes, solver)
+                solution = integrate(velocity, start, times, classes, solver)
             except SolverFailed as error:
-                refusals.append(str(error))
+                refusals.append(f"{error}, in {precision}")
             else:
                 _wait(device)
                 seconds = (time.perf_counter() - started) / num_samples
                 errors = (solution.states[-1].double() - reference.states[-1]).square().flatten(1).mean(1).sqrt()
                 median, p90, worst = errors.quantile(errors.new_tensor([0.5, 0.9, 1.0])).tolist()
-                points.append(Point(solver, solution.nfe, median, p90, worst, seconds))
+                points.append(Point(solver, precision, solution.nfe, median, p90, worst, seconds))
             if advance:
                 advance(1)
-    return ProbeResult(points, refusals, num_samples, reference.nfe)
+    by_seconds = device.type == "cuda" and len(precisions) > 1
+    return ProbeResult(points, refusals, num_samples, reference.nfe, by_seconds)
 
 
 def _wait(device: torch.device) -> None:

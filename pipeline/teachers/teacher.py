@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.solver import Velocity
-from pipeline.networks import Network
+from pipeline.networks import Network, lay_out
 from pipeline.teachers.classes import TrainedClass, trained_labels
 
 NO_STUDENT = "a student's network is for images [C, H, W], so that none of this program can be trained on them"
@@ -38,6 +38,7 @@ class Teacher:
     network: Network | None = None
     weights: str = ""  # for the user: which of a file's weights were loaded
     classes: tuple[TrainedClass, ...] = ()  # those with images in its training, if that is known
+    compiled: bool = False  # see `compilation.compile_teacher`
 
     @property
     def labels(self) -> tuple[int, ...] | None:
@@ -66,7 +67,7 @@ def of_network(
     classes: tuple[TrainedClass, ...] = (),
 ) -> Teacher:
     """The teacher of one of our networks, of any convention."""
-    network = network.to(device).requires_grad_(False)
+    network = lay_out(network.to(device)).requires_grad_(False)
     config = network.config
     return Teacher(
         name=name,

@@ -2,7 +2,8 @@
 
 Noise is drawn independently for every record, so blocks are permuted whole and reads stay contiguous; what the records
 of a block share is the times of their integration batch. The stream is the endless sequence epoch 0, epoch 1, ..., each
-a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks.
+a permutation of all blocks; step n takes records [n B, (n + 1) B) of it, whatever the number of ranks. In training the
+steps of a window deal its records out among themselves, so that each rank reads blocks of its own.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from trainer.data.image_set import ImageSet, to_float
 from trainer.data.rows import Rows
 
 AHEAD_BLOCKS = 16  # of a remote store, beyond a batch: some megabytes each
+WINDOW_BLOCKS = 16  # of a window: as many ranks can have a block each, and one rank holds them all
 
 
 class Batch(Rows):
@@ -86,26 +88,37 @@ def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def _share(batch_size: int, step: int, rank: int, world: int) -> tuple[int, int]:
-    """Where the part of `rank` of the batch of `step` starts in the stream, and its size."""
+def _share(batch_size: int, rank: int, world: int) -> tuple[int, int]:
+    """The first row of the part of `rank` of a batch, and its size."""
     if batch_size % world:
         raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {world} ranks")
     size = batch_size // world
-    return step * batch_size + rank * size, size
+    return rank * size, size
 
 
 class TrajectoryStream:
     """Batches of a data set.
 
+    Args:
+        manifest: the data set.
+        seed: of the permutations.
+        batch_size: B, over all ranks.
+        velocities: whether to read the stored velocities.
+        window_blocks: the steps of this many blocks' records are a window of S steps. Row r of its step j is record
+            r S + j of the window, so that a rank's rows over all the steps are consecutive records. 0: no windows.
+
     Raises:
         WorkFailed: a shard is missing or is not what the manifest says.
     """
 
-    def __init__(self, manifest: Manifest, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, manifest: Manifest, seed: int, batch_size: int, velocities: bool = True, window_blocks: int = 0
+    ) -> None:
         self.plan, self.seed, self.batch_size = manifest.plan, seed, batch_size
+        self._window_steps = max(1, window_blocks * manifest.plan.block_size // batch_size)
         self.counts = manifest.counts
         self.num_records = manifest.num_records
-        self._reader = BlockReader(manifest)
+        self._reader = BlockReader(manifest, velocities, window_blocks)
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrajectoryBatch:
@@ -123,16 +136,32 @@ class TrajectoryStream:
 
     def _pieces(self, step: int, rank: int, world: int) -> Iterator[tuple[int, slice]]:
         """The blocks, and the rows of each, of the part of `rank` of the batch of `step`."""
-        start, size = _share(self.batch_size, step, rank, world)
+        first_step, stride = self._window(step)
+        first_row, size = _share(self.batch_size, rank, world)
+        start = first_step * self.batch_size + first_row * stride + step - first_step
         while size:
             epoch, offset = divmod(start, self.num_records)
             order, ends = self._epoch(epoch)
             i = int(np.searchsorted(ends, offset, side="right"))
             block = int(order[i])
             left = int(ends[i]) - offset  # rows of the block from here on
-            first, taken = int(self.counts[block]) - left, min(size, left)
-            yield block, slice(first, first + taken)
-            start, size = start + taken, size - taken
+            first, taken = int(self.counts[block]) - left, min(size, -(-left // stride))
+            yield block, slice(first, first + (taken - 1) * stride + 1, stride)
+            start, size = start + taken * stride, size - taken
+
+    def _window(self, step: int) -> tuple[int, int]:
+        """The first step of the window of `step`, and the number of its steps. It lies within an epoch.
+
+        A step that spans two epochs is a window of its own.
+        """
+        epoch = step * self.batch_size // self.num_records
+        start, end = epoch * self.num_records, (epoch + 1) * self.num_records
+        first, last = -(-start // self.batch_size), end // self.batch_size  # the epoch's whole steps
+        if not first <= step < last:
+            return step, 1
+        window = step - step % self._window_steps
+        first = max(first, window)
+        return first, min(last, window + self._window_steps) - first
 
     def _epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = permutation(self.seed, epoch, len(self.counts))
@@ -162,7 +191,8 @@ class ImageStream:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> ImageBatch:
         """The part of `rank` (of `world`, which divides the batch size) of the batch of `step`."""
-        start, size = _share(self.batch_size, step, rank, world)
+        first_row, size = _share(self.batch_size, rank, world)
+        start = step * self.batch_size + first_row
         positions = [divmod(position, len(self.images)) for position in range(start, start + size)]
         rows = np.array([self._epoch(epoch)[offset] for epoch, offset in positions])
         return ImageBatch(

@@ -68,6 +68,10 @@ class Recipe(BaseModel):
         return any(term.needs_teacher for term in self.terms)
 
     @property
+    def needs_velocities(self) -> bool:
+        return any(term.needs_velocities for term in self.terms)
+
+    @property
     def needs_ema(self) -> bool:
         return any(term.needs_ema for term in self.terms)
 
@@ -87,7 +91,7 @@ class Recipe(BaseModel):
 
     def lack(self, plan: Plan) -> str:
         """What this recipe needs that data of `plan` lack, as a phrase; empty if nothing."""
-        if any(term.needs_velocities for term in self.terms) and not plan.velocities:
+        if self.needs_velocities and not plan.velocities:
             return "needs velocities, and there are none: generate with --velocities"
         needed = max(term.num_states for term in self.terms)
         if plan.num_states < needed:

@@ -58,3 +58,8 @@ def test_another_plan_is_refused_with_the_fields_that_differ() -> None:
 def test_sizes_that_do_not_fit_together_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         make_plan(**changes)
+
+
+def test_a_plan_of_fp32_is_the_plan_that_it_was_before_there_were_precisions() -> None:
+    assert "precision" not in make_plan(precision="fp32").model_dump()
+    assert make_plan(precision="fp32").sha256 == make_plan().sha256 != make_plan(precision="tf32").sha256

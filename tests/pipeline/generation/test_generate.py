@@ -112,9 +112,12 @@ def test_ray_makes_the_bytes_that_this_process_makes(
     assert shard_bytes(on_ray) == shard_bytes(undisturbed)
 
 
+@pytest.mark.parametrize("at_once", [1, 2], ids=["with a shard", "with two, as on a GPU"])
 def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(
-    tmp_path: Path, undisturbed: Manifest, address: str, marker: Path
+    tmp_path: Path, undisturbed: Manifest, address: str, marker: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
+    monkeypatch.setattr(workers, "SHARDS_OF_CPU", at_once)
+    marker.unlink(missing_ok=True)
     source = "tests.pipeline.generation.test_generate:dies_once"
     disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source, address=address))
     assert marker.exists()

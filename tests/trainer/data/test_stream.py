@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pipeline.common.errors import WorkFailed
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.generation.generate import GenerateConfig, generate
-from pipeline.storage.store import Folder, open_store
+from pipeline.storage.store import Bucket, Folder, open_store
 from tests.support.problems import folder_of
 from trainer.data.image_set import ImageSet
-from trainer.data.stream import ImageStream, TrajectoryStream
+from trainer.data.stream import WINDOW_BLOCKS, ImageStream, TrajectoryStream
 
 N = 27  # in blocks of two, the last one of one; in shards of eight
 
@@ -49,6 +49,8 @@ def part(path: Path, first: int, blocks: int) -> Manifest:
 
 parts = st.integers(0, 13).flatmap(lambda first: st.tuples(st.just(first), st.integers(1, 14 - first)))
 
+windows = st.sampled_from([0, 1, 4, 16])
+
 
 @pytest.fixture(scope="module")
 def remote(folder: Path) -> Manifest:
@@ -63,13 +65,14 @@ def indices(stream: TrajectoryStream, steps: range, rank: int = 0, world: int = 
 
 
 @settings(deadline=None, max_examples=60)
-@given(blocks=parts, batch_size=st.integers(1, 9), seed=st.integers(0, 99), epochs=st.integers(1, 3))
+@given(blocks=parts, batch_size=st.integers(1, 9), seed=st.integers(0, 99), epochs=st.integers(1, 3), window=windows)
 def test_every_epoch_has_every_record_exactly_once(
-    folder: Path, blocks: tuple[int, int], batch_size: int, seed: int, epochs: int
+    folder: Path, blocks: tuple[int, int], batch_size: int, seed: int, epochs: int, window: int
 ) -> None:
     data = part(folder, *blocks)
     size, wanted = data.num_records, range(2 * blocks[0], 2 * blocks[0] + data.num_records)
-    drawn = indices(TrajectoryStream(data, seed, batch_size), range(-(-epochs * size // batch_size)))
+    stream = TrajectoryStream(data, seed, batch_size, window_blocks=window)
+    drawn = indices(stream, range(-(-epochs * size // batch_size)))
     for epoch in range(epochs):
         assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(wanted)
 
@@ -81,13 +84,14 @@ def test_every_epoch_has_every_record_exactly_once(
     world=st.integers(1, 6),
     step=st.integers(0, 50),
     seed=st.integers(0, 99),
+    window=windows,
 )
 def test_any_world_size_sees_the_same_global_batches_and_all_ranks_as_many(
-    folder: Path, blocks: tuple[int, int], share: int, world: int, step: int, seed: int
+    folder: Path, blocks: tuple[int, int], share: int, world: int, step: int, seed: int, window: int
 ) -> None:
-    data, batch_size = part(folder, *blocks), share * world
-    ranks = [TrajectoryStream(data, seed, batch_size).batch(step, rank, world) for rank in range(world)]
-    whole = TrajectoryStream(data, seed, batch_size).batch(step)
+    stream = TrajectoryStream(part(folder, *blocks), seed, share * world, window_blocks=window)
+    ranks = [stream.batch(step, rank, world) for rank in range(world)]
+    whole = stream.batch(step)
     assert {len(rank) for rank in ranks} == {share}
     torch.testing.assert_close(torch.cat([rank.x for rank in ranks]), whole.x, rtol=0, atol=0)
 
@@ -110,13 +114,41 @@ def test_a_stream_that_starts_at_a_step_goes_on_as_one_that_came_there(
 
 
 @settings(deadline=None, max_examples=20)
-@given(batch_size=st.integers(1, 9), seed=st.integers(0, 99), first=st.integers(0, 30))
+@given(batch_size=st.integers(1, 9), seed=st.integers(0, 99), first=st.integers(0, 30), window=windows)
 def test_a_remote_stream_is_the_local_one(
-    folder: Path, remote: Manifest, batch_size: int, seed: int, first: int
+    folder: Path, remote: Manifest, batch_size: int, seed: int, first: int, window: int
 ) -> None:
     steps = range(first, first + 8)
-    there = TrajectoryStream(remote, seed, batch_size)
-    assert indices(there, steps) == indices(TrajectoryStream(manifest(folder), seed, batch_size), steps)
+    here, there = (TrajectoryStream(m, seed, batch_size, window_blocks=window) for m in (manifest(folder), remote))
+    assert indices(there, steps) == indices(here, steps)
+
+
+def test_all_ranks_together_fetch_every_byte_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"teacher": "tests.support.problems:gaussian", "n": 2048, "states": 0, "velocities": False}
+    place = {"out": "memory://fetched/data", "executor": "inline", "solver": {"name": "euler", "num_steps": 1}}
+    data = generate(GenerateConfig.model_validate(values | place))  # in shards and blocks of the default sizes
+    fetched, read_range = [0], Bucket.read_range
+
+    def counted(self: Bucket, name: str, start: int, end: int) -> memoryview:
+        fetched.append(end - start)
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(Bucket, "read_range", counted)
+    monkeypatch.setattr("trainer.data.stream.AHEAD_BLOCKS", 0)  # a step then prefetches the next alone
+    for world in (1, 2, 8):
+        fetched.clear()
+        for rank in range(world):
+            stream = TrajectoryStream(data, 0, 64, window_blocks=WINDOW_BLOCKS)
+            indices(stream, range(2048 // 64 - 1), rank, world)  # the last step would prefetch of the next epoch
+            stream.close()
+        assert sum(fetched) == data.num_bytes
+
+
+def test_velocities_that_a_recipe_does_not_need_are_left_on_the_disk(folder: Path) -> None:
+    with_them, without = (TrajectoryStream(manifest(folder), 0, 7, velocities=wanted).batch(0) for wanted in (1, 0))
+    assert with_them.velocity is not None
+    assert without.velocity is None
+    torch.testing.assert_close(without.x, with_them.x, rtol=0, atol=0)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(folder: Path) -> None:

@@ -1,0 +1,56 @@
+"""Compile a teacher where that pays: on a GPU, for a network large enough."""
+
+import importlib.util
+import os
+import shutil
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from pipeline.common.errors import BadInput
+from pipeline.networks import lay_out
+from pipeline.teachers.teacher import Teacher
+
+Compile = bool | Literal["auto"]
+# Compiling takes half a minute: a smaller network is through with most data sets before that has paid.
+MIN_PARAMETERS = 10_000_000
+
+
+def compile_teacher(teacher: Teacher, device: torch.device, wanted: Compile) -> Teacher:
+    """`teacher` with its network compiled for fixed shapes, if `wanted`; "auto" is where it `pays`.
+
+    Raises:
+        BadInput: True was wanted, and this teacher or this machine cannot.
+    """
+    if not (pays(teacher, device) if wanted == "auto" else wanted):
+        return teacher
+    check_compiler(device)
+    if teacher.network is None:
+        raise BadInput(
+            f"compile: wanted a network of this program; teacher {teacher.name} is a function of its own: "
+            "give compile auto or false"
+        )
+    lay_out(teacher.network, compiled=True).compile(dynamic=False)
+    return replace(teacher, compiled=True)
+
+
+def pays(teacher: Teacher, device: torch.device) -> bool:
+    """Whether compiling `teacher` for `device` is possible and worth its half minute."""
+    if device.type != "cuda" or teacher.network is None or missing_compiler(device):
+        return False
+    return sum(parameter.numel() for parameter in teacher.network.parameters()) >= MIN_PARAMETERS
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises `BadInput` if this machine cannot compile for `device`."""
+    if missing := missing_compiler(device):
+        raise BadInput(f"compile: wanted {missing}; there is none here: install it, or give compile auto or false")
+
+
+def missing_compiler(device: torch.device) -> str:
+    """What this machine lacks to compile for `device`; empty if nothing."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "gcc", "cc")
+    return "" if any(shutil.which(name) for name in names) else "a C++ compiler"

@@ -222,7 +222,7 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
     """An event after everything that `device` was asked for so far; None if it is a CPU, which has done it."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event
 

@@ -150,8 +150,9 @@ class Worker:
 
 def run_inline(job: Job, backlog: Backlog) -> Iterator[Marker | Failure]:
     """Make the shards of `backlog` in this process."""
-    worker = Worker(job, torch.cuda.is_available())
-    if worker.wants_gpu:
+    wants_gpu = torch.cuda.is_available()
+    worker = Worker(job, wants_gpu)
+    if wants_gpu:
         yield from _run_overlapped(worker, backlog)
     while backlog:
         yield from backlog.final_results(worker.make(backlog.take()))

@@ -45,7 +45,7 @@ def as_on_gpu(velocity: Velocity, precision: Precision, device: torch.device) ->
         return in_precision(velocity, precision)
 
     def rounded_velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        with _RoundedProducts():
+        with _RoundedProducts():  # type: ignore[no-untyped-call]
             return velocity(x, t, label)
 
     return rounded_velocity
@@ -59,7 +59,7 @@ def round_mantissa(x: Tensor, bits: int) -> Tensor:
     return ((whole + half) & -(1 << dropped)).view(torch.float32)
 
 
-class _RoundedProducts(TorchDispatchMode):
+class _RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds the factors of float32 products to TF32; the sums stay float32, as on a GPU."""
 
     def __torch_dispatch__(

@@ -108,7 +108,7 @@ def test_only_classes_with_images_are_drawn(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_plan_without_classes_keeps_its_digest(tmp_path: Path) -> None:
-    assert "classes" not in read_manifest(open_store(make_data(tmp_path))).plan.model_dump()
+    assert "classes" not in read_manifest(open_store(str(make_data(tmp_path)))).plan.model_dump()
 
 
 def test_samples_that_are_no_images_are_made_but_have_no_student(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
@@ -23,7 +23,7 @@ class _Record(BaseModel):
 class Figure(_Record):
     """The values of a metric, one for each range of noise."""
 
-    values: tuple[float, ...]
+    values: tuple[float, ...] = Field(min_length=1)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -27,6 +27,8 @@ from trainer.checkpoints.ema import Ema
 EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
 OPTIMIZER, INFO = "optimizer.safetensors", "checkpoint.json"
 SCALE = "scale"  # of the gradients, in half precision
+# Of a file in the checkpoint's folder, whose bytes are hashed: never of a device or another folder's file.
+FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 
 
 class CheckpointInfo(BaseModel):
@@ -35,7 +37,7 @@ class CheckpointInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    step: int  # steps done
+    step: int = Field(ge=0, lt=2**63)  # steps done
     trains: Literal["student", "teacher"]
     recipe: str
     teacher: str | None = None  # what loads it, and its weights, for a student
@@ -46,7 +48,7 @@ class CheckpointInfo(BaseModel):
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     config: dict[str, Any]  # the resolved configuration
-    files: dict[str, str] = {}  # the sha256 of each
+    files: dict[FileName, str] = {}  # the sha256 of each
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
+LARGEST = 1e100  # of a figure that is read: tables and charts square and scale them
 FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
 
 
@@ -23,7 +24,7 @@ class _Record(BaseModel):
 class Figure(_Record):
     """The values of a metric, one for each range of noise."""
 
-    values: tuple[float, ...]
+    values: tuple[float, ...] = Field(min_length=1)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -95,6 +96,13 @@ class Row(_Record):
     @property
     def title(self) -> str:
         return f"{self.model}, {self.sampler}"
+
+    @property
+    def values(self) -> list[float]:
+        """Every number of the row."""
+        figures = [value for figure in self.scores.values() for value in figure.values]
+        others = (self.nfe, self.images_per_second, self.rmse, self.lpips)
+        return [*figures, *(value for value in others if value is not None)]
 
 
 class Cost(_Record):
@@ -205,9 +213,12 @@ def read_report(location: Path | str) -> Report:
         BadInput: there is no report, or this version cannot read it.
     """
     try:
-        return Report.model_validate_json(open_store(str(location).removesuffix(f"/{METRICS}")).read(METRICS))
+        report = Report.model_validate_json(open_store(str(location).removesuffix(f"/{METRICS}")).read(METRICS))
     except (OSError, ValidationError) as error:
         raise BadInput(f"{location}: wanted the {METRICS} of an evaluation; run traflow-pipeline evaluate") from error
+    if not all(abs(value) < LARGEST for row in report.rows for value in row.values):
+        raise BadInput(f"{location}: {METRICS} holds a figure that is no finite number; run traflow-pipeline evaluate")
+    return report
 
 
 def gains(report: Report) -> Sequence[str]:

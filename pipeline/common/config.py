@@ -9,9 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.common.errors import BadInput
+from pipeline.common.safe_yaml import parse_yaml, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("generate", "train", "evaluate")
+MAX_FAULTS = 20  # in one message
+MAX_SHOWN = 200  # characters of a value in a message
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,7 +41,7 @@ def load_sections(source: str) -> dict[str, dict[str, Any]]:
     """
     path = find_config(source)
     try:
-        return parse_sections(path.read_bytes(), str(path))
+        return parse_sections(read_text(path), str(path))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -59,9 +62,9 @@ def parse_sections(text: bytes, location: str) -> dict[str, dict[str, Any]]:
         BadInput: see `load_sections`.
     """
     try:
-        sections = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{location}: not YAML: {' '.join(str(error).split())}") from error
+        sections = parse_yaml(text) or {}
+    except ValueError as error:
+        raise BadInput(f"{location}: not YAML: {error}") from error
     if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
         got = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
         raise BadInput(f"{location}: wanted sections named {', '.join(COMMANDS)}; found {got}")
@@ -77,8 +80,8 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
     if not equals or not key:
         raise BadInput(f"--set {assignment}: wanted key=value, for example --set seed=1")
     try:
-        nested: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
+        nested: Any = parse_yaml(value)
+    except ValueError as error:
         raise BadInput(f"--set {assignment}: the value is not YAML") from error
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -113,8 +116,9 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(model, fault, command) for fault in error.errors())
-        raise BadInput(f"{command}: {faults}") from error
+        faults = [_describe(model, fault, command) for fault in error.errors()[:MAX_FAULTS]]
+        more = [f"and {error.error_count() - MAX_FAULTS} more"] if error.error_count() > MAX_FAULTS else []
+        raise BadInput(f"{command}: {'; '.join(faults + more)}") from error
 
 
 def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
@@ -127,7 +131,12 @@ def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
         by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
         return f"{key!r} is missing{by_flag}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {fault['input']!r}" if key else message
+    return f"{key}: {message}, got {_shown(fault['input'])}" if key else message
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:

@@ -5,23 +5,25 @@ The markers beside the shards are authoritative; the table is derived from them 
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import Block, Marker
+from pipeline.dataset.shards import SHARD_FILE, Block, Marker, read_markers
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
+ROW_BYTES = 4  # at least: a row has a crc32, which nothing compresses
 ROWS_AT_ONCE = 2**16  # decoded from their dictionaries in memory while the table is written
 SCHEMA = pa.schema(
     {
@@ -46,7 +48,7 @@ class DataSet(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
-    num_records: int
+    num_records: Annotated[int, Field(ge=1, lt=2**63)]
     teacher_source: str  # what loads the teacher: its name, an absolute path or module:factory
 
 
@@ -136,11 +138,6 @@ class Ledger:
         self._numerics[number] = self._kinds.setdefault(marker.numerics, marker.numerics)
 
     @property
-    def end(self) -> int:
-        """The index after the last committed record; 0 if none is committed."""
-        return int((self._columns["first_index"] + self._columns["num_records"]).max(initial=0))
-
-    @property
     def numerics(self) -> set[Numerics]:
         """The kinds of machine that the shards were made on."""
         return {numerics for numerics in self._numerics if numerics is not None}
@@ -160,18 +157,57 @@ class Ledger:
         names = [shard.name for shard in self.plan.shards(self.num_records)]
         of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
         columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
-        sha256 = _digest(self._sha256)
-        metadata = {"dataset": dataset.model_dump_json(), "sha256": sha256}
+        whole = _digest(self._sha256)
+        metadata = {"dataset": dataset.model_dump_json(), "sha256": whole}
         table = pa.table(columns, schema=IN_MEMORY.with_metadata(metadata))
-        return Manifest(store, dataset, table if is_committed.all() else table.filter(pa.array(is_committed)), sha256)
+        return Manifest(store, dataset, table if is_committed.all() else table.filter(pa.array(is_committed)), whole)
 
 
-def derive(store: Store, dataset: DataSet, markers: Iterable[Marker]) -> Manifest:
+def derive(store: Store, dataset: DataSet, markers: Collection[Marker]) -> Manifest:
     """The manifest of the committed shards with these markers."""
-    ledger = Ledger(dataset.plan, dataset.num_records)
+    ledger = Ledger(dataset.plan, max((marker.shard.end for marker in markers), default=0))
     for marker in markers:
         ledger.add(marker)
     return ledger.manifest(store, dataset)
+
+
+def confirmed_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]:
+    """Yield the markers of `read_markers`, but none that the manifest contradicts and its own shard refutes.
+
+    To hash every shard would take as long as `verify` does. A manifest repeats what the markers say, so the two are
+    compared, and where they differ the shard decides. A marker of a shard that no manifest lists yet is believed.
+
+    Raises:
+        OSError: the store cannot be read.
+    """
+    listing = _Listing.read(store)
+    for marker in read_markers(store, plan, num_records):
+        if not listing.contradicts(marker) or marker.describes(store.read(marker.shard.name)):
+            yield marker
+
+
+class _Listing:
+    """What a manifest says of each shard."""
+
+    def __init__(self, blocks: pa.Table) -> None:
+        self._blocks = np.stack([blocks[name].to_numpy().astype(np.int64) for name in Block._fields], axis=1)
+        self._first_index, self._sha256 = blocks["first_index"].to_numpy(), blocks["shard_sha256"].combine_chunks()
+
+    @staticmethod
+    def read(store: Store) -> "_Listing":
+        """That of the manifest in `store`; it lists nothing if there is none that can be read."""
+        try:
+            return _Listing(parse_manifest(store, store.read(MANIFEST)).blocks)
+        except (FileNotFoundError, BadInput):
+            return _Listing(IN_MEMORY.empty_table())
+
+    def contradicts(self, marker: Marker) -> bool:
+        """Whether the shard of `marker` is listed with other blocks or another sha256."""
+        start, end = np.searchsorted(self._first_index, [marker.shard.first_index, marker.shard.end])
+        if start == end:
+            return False
+        agrees = np.array_equal(self._blocks[start:end], marker.blocks)
+        return not agrees or self._sha256[start].as_py() != marker.sha256
 
 
 def digest(markers: Iterable[Marker]) -> str:
@@ -238,13 +274,37 @@ def parse_manifest(store: Store, payload: bytes) -> Manifest:
     try:
         # Without arrow's thread pool: a process that exits soon after its creation often aborts (pyarrow 26).
         file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
+        if file.metadata.num_rows * ROW_BYTES > len(payload):
+            raise ValueError("more rows than bytes")
         table = file.read(use_threads=False)
         metadata = table.schema.metadata
         dataset = DataSet.model_validate_json(metadata[b"dataset"])
-        if not table.schema.equals(IN_MEMORY):
-            raise KeyError("columns")
-        return Manifest(store, dataset, table, metadata[b"sha256"].decode())
-    except (pa.ArrowException, ValidationError, KeyError, TypeError) as error:
+        manifest = Manifest(store, dataset, table, metadata[b"sha256"].decode())
+        _check_rows(manifest)
+        return manifest
+    # Arrow raises its parser's errors as OSError.
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{store.location}: {MANIFEST} is not one this version reads; run traflow-pipeline generate again"
         ) from error
+
+
+def _check_rows(manifest: Manifest) -> None:
+    """Raises `ValueError` unless the rows are blocks of the plan, in order, whose digest is the manifest's."""
+    table, plan = manifest.blocks, manifest.plan
+    if not table.schema.equals(IN_MEMORY) or any(column.null_count for column in table.columns):
+        raise ValueError("wanted other columns")
+    first, counts = table["first_index"].to_numpy(), manifest.counts
+    in_order = (first >= 0).all() and (first % plan.block_size == 0).all() and (np.diff(first) >= plan.block_size).all()
+    are_blocks = (counts > 0).all() and (counts <= plan.block_size).all()
+    are_places = all((table[name].to_numpy() >= 0).all() for name in ("offset", "num_bytes", "nfe"))
+    shards = table["shard"].combine_chunks()
+    names = shards.dictionary.to_pylist()
+    numbers = np.array([int(name[6:-4]) for name in names if SHARD_FILE.fullmatch(name)], np.int64)
+    if not (in_order and are_blocks and are_places and len(numbers) == len(names)):
+        raise ValueError("wanted blocks in order")
+    if (numbers[shards.indices.to_numpy()] != first // plan.shard_size).any():
+        raise ValueError("wanted blocks of their shards")
+    starts = np.flatnonzero(first % plan.shard_size == 0)
+    if _digest(table["shard_sha256"].take(starts).to_pylist()) != manifest.sha256:
+        raise ValueError("wanted the digest of its shards")

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, Self, overload
+from typing import Annotated, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from pipeline.flow.noise import Stream, draw_labels, generator
 from pipeline.flow.numerics import Precision
 from pipeline.flow.solver import Solver
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]  # fits the columns of a manifest
+Length = Annotated[int, Field(ge=1, lt=2**31)]
+SHA256 = r"^[0-9a-f]{64}$"
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
 
 
@@ -27,17 +30,21 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    number: int
-    first_index: int
-    num_records: int
+    number: Count
+    first_index: Count
+    num_records: Count
 
     @property
     def name(self) -> str:
         return f"shard-{self.number:06d}.tar"
 
+    @property
+    def end(self) -> int:
+        """The index after its last record."""
+        return self.first_index + self.num_records
+
     def __str__(self) -> str:
-        last = self.first_index + self.num_records - 1
-        return f"shard {self.number:06d} (records {self.first_index} to {last})"
+        return f"shard {self.number:06d} (records {self.first_index} to {self.end - 1})"
 
 
 class Plan(BaseModel):
@@ -47,13 +54,13 @@ class Plan(BaseModel):
     the batch size is part of the plan, and shards are fixed ranges of indices cut into fixed batches.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[2] = 2  # of the shards and their markers; raised when their layout changes
     teacher: str
     teacher_sha256: str
-    shape: tuple[int, ...] = Field(description="(C, H, W) of one record")
-    num_classes: int = Field(ge=0, description="0 for an unconditional teacher")
+    shape: tuple[Length, ...] = Field(description="(C, H, W) of one record")
+    num_classes: int = Field(ge=0, lt=2**31, description="0 for an unconditional teacher")
     t_start: float = 1.0
     t_end: float = 0.0
     # Defaults are left out of the JSON, so that plans older than these fields keep their digests.
@@ -67,12 +74,12 @@ class Plan(BaseModel):
     precision: Precision = Field(default="fp32", exclude_if=lambda precision: precision == "fp32")
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
-    num_states: int = Field(ge=0, description="states stored between the noise and the sample")
+    num_states: int = Field(ge=0, lt=2**16, description="states stored between the noise and the sample")
     velocities: bool
     dtype: Literal["float16", "float32"]
-    shard_size: int = Field(ge=1, description="records of a shard")
-    batch_size: int = Field(ge=1, description="records integrated together")
-    block_size: int = Field(ge=1, description="records of one WebDataset sample")
+    shard_size: Length = Field(description="records of a shard")
+    batch_size: Length = Field(description="records integrated together")
+    block_size: Length = Field(description="records of one WebDataset sample")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

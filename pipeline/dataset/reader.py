@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.common.errors import StoreFailed, WorkFailed, reason
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.shards import Layout, Trajectories, read_block, read_layout
+from pipeline.dataset.shards import Layout, Trajectories, check_layout, read_block, read_layout
 
 CACHED_BLOCKS = 4  # a batch may end inside a block, whose rest the next step reads
 REQUESTS = 8  # concurrent
@@ -88,11 +88,18 @@ class BlockReader:
         if len(payload) != end - start or not self._checked[block]:
             if crc32(payload) != self._crc32[block]:
                 raise WorkFailed(f"{location}: bytes {start} to {end} are not those that were committed; {advice}")
+            try:
+                self._check(payload, block)
+            except ValueError as error:
+                raise WorkFailed(f"{location}: bytes {start} to {end} are not a block ({error}); {advice}") from error
             self._checked[block] = True
+        return read_block(payload, self._layouts[int(self._num_records[block])])
+
+    def _check(self, payload: memoryview, block: int) -> None:
+        """Raises `ValueError` unless `payload` is `block`, with its arrays where all blocks of its size have them."""
         num_records = int(self._num_records[block])
-        if num_records not in self._layouts:
-            layout = read_layout(payload)
-            self._layouts[num_records] = {
-                n: slot for n, slot in layout.items() if self._velocities or n != "velocities"
-            }
-        return read_block(payload, self._layouts[num_records])
+        layout = read_layout(payload)
+        check_layout(layout, self._manifest.plan, num_records)
+        wanted = {name: slot for name, slot in layout.items() if self._velocities or name != "velocities"}
+        if wanted != self._layouts.setdefault(num_records, wanted):
+            raise ValueError("its arrays do not lie where those of other blocks do")

@@ -8,19 +8,20 @@ import hashlib
 import io
 import json
 import math
+import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.errors import StoreFailed, reason
-from pipeline.dataset.plan import Plan, Shard
+from pipeline.dataset.plan import SHA256, Count, Plan, Shard, Shards
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 
@@ -57,7 +58,13 @@ class Trajectories:
         return Trajectories(**joined)
 
 
-NPY_HEADER_BYTES = 1024  # more than numpy writes for any array of ours
+# What numpy writes before an array of ours. Read by this grammar, not by numpy, which evaluates it as Python.
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f2|<f4|<i8)', 'fortran_order': False, 'shape': \(([0-9, ]{2,200})\), \} *\n",
+    re.DOTALL,
+)
+NPY_HEADER_BYTES = 512  # more than numpy writes for any array of ours
+SHARD_FILE = re.compile(r"shard-(\d{6}|[1-9]\d{6,17})\.(?:tar|json)")
 MARKERS_AT_ONCE = 1000  # held in memory
 COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
@@ -66,25 +73,25 @@ MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in
 class Block(NamedTuple):
     """The position of one block: bytes [offset, offset + num_bytes) of its shard are whole tar members."""
 
-    offset: int
-    num_bytes: int
-    first_index: int
-    num_records: int
-    crc32: int  # of those bytes, checked when a single block is read
+    offset: Count
+    num_bytes: Count
+    first_index: Count
+    num_records: Count
+    crc32: Annotated[int, Field(ge=0, lt=2**32)]  # of those bytes, checked when a single block is read
 
 
 class Marker(BaseModel):
     """A shard's completion marker: the committed bytes, their cost, and the machine that made them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shard: Shard
     plan_sha256: str
-    sha256: str
-    num_bytes: int
+    sha256: str = Field(pattern=SHA256)
+    num_bytes: Count
     blocks: tuple[Block, ...]
-    nfe: tuple[int, ...]  # of each integration batch: solver evaluations per sample
-    wall_seconds: float
+    nfe: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]  # of each integration batch: solver evaluations per sample
+    wall_seconds: float = Field(ge=0)
     numerics: Numerics
 
     def is_of(self, plan: Plan) -> bool:
@@ -99,6 +106,12 @@ class Marker(BaseModel):
             and [(block.first_index, block.num_records) for block in self.blocks] == blocks
             and len(self.nfe) == -(-num_records // plan.batch_size)
         )
+
+    def describes(self, payload: bytes) -> bool:
+        """Whether `payload` is the shard that was committed; hashes all of it."""
+        parts = (memoryview(payload)[block.offset : block.offset + block.num_bytes] for block in self.blocks)
+        checksums = [zlib.crc32(part) for part in parts]
+        return sha256(payload) == self.sha256 and checksums == [block.crc32 for block in self.blocks]
 
     def agrees(self, other: "Marker") -> bool:
         """Whether both describe the same bytes; the time and the machine that made them may differ."""
@@ -145,26 +158,62 @@ Layout = Mapping[str, ArraySlot]  # of the members of a block; under one plan a 
 
 
 def read_layout(payload: bytes | memoryview) -> Layout:
-    """The layout of the arrays in the bytes of one block.
+    """The layout of the arrays in the bytes of one block, all of which lie within them.
 
     Raises:
         ValueError: they are not a block.
     """
-    layout = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
-            for info in tar:
-                _, name, *rest = info.name.split(".")
-                if rest == ["npy"]:
-                    header = io.BytesIO(payload[info.offset_data : info.offset_data + NPY_HEADER_BYTES])
-                    np.lib.format.read_magic(header)
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-                    layout[name] = ArraySlot(info.offset_data + header.tell(), dtype, shape)
-    except tarfile.TarError as error:
-        raise ValueError(str(error)) from error
+    layout, offset = {}, 0
+    while offset < len(payload):
+        info, start = _tar_header(payload, offset), offset + tarfile.BLOCKSIZE
+        _, name, *rest = info.name.split(".", 2)
+        if rest == ["npy"]:
+            layout[name] = _array_slot(payload, start, start + info.size)
+        offset = start + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     if layout.keys() | {"velocities"} != set(MEMBERS):
         raise ValueError(f"wanted the members {', '.join(MEMBERS)}; found {', '.join(layout) or 'none'}")
     return layout
+
+
+def _tar_header(payload: bytes | memoryview, offset: int) -> tarfile.TarInfo:
+    """The header of the tar member at `offset`, which lies within `payload`."""
+    try:
+        info = tarfile.TarInfo.frombuf(bytes(payload[offset : offset + tarfile.BLOCKSIZE]), "ascii", "strict")
+    except tarfile.TarError as error:
+        raise ValueError(f"no tar member at byte {offset} ({error})") from error
+    if not info.isreg() or not 0 <= info.size <= len(payload) - offset - tarfile.BLOCKSIZE or "." not in info.name:
+        raise ValueError(f"no file of a block at byte {offset}")
+    return info
+
+
+def _array_slot(payload: bytes | memoryview, start: int, end: int) -> ArraySlot:
+    """The array of the .npy file in bytes [start, end) of `payload`."""
+    header = NPY_HEADER.match(payload[start : min(end, start + NPY_HEADER_BYTES)])
+    if header is None:
+        raise ValueError(f"no array of a data set at byte {start}")
+    dtype = np.dtype(header[1].decode())
+    shape = tuple(int(length) for length in header[2].split(b",") if length.strip())
+    if math.prod(shape) * dtype.itemsize != end - start - header.end():
+        raise ValueError(f"an array of shape {shape} in {end - start - header.end()} bytes")
+    return ArraySlot(start + header.end(), dtype, shape)
+
+
+def check_layout(layout: Layout, plan: Plan, num_records: int) -> None:
+    """Raises `ValueError` unless `layout` is that of a block of `num_records` records of `plan`."""
+    value, states, times = np.dtype(plan.dtype), (plan.num_states, *plan.shape), (plan.num_times, *plan.shape)
+    shapes = {
+        "noise": (value, plan.shape),
+        "sample": (value, plan.shape),
+        "states": (value, states),
+        **({"velocities": (value, times)} if plan.velocities else {}),
+        "times": (np.dtype(np.float32), (plan.num_times,)),
+        "label": (np.dtype(np.int64), ()),
+        "index": (np.dtype(np.int64), ()),
+    }
+    found = {name: (slot.dtype, slot.shape) for name, slot in layout.items()}
+    wanted = {name: (dtype, (num_records, *shape)) for name, (dtype, shape) in shapes.items()}
+    if wrong := [name for name in MEMBERS if found.get(name) != wanted.get(name)]:
+        raise ValueError(f"{', '.join(wrong)} not as planned")
 
 
 def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Trajectories:
@@ -218,13 +267,18 @@ def commit(store: Store, payload: bytes, marker: Marker) -> Marker:
     )
 
 
-def committed(store: Store, plan: Plan, shards: Sequence[Shard]) -> dict[int, Marker]:
-    """The markers of `read_markers`, by shard number."""
-    return {marker.shard.number: marker for marker in read_markers(store, plan, shards)}
+def shards_present(plan: Plan, num_records: int, names: Iterable[str]) -> Shards:
+    """The shards of the first `num_records` records that have a file among `names`.
+
+    A number of records is a claim, which a damaged plan.json makes too large: what lies in the store bounds the work.
+    """
+    last = len(plan.shards(num_records)) - 1
+    numbers = {int(match[1]) for match in map(SHARD_FILE.fullmatch, names) if match}
+    return Shards(plan, num_records, sorted(number for number in numbers if number <= last))
 
 
-def read_markers(store: Store, plan: Plan, shards: Sequence[Shard]) -> Iterator[Marker]:
-    """Yield the markers of those of `shards` that are committed in `store` under `plan`, in bounded memory.
+def read_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]:
+    """Yield the markers of the shards of the first `num_records` records that are committed, in bounded memory.
 
     The last shard of a data set that grew may be committed with fewer records; its marker is yielded as it is.
 
@@ -232,6 +286,7 @@ def read_markers(store: Store, plan: Plan, shards: Sequence[Shard]) -> Iterator[
         OSError: the store cannot be read.
     """
     sizes = store.sizes()
+    shards = shards_present(plan, num_records, sizes)
     present = ((marker_name(shard), shard) for shard in shards if {shard.name, marker_name(shard)} <= sizes.keys())
     while chunk := dict(islice(present, MARKERS_AT_ONCE)):
         for name, payload in store.read_all(list(chunk)).items():

@@ -11,9 +11,9 @@ from rich.text import Text
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, is_drawable, to_bytes
 from pipeline.common.progress import format_bytes, format_seconds
-from pipeline.dataset.manifest import PLAN, Manifest, derive, read_dataset
+from pipeline.dataset.manifest import PLAN, Manifest, confirmed_markers, derive, read_dataset
 from pipeline.dataset.reader import BlockReader
-from pipeline.dataset.shards import Trajectories, committed
+from pipeline.dataset.shards import Trajectories
 from pipeline.flow.numerics import Numerics
 from pipeline.flow.path import straightness
 from pipeline.storage.store import Store
@@ -43,7 +43,8 @@ class Summary:
         width = -(-(high - low + 1) // MAX_BINS)
         bins = [range(start, min(start + width, high + 1)) for start in range(low, high + 1, width)]
         titles = [f"{b[0]}" if len(b) == 1 else f"{b[0]}-{b[-1]}" for b in bins]
-        return [(title, sum(counts[nfe] for nfe in b)) for title, b in zip(titles, bins, strict=True)]
+        totals = [sum(records for nfe, records in counts.items() if nfe in b) for b in bins]
+        return list(zip(titles, totals, strict=True))
 
     @property
     def straightness(self) -> float | None:
@@ -111,7 +112,7 @@ def summarise(store: Store) -> Summary:
     if dataset is None:
         raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
     try:
-        markers = list(committed(store, dataset.plan, dataset.plan.shards(dataset.num_records)).values())
+        markers = list(confirmed_markers(store, dataset.plan, dataset.num_records))
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
     if not markers:

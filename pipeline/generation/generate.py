@@ -14,9 +14,17 @@ from pipeline.common.config import parse_count, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
-from pipeline.dataset.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
+from pipeline.dataset.manifest import (
+    DataSet,
+    Ledger,
+    Manifest,
+    confirmed_markers,
+    read_dataset,
+    write_dataset,
+    write_manifest,
+)
 from pipeline.dataset.plan import Plan, Shard, Shards
-from pipeline.dataset.shards import Marker, read_markers
+from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import Precision, check_precision
 from pipeline.flow.solver import Solver
 from pipeline.generation import workers
@@ -210,15 +218,16 @@ def read_ledger(config: GenerateConfig, store: Store, plan: Plan, existing: Data
     if existing is None:
         return Ledger(plan, config.n)
     plan.check_same(existing.plan, config.out)
-    num_records = max(existing.num_records, config.n)
-    ledger = Ledger(plan, num_records)
+    ledger, end = Ledger(plan, config.n), 0
     try:
-        for marker in read_markers(store, plan, plan.shards(num_records)):
-            ledger.add(marker)
+        for marker in confirmed_markers(store, plan, max(existing.num_records, config.n)):
+            end = max(end, marker.shard.end)
+            if end <= config.n:
+                ledger.add(marker)
     except OSError as error:
         raise StoreFailed(f"{config.out}: cannot be read ({reason(error)})") from error
-    if ledger.end > config.n:
-        raise BadInput(f"{config.out} holds records up to {ledger.end}, {config.n} were asked; a set only grows")
+    if end > config.n:
+        raise BadInput(f"{config.out} holds records up to {end}, {config.n} were asked; a set only grows")
     return ledger
 
 

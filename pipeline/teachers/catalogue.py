@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.common.config import validate
 from pipeline.common.errors import BadInput, reason
+from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.networks import NetworkConfig
 from pipeline.storage.cache import cache_folder
 from pipeline.teachers.download import page
@@ -138,11 +139,11 @@ def read_entry(path: Path, argument: str) -> NamedTeacher:
         BadInput: it cannot be read, or is not valid.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(read_text(path))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path}: wanted the fields of a teacher's entry: {', '.join(Entry.model_fields)}")
     entry = validate(Entry, content, str(path))

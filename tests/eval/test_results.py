@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,18 @@ def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
 def test_no_gain_is_told_without_a_baseline() -> None:
     assert results.gains(bare_report()) == []
     assert results.gains(digits_report(rows=(row("solver", "dopri5", 100, [1.0]),))) == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e308", "null"])
+def test_a_report_whose_figure_is_no_finite_number_is_refused(tmp_path: Path, value: str) -> None:
+    text = digits_report().model_dump_json()
+    (tmp_path / results.METRICS).write_text(re.sub(r'"values":\[[^,\]]+', f'"values":[{value}', text, count=1))
+    with pytest.raises(BadInput):
+        results.read_report(tmp_path)
+
+
+def test_a_metric_without_values_is_refused(tmp_path: Path) -> None:
+    text = digits_report().model_dump_json()
+    (tmp_path / results.METRICS).write_text(re.sub(r'"values":\[[^\]]+', '"values":[', text, count=1))
+    with pytest.raises(BadInput):
+        results.read_report(tmp_path)

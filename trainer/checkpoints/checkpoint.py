@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,8 @@ from trainer.checkpoints.ema import Ema
 EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
 OPTIMIZER, INFO = "optimizer.safetensors", teacher_checkpoint.INFO
 SCALE = "scale"  # of the gradients, in half precision
+# Of a file in the checkpoint's folder, whose bytes are hashed: never of a device or another folder's file.
+FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 
 
 class CheckpointInfo(BaseModel):
@@ -36,7 +38,7 @@ class CheckpointInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    step: int  # steps done
+    step: int = Field(ge=0, lt=2**63)  # steps done
     trains: Literal["student", "teacher"]
     recipe: str
     teacher: str | None = None  # what loads it, and its weights, for a student
@@ -48,7 +50,7 @@ class CheckpointInfo(BaseModel):
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
     config: dict[str, Any]  # the resolved configuration
-    files: dict[str, str] = {}  # the sha256 of each
+    files: dict[FileName, str] = {}  # the sha256 of each
 
 
 @dataclass(frozen=True)

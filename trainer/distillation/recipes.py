@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.common.config import CONFIGS
+from pipeline.common.errors import reason
+from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.dataset.plan import Plan
 from trainer.distillation.terms import Term
 
@@ -108,14 +109,19 @@ def load_recipe(source: object) -> object:
     """The content of the recipe called `source`, or of the YAML file at that path; anything but text is returned as is.
 
     Raises:
-        ValueError: no such recipe.
+        ValueError: no such recipe, or the file cannot be read.
     """
     if not isinstance(source, str):
         return source
     path = next((p for p in (FOLDER / f"{source}.yaml", Path(source)) if p.is_file()), None)
     if path is None:
         raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = parse_yaml(read_text(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
     return {"name": path.stem, **content} if isinstance(content, dict) else content
 
 

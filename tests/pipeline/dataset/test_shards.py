@@ -10,7 +10,7 @@ import webdataset as wds
 from pipeline.common.errors import WorkFailed
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import MEMBERS, Trajectories, commit, committed, read_block, write_shard
+from pipeline.dataset.shards import MEMBERS, Trajectories, commit, read_block, read_markers, write_shard
 from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import Folder
 from tests.support.plans import make_plan
@@ -103,7 +103,7 @@ def test_the_manifest_knows_where_every_block_lies(data: Manifest) -> None:
 def test_a_folder_that_cannot_be_written_names_the_shard_and_keeps_nothing(
     data: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    marker = committed(data.store, data.plan, data.plan.shards(10))[0]
+    marker = next(read_markers(data.store, data.plan, 10))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -20,6 +20,8 @@ from trainer.data.images import load_images
 from trainer.data.stream import ImageStream, TrajectoryStream
 from trainer.distillation.student import Student, from_teacher
 
+TRAINABLE = ("flow", "rectified-flow", "edm")  # conventions
+
 
 @dataclass(frozen=True)
 class Task:
@@ -79,8 +81,10 @@ def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
 def _check_trainable(network: UNetConfig) -> None:
     if network.second_time:
         raise BadInput("a teacher's network has one time, not second_time")
-    if network.convention == "adm":
-        raise BadInput("convention adm is for reading ADM's checkpoints; train one of flow, rectified-flow or edm")
+    if network.convention not in TRAINABLE:
+        raise BadInput(
+            f"convention {network.convention} is for reading published checkpoints; train one of {', '.join(TRAINABLE)}"
+        )
     if network.augment_dim:
         raise BadInput("augmentation labels are for reading EDM's checkpoints; train a network with augment_dim 0")
 

@@ -33,6 +33,7 @@ __all__ = [
     "build",
     "load",
     "parse_config",
+    "require_size",
     "save",
     "save_tensors",
 ]
@@ -49,6 +50,17 @@ def build(config: UNetConfig) -> Network:
         return DhariwalUNet(config).to(memory_format=torch.channels_last)
     assert isinstance(config, SongUNetConfig)
     return SongUNet(config).to(memory_format=torch.channels_last)
+
+
+def require_size(path: Path, config: UNetConfig, num_stored: int) -> None:
+    """Raises `BadInput` if `path`, which stores `num_stored` numbers, cannot hold the network of `config`.
+
+    Called before a network of somebody else's configuration is built: its blocks alone can take hours.
+    """
+    # Of each block the second convolution, 3x3 from its width to its width.
+    least = sum(9 * width**2 * (2 * config.num_blocks + 1) for width in config.widths)
+    if least > num_stored:
+        raise BadInput(f"{path}: its network would have more than {least:,} parameters; it stores {num_stored:,} numbers")
 
 
 def save(path: Path, network: Network) -> None:
@@ -84,12 +96,14 @@ def load(path: Path) -> Network:
             metadata = file.metadata() or {}
             # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = parse_config(json.loads(metadata["network"]))
+        require_size(path, config, sum(tensor.numel() for tensor in tensors.values()))
         with torch.device("meta"):
-            network = build(parse_config(json.loads(metadata["network"])))
+            network = build(config)
         network.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: wanted a network saved by this program; its metadata is missing or wrong") from error
     except RuntimeError as error:
         problem = " ".join(str(error).split())

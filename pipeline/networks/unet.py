@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.flow.path import match_dims
-from pipeline.networks.convention import Adm, Convention, Edm, Flow, RectifiedFlow
+from pipeline.networks.convention import (
+    AdmCosine,
+    AdmLinear,
+    Convention,
+    Edm,
+    Flow,
+    RectifiedFlow,
+    ScaledRectifiedFlow,
+)
 from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
 
 
@@ -33,7 +41,8 @@ class UNetConfig(BaseModel):
     num_classes: int = Field(default=0, ge=0)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment_dim: int = Field(default=0, ge=0)
-    convention: Literal["flow", "rectified-flow", "edm", "adm"] = "flow"
+    # "adm" has the cosine schedule: files older than "adm-linear" say it so.
+    convention: Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm", "adm", "adm-linear"] = "flow"
     sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
     time_scale: float = Field(default=1000.0, gt=0)
     second_time: bool = False
@@ -66,8 +75,10 @@ class UNetConfig(BaseModel):
         conventions: dict[str, Convention] = {
             "flow": Flow(),
             "rectified-flow": RectifiedFlow(),
+            "rectified-flow-scaled": ScaledRectifiedFlow(),
             "edm": Edm(self.sigma_data),
-            "adm": Adm(),
+            "adm": AdmCosine(),
+            "adm-linear": AdmLinear(),
         }
         return conventions[self.convention]
 

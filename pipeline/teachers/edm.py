@@ -76,7 +76,16 @@ def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tens
     Raises:
         BadInput: they do not fit each other, or make a network that is none of ours.
     """
-    into = Conversion(path, tensors, config := _config(path, arguments))
+    return fill(path, _config(path, arguments), tensors)
+
+
+def fill(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> Network:
+    """The network of `config` from the state_dict of theirs, with names that begin with "model.", in `path`.
+
+    Raises:
+        BadInput: they do not fit.
+    """
+    into = Conversion(path, tensors, config)
     _embeddings(into, config)
     deepest = len(config.channel_mult) - 1
     encoder = _names(config, "enc", range(deepest + 1), config.num_blocks, "down")

@@ -25,6 +25,7 @@ from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_atomic
 from pipeline.teachers import adm, catalogue, download, edm, run_folder, score_sde
 from pipeline.teachers.catalogue import NamedTeacher
+from pipeline.teachers.soundness import require_sound
 from pipeline.teachers.teacher import Teacher, guided, of_network
 
 ENTRY_POINTS = "traflow_pipeline.teachers"
@@ -74,6 +75,7 @@ class TeacherSource(ABC):
 
         Raises:
             BadInput: the source names no teacher, or one that cannot be guided.
+            WorkFailed: a factory's teacher does not always answer the same, see `require_sound`.
         """
         with _readable(self.text):
             teacher = guided(self._load(torch.device(device)), guidance_scale)
@@ -177,7 +179,9 @@ class _FactorySource(TeacherSource):
                 f"no teacher {self.text!r}: wanted one of {', '.join(catalogue.named_teachers())}, the path of a "
                 ".safetensors file, training run, EDM .pkl or .yaml entry, or module:factory"
             )
-        return plugins.call_factory(factory, device, Teacher, self.text, "teacher")
+        teacher = plugins.call_factory(factory, device, Teacher, self.text, "teacher")
+        require_sound(teacher, device)
+        return teacher
 
 
 @contextmanager

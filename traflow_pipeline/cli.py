@@ -133,15 +133,16 @@ def verify(
     from pipeline.generation import verify
     from pipeline.storage.lease import hold_lease
     from pipeline.storage.store import open_store
-    from pipeline.teachers.loading import load_teacher
+    from pipeline.teachers.loading import resolve_recorded
 
     store, processor = open_store(data), pick_device(device)
     with hold_lease(store) if repair and read_dataset(store) else nullcontext():
         findings = verify.verify(store)
         if recheck and findings.markers:
             try:
-                source, scale = teacher or findings.dataset.teacher_source, findings.dataset.plan.guidance_scale
-                verify.recheck(store, findings, load_teacher(source, processor, scale), processor, recheck)
+                source = resolve_recorded(findings.dataset.teacher_source, teacher, f"{data}/plan.json", "--teacher")
+                flow = source.load(processor, findings.dataset.plan.guidance_scale)
+                verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"
                 findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))

@@ -12,7 +12,7 @@ from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
-from pipeline.teachers.loading import load_teacher, resolve
+from pipeline.teachers.loading import load_teacher, resolve_recorded
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
@@ -121,7 +121,8 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
     manifest = read_manifest(open_store(config.data))
-    plan, source = manifest.plan, resolve(config.teacher or manifest.dataset.teacher_source)
+    named, plan = manifest.dataset.teacher_source, manifest.plan
+    source = resolve_recorded(named, config.teacher, f"{config.data}/plan.json", "--set teacher=NAME")
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"

@@ -60,7 +60,9 @@ def require_size(path: Path, config: UNetConfig, num_stored: int) -> None:
     # Of each block the second convolution, 3x3 from its width to its width.
     least = sum(9 * width**2 * (2 * config.num_blocks + 1) for width in config.widths)
     if least > num_stored:
-        raise BadInput(f"{path}: its network would have more than {least:,} parameters; it stores {num_stored:,} numbers")
+        raise BadInput(
+            f"{path}: its network would have more than {least:,} parameters; it stores {num_stored:,} numbers"
+        )
 
 
 def save(path: Path, network: Network) -> None:

@@ -105,8 +105,8 @@ class Adm:
 
     Dhariwal & Nichol 2021, arXiv 2105.05233. The denoiser is D = x_sigma - sigma epsilon, so
     v = (epsilon(x_t / sqrt((1 - t)^2 + t^2)) - x_t) / (1 - t). The step tau is continuous, because an adaptive solver
-    would see the jumps of a rounded one. As in EDM's use of this model (its Table 1) the flow starts at sigma = 80, away
-    from t = 1, where the formula is 0 / 0.
+    would see the jumps of a rounded one. As in EDM's use of this model (its Table 1) the flow starts at sigma = 80,
+    away from t = 1, where the formula is 0 / 0.
     """
 
     t_start = T_MAX
@@ -117,7 +117,7 @@ class Adm:
         return self.step(t.double()).clamp(0, self.num_steps - 1).to(t.dtype)
 
     def step(self, t: Tensor) -> Tensor:
-        """The step tau whose noise level is t / (1 - t), for float64 `t`; beyond the ends of the schedule any number."""
+        """The step tau whose noise level is t / (1 - t), for float64 `t`; any number beyond its ends."""
         raise NotImplementedError
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:

@@ -188,6 +188,12 @@ def probe(
     max_error: Annotated[
         float, typer.Option(help="Largest 90th-percentile RMS error; default: half an 8-bit step.", min=0)
     ] = 1 / 255,
+    solvers: Annotated[
+        str | None, typer.Option(help="The solvers to measure, separated by commas, such as euler,rk4; default: all.")
+    ] = None,
+    states: Annotated[
+        int, typer.Option(help="Number of stored states, on whose times fixed-step solvers step.", min=0)
+    ] = 8,
     guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -198,10 +204,14 @@ def probe(
     from pipeline.teachers import probe
     from pipeline.teachers.loading import load_teacher
 
-    processor = pick_device(device)
+    settings, processor = probe.choose_solvers(solvers), pick_device(device)
     flow = load_teacher(teacher, processor, guidance_scale)
-    with bar(f"probe {flow.name}", len(probe.SOLVERS)) as advance:
-        result = probe.probe(flow, num_samples, seed, processor, advance)
+    with bar(f"probe {flow.name}", len(settings)) as advance:
+        result = probe.probe(flow, num_samples, seed, processor, advance, settings, states)
+    if not result.is_complete:
+        console.print(result.table(None))
+        say(f"interrupted: {len(result.points)} of {len(settings)} settings are measured; nothing was stored")
+        raise typer.Exit(INTERRUPTED)
     best = result.recommend(max_error)
     console.print(result.table(best))
     for refusal in result.refusals:
@@ -211,6 +221,8 @@ def probe(
     say(f"fewest evaluations with a 90th-percentile error of at most {max_error:.1e}: {best.solver.flags}")
     if not best.solver.is_adaptive:
         say("a fixed-step solver steps on every stored state: it takes at least one step more than --states")
+        if best.solver.num_steps is not None and best.solver.num_steps <= states:
+            say(f"measured with --states {best.solver.num_steps - 1}, the most for so few steps")
 
 
 @app.command()

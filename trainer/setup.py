@@ -144,6 +144,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         t_end=plan.t_end,
         guidance_scale=plan.guidance_scale,
         data_range=plan.data_range,
+        distance_sha256=config.recipe.distance_sha256,
     )
     return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
 

@@ -90,16 +90,16 @@ class TeacherCheck:
 
     @property
     def is_white(self) -> bool:
-        """Whether neighbours are uncorrelated, as far as there are any."""
-        return abs(self.data.correlation or 0) < MIN_CORRELATION
+        """Whether neighbours are as uncorrelated as those of the noise, as far as there are any."""
+        return abs((self.data.correlation or 0) - (self.noise.correlation or 0)) < MIN_CORRELATION
 
     @property
     def _range_hint(self) -> str:
         low, high = self.teacher.data_range
         least, largest = self.data.least, self.data.largest
         lie = f"they lie in [{least:.3g}, {largest:.3g}]"
-        if self.against_noise or (self.data.std > 1.5 and abs(self.data.mean) < self.data.std / 4 and self.is_white):
-            return f"{lie}, wider than noise: {TIME_HINT}"
+        if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 4 and self.is_white):
+            return f"{lie}, no narrower than noise: {TIME_HINT}"
         if largest - least > 2 * (high - low):
             return f"{lie}: is that the data_range of its data?"
         if self.estimates < MIN_ESTIMATES:

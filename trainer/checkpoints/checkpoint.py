@@ -7,12 +7,12 @@ is no generator state to keep.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -45,6 +45,8 @@ class CheckpointInfo(BaseModel):
     t_end: float = 0.0
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
+    # Of the files of perceptual distances, by the distance; left out where there is none.
+    distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
     config: dict[str, Any]  # the resolved configuration
     files: dict[str, str] = {}  # the sha256 of each
 
@@ -60,6 +62,7 @@ class Provenance:
     t_end: float = 0.0
     guidance_scale: float = 1.0
     data_range: tuple[float, float] = (-1.0, 1.0)
+    distance_sha256: dict[str, str] = field(default_factory=dict)
 
 
 class Damaged(BadInput):

@@ -211,7 +211,7 @@ def probe(
     if not result.is_complete:
         console.print(result.table(None))
         say(f"interrupted: {len(result.points)} of {len(settings)} settings are measured; nothing was stored")
-        raise typer.Exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)  # there is nothing to resume
     best = result.recommend(max_error)
     console.print(result.table(best))
     for refusal in result.refusals:

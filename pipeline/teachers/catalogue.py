@@ -67,6 +67,10 @@ class Entry(BaseModel):
                 raise ValueError(
                     f"file: what is fetched gets a name in the folder of teachers, not a path: {self.file}"
                 )
+        try:
+            Path(self.file).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"file: {error}, in {self.file}") from error
         families = FAMILIES.get(self.format)
         if families and self.network is None:
             raise ValueError(f"format {self.format} does not say how its network is built: give 'network'")

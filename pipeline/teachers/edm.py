@@ -5,10 +5,12 @@ collects tensors and constructor arguments, and a network of ours takes them.
 """
 
 import io
+import mmap
 import pickle
+import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from pydantic import ValidationError
@@ -247,6 +249,9 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 UNUSED = ("torch.nn.modules.", "numpy.")
 
 
+SIZED = ("FRAME", "PUT", "BINPUT", "LONG_BINPUT")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Fresh things each time, because a pickle can also set attributes of what it is given.
@@ -262,9 +267,21 @@ class _Unpickler(pickle.Unpickler):
         raise _Forbidden("a persistent id")
 
 
+def _check_sizes(file: BinaryIO) -> None:
+    """Raises ValueError if an opcode of the pickle names more bytes, or a larger place in the memo, than `file` has.
+
+    The unpickler allocates either before it looks: nine bytes could ask for gigabytes.
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for opcode, argument, position in pickletools.genops(content):  # it checks the bytes of strings itself
+            if opcode.name in SIZED and argument > len(content):
+                raise ValueError(f"{opcode.name} {argument} at byte {position} of {len(content)}")
+
+
 def _unpickle(path: Path) -> object:
     try:
         with path.open("rb") as file:
+            _check_sizes(file)
             return _Unpickler(file).load()
     except OSError:
         raise

@@ -52,16 +52,16 @@ def build(config: UNetConfig) -> Network:
     return SongUNet(config).to(memory_format=torch.channels_last)
 
 
-def require_size(path: Path, config: UNetConfig, num_stored: int) -> None:
-    """Raises `BadInput` if `path`, which stores `num_stored` numbers, cannot hold the network of `config`.
+def require_size(path: Path, config: UNetConfig, num_tensors: int, num_values: int) -> None:
+    """Raises `BadInput` if `path`, with `num_tensors` of `num_values` together, cannot hold the network of `config`.
 
-    Called before a network of somebody else's configuration is built: its blocks alone can take hours.
+    Called before a network of somebody else's configuration is built: its blocks alone could take hours.
     """
-    # Of each block the second convolution, 3x3 from its width to its width.
-    least = sum(9 * width**2 * (2 * config.num_blocks + 1) for width in config.widths)
-    if least > num_stored:
+    num_blocks, width = len(config.widths) * (2 * config.num_blocks + 1), max(config.widths)
+    if num_blocks > num_tensors or width > num_values:
         raise BadInput(
-            f"{path}: its network would have more than {least:,} parameters; it stores {num_stored:,} numbers"
+            f"{path}: its network would have {num_blocks:,} blocks of up to {width:,} channels; "
+            f"it stores {num_tensors:,} tensors of {num_values:,} values"
         )
 
 
@@ -99,7 +99,7 @@ def load(path: Path) -> Network:
             # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = parse_config(json.loads(metadata["network"]))
-        require_size(path, config, sum(tensor.numel() for tensor in tensors.values()))
+        require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
         with torch.device("meta"):
             network = build(config)
         network.load_state_dict(tensors, assign=True)

@@ -98,7 +98,7 @@ class TeacherCheck:
         low, high = self.teacher.data_range
         least, largest = self.data.least, self.data.largest
         lie = f"they lie in [{least:.3g}, {largest:.3g}]"
-        if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 4 and self.is_white):
+        if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white):
             return f"{lie}, no narrower than noise: {TIME_HINT}"
         if largest - least > 2 * (high - low):
             return f"{lie}: is that the data_range of its data?"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import networks
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, one_line
 from pipeline.networks import Network
 from pipeline.networks.layers import Block, Resample
 from pipeline.networks.unet import UNetConfig
@@ -50,9 +50,12 @@ class Conversion:
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], config: UNetConfig) -> None:
         self.path, self.left = path, unprefixed(tensors)
-        networks.require_size(path, config, sum(stored_numel(tensor) for tensor in tensors.values()))
-        with torch.device("meta"):
-            self.network = networks.build(config)
+        networks.require_size(path, config, len(tensors), sum(stored_numel(tensor) for tensor in tensors.values()))
+        try:
+            with torch.device("meta"):
+                self.network = networks.build(config)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise BadInput(f"{path}: its network cannot be built: {one_line(error)[:150]}") from error
         self.wanted = self.network.state_dict()
         self.state: dict[str, Tensor] = {}
 

@@ -140,7 +140,7 @@ def verify(
         findings = verify.verify(store)
         if recheck and findings.markers:
             try:
-                source = resolve_recorded(findings.dataset.teacher_source, teacher, f"{data}/plan.json", "--teacher")
+                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
                 flow = source.load(processor, findings.dataset.plan.guidance_scale)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:

@@ -122,7 +122,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         )
     manifest = read_manifest(open_store(config.data))
     named, plan = manifest.dataset.teacher_source, manifest.plan
-    source = resolve_recorded(named, config.teacher, f"{config.data}/plan.json", "--set teacher=NAME")
+    source = resolve_recorded(named, config.teacher, config.data, "--set teacher=NAME")
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"

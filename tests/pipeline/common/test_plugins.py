@@ -1,12 +1,14 @@
 """Code runs only if this user has named it."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.common.errors import BadInput
+from pipeline.dataset.manifest import derive, read_dataset, write_dataset, write_manifest
+from pipeline.generation.verify import verify
+from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher, resolve_recorded
 from tests.support.command import assert_one_line, call
 from tests.support.problems import make_data
@@ -19,7 +21,6 @@ MINE = "from tests.support.problems import gaussian\n"
 def _own_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 def recorded(source: str, given: str | None = None) -> None:
@@ -64,8 +65,12 @@ def test_the_working_folder_does_not_stand_in_for_packages_that_are_imported_lat
 @pytest.mark.parametrize("command", ["verify", "train", "named"])
 def test_a_module_in_a_strangers_data_set_never_runs(command: str, tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    plan = json.loads((data / "plan.json").read_text())
-    (data / "plan.json").write_text(json.dumps(plan | {"teacher_source": "evilmod:factory"}))
+    store = open_store(str(data))
+    dataset = read_dataset(store)
+    assert dataset is not None
+    write_dataset(store, dataset.model_copy(update={"teacher_source": "evilmod:factory"}))
+    found = verify(store)
+    write_manifest(derive(store, found.dataset, found.good_markers))
     (data / "evilmod.py").write_text(EVIL)
     if command == "verify":
         assert "not imported" in call(data, "verify", ".", code=1).stdout
@@ -74,6 +79,6 @@ def test_a_module_in_a_strangers_data_set_never_runs(command: str, tmp_path: Pat
             call(data, "train", "--data", ".", "--out", tmp_path / "run", code=2), "not imported", "teacher="
         )
     else:
-        found = call(data, "probe", "--teacher", "evilmod:factory", code=2)
-        assert_one_line(found, "it lies in a data set", "move it elsewhere")
+        refused = call(data, "probe", "--teacher", "evilmod:factory", code=2)
+        assert_one_line(refused, "it lies in a data set", "move it elsewhere")
     assert not (data / "ran").exists()

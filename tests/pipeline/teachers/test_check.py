@@ -40,7 +40,7 @@ UNLIKE = {
     "collapsed": (lambda x, t, label: x / t.clamp(min=1e-3)[:, None, None, None], "the model has collapsed"),
     "time alone reversed": (lambda x, t, label: GaussianFlow().velocity(x, 1 - t), "does its time run from 1"),
     "sign alone reversed": (lambda x, t, label: -GaussianFlow().velocity(x, t), "does its time run from 1"),
-    "another range": (GaussianFlow(127, 60).velocity, r"they lie in \\[.*\\]: is that the data_range"),
+    "another range": (GaussianFlow(127, 60).velocity, r"they lie in \[.*\]: is that the data_range"),
     "estimates unclipped": (GaussianFlow(0.9, 0.5).velocity, "clip_denoised|data_range"),
 }
 

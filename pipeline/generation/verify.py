@@ -159,7 +159,7 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
     """Integrate `num_batches` evenly spread batches of the good shards again; add comparisons and faults to `result`.
 
     On the kind of machine that made a batch, it must be bit-identical. On another kind, or by a teacher whose own bits
-    vary, its start must be, and the rest must lie within `OTHER_MACHINE_RMS`; a shard is not to blame for such a teacher.
+    vary, its start must be, and the rest must lie within `OTHER_MACHINE_RMS`; no shard is blamed for such a teacher.
 
     Raises:
         BadInput: `teacher` is not the plan's.

@@ -270,8 +270,8 @@ class _Unpickler(pickle.Unpickler):
 def _check_sizes(file: BinaryIO) -> None:
     """Raises ValueError if an opcode of the pickle names more bytes, or a larger place in the memo, than `file` has.
 
-    The unpickler allocates either before it looks: nine bytes could ask for gigabytes. `genops` reads the map as a file,
-    and checks the lengths of strings itself.
+    The unpickler allocates either before it looks: nine bytes could ask for gigabytes. `genops` reads the map as a
+    file, and checks the lengths of strings itself.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for opcode, argument, position in pickletools.genops(content):  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pipeline.common.errors import BadInput
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import trained_labels
-from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.loading import load_teacher, resolve_recorded
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -112,11 +112,13 @@ def _load_teacher(
         return load_teacher(str(folder if file.name == checkpoint.EMA else file), device)
     if source == NO_TEACHER:
         return None
-    source = source or info.teacher
-    if source is None:
+    if not source and info.teacher is None:
         raise BadInput(f"{folder}: wanted its teacher, which it does not name; give --set teacher=..., or teacher=none")
     try:
-        teacher = load_teacher(source, device, info.guidance_scale)
+        found = resolve_recorded(
+            info.teacher or "", source or None, f"{folder}/{checkpoint.INFO}", "--set teacher=NAME"
+        )
+        teacher = found.load(device, info.guidance_scale)
     except BadInput as error:
         raise BadInput(f"{error}; --set teacher=PATH says where it is, teacher=none evaluates without it") from error
     if teacher.sha256 != info.teacher_sha256:

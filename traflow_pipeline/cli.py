@@ -141,15 +141,16 @@ def verify(
     from pipeline.generation import verify
     from pipeline.storage.lease import hold_lease
     from pipeline.storage.store import open_store
-    from pipeline.teachers.loading import load_teacher
+    from pipeline.teachers.loading import resolve_recorded
 
     store, processor = open_store(data), pick_device(device)
     with hold_lease(store) if repair and read_dataset(store) else nullcontext():
         findings = verify.verify(store)
         if recheck and findings.markers:
             try:
-                source, scale = teacher or findings.dataset.teacher_source, findings.dataset.plan.guidance_scale
-                verify.recheck(store, findings, load_teacher(source, processor, scale), processor, recheck)
+                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
+                flow = source.load(processor, findings.dataset.plan.guidance_scale)
+                verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"
                 findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
@@ -199,6 +200,12 @@ def probe(
         str | None,
         typer.Option(help="fp32,tf32,bf16,fp16 or some; default: a GPU's own, fp32 on a CPU (which imitates tf32)."),
     ] = None,
+    solvers: Annotated[
+        str | None, typer.Option(help="The solvers to measure, separated by commas, such as euler,rk4; default: all.")
+    ] = None,
+    states: Annotated[
+        int, typer.Option(help="Number of stored states, on whose times fixed-step solvers step.", min=0)
+    ] = 8,
     guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -211,11 +218,17 @@ def probe(
     from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.precision import parse_precisions
 
-    processor = pick_device(device)
+    settings, processor = probe.choose_solvers(solvers), pick_device(device)
     tried = parse_precisions(precisions, processor)
     flow = load_teacher(teacher, processor, guidance_scale)
-    with bar(f"probe {flow.name}", len(tried) * len(probe.SOLVERS)) as advance:
-        result = probe.probe(flow, num_samples, seed, processor, advance, tried)
+    with bar(f"probe {flow.name}", len(tried) * len(settings)) as advance:
+        result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states)
+    if not result.is_complete:
+        console.print(result.table(None))
+        say(
+            f"interrupted: {len(result.points)} of {len(tried) * len(settings)} settings are measured; nothing was stored"
+        )
+        sys.exit(INTERRUPTED)  # there is nothing to resume
     best = result.recommend(max_error)
     console.print(result.table(best))
     for refusal in result.refusals:
@@ -228,6 +241,8 @@ def probe(
         say(str(sizes))
     if not best.solver.is_adaptive:
         say("a fixed-step solver steps on every stored state: it takes at least one step more than --states")
+        if best.solver.num_steps is not None and best.solver.num_steps <= states:
+            say(f"measured with --states {best.solver.num_steps - 1}, the most for so few steps")
 
 
 @app.command()

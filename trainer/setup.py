@@ -15,7 +15,7 @@ from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import open_store
 from pipeline.teachers.classes import TrainedClass, describe, ranges
-from pipeline.teachers.loading import load_teacher, resolve
+from pipeline.teachers.loading import load_teacher, resolve_recorded
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.config import TrainConfig
@@ -26,6 +26,8 @@ from trainer.distillation.random_draws import draw
 from trainer.distillation.step_input import StepInput
 from trainer.distillation.student import Student, from_teacher
 from trainer.distributed import Ranks
+
+TRAINABLE = ("flow", "rectified-flow", "edm")  # conventions
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,10 @@ def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
 def _check_trainable(network: UNetConfig) -> None:
     if network.second_time:
         raise BadInput("a teacher's network has one time, not second_time")
-    if network.convention == "adm":
-        raise BadInput("convention adm is for reading ADM's checkpoints; train one of flow, rectified-flow or edm")
+    if network.convention not in TRAINABLE:
+        raise BadInput(
+            f"convention {network.convention} is for reading published checkpoints; train one of {', '.join(TRAINABLE)}"
+        )
     if network.augment_dim:
         raise BadInput("augmentation labels are for reading EDM's checkpoints; train a network with augment_dim 0")
 
@@ -168,7 +172,8 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
     manifest = read_manifest(open_store(config.data))
-    plan, source = manifest.plan, resolve(config.teacher or manifest.dataset.teacher_source)
+    named, plan = manifest.dataset.teacher_source, manifest.plan
+    source = resolve_recorded(named, config.teacher, config.data, "--set teacher=NAME")
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
@@ -193,6 +198,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         guidance_scale=plan.guidance_scale,
         data_range=plan.data_range,
         classes=_trained_classes(plan, teacher),
+        distance_sha256=config.recipe.distance_sha256,
     )
     velocities = config.recipe.needs_velocities
     stream = TrajectoryStream(manifest, config.seed, config.trainer.batch_size, velocities, WINDOW_BLOCKS)

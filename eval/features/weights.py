@@ -3,7 +3,6 @@
 A pinned file's sha256 is checked before the file is loaded, because a TorchScript file is code.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,18 +11,13 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_atomic
-from pipeline.teachers.download import fetch, page
+from pipeline.teachers.download import page
+from pipeline.teachers.published import FOLDER, OFFLINE, Unavailable, folder, obtain
 
-FOLDER = "TRAFLOW_WEIGHTS"  # the environment variable that names the folder of weights
-OFFLINE = ("TRAFLOW_OFFLINE", "HF_HUB_OFFLINE")  # the environment variables that forbid downloads
+__all__ = ["FOLDER", "OFFLINE", "Unavailable", "folder", "obtain", "require"]
 DINOV2 = "facebook/dinov2-large"
-
-
-class Unavailable(WorkFailed):
-    """A published file or package is missing and cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +72,6 @@ FILES: dict[str, WeightsFile] = {
 }
 
 
-def folder() -> Path:
-    """The folder of weights: $TRAFLOW_WEIGHTS, or traflow-pipeline/weights in the user's cache."""
-    return cache_folder("weights", FOLDER)
-
-
 def require(key: str) -> Path:
     """The path of the file FILES[key], downloaded if this machine lacks it. A pinned file's sha256 is checked.
 
@@ -128,24 +117,3 @@ def _put(path: Path, payload: bytes) -> None:
         write_atomic(path, payload)
     except OSError as error:
         raise WorkFailed(f"{path}: cannot be written ({reason(error)}); set {FOLDER} to another folder") from error
-
-
-def obtain(source: str, path: Path) -> Path:
-    """Download `source` to `path` unless the file exists; return `path`.
-
-    Raises:
-        Unavailable: the download failed, or downloads are forbidden.
-    """
-    if path.is_file():
-        return path
-    forbidding = [name for name in OFFLINE if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]
-    if forbidding:
-        raise Unavailable(
-            f"{path}: wanted this file; it is missing, and {forbidding[0]} forbids downloads: "
-            f"put the file from {page(source)} there"
-        )
-    try:
-        fetch(source, path)
-    except WorkFailed as error:
-        raise Unavailable(str(error)) from error
-    return path

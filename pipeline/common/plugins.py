@@ -1,10 +1,20 @@
-"""Factories of the user's own, named "module:function" or registered as an entry point."""
+"""Factories of the user's own, named "module:function" or registered as an entry point.
 
+Importing one runs its code, so it is the user who names it. A file of somebody else, a plan.json or a checkpoint.json,
+may name one too; it is imported only if this user has named the same factory before, on a command line or in a
+configuration, and it is still found in the same file. What was named is remembered in the user's cache, in one file per
+factory that holds where it was found. A module that lies in a data set or a checkpoint is never imported: it came with
+the data.
+"""
+
+import hashlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import entry_points
+from contextlib import contextmanager, suppress
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,18 +23,18 @@ from pipeline.common.errors import BadInput, WorkFailed, one_line
 
 Factory = Callable[[torch.device], object]
 Made = TypeVar("Made")
+DATA_FILES = ("plan.json", "checkpoint.json")  # whoever made these may have put a module beside them
 
 
 def import_function(source: str, kind: str) -> Factory:
     """Import the "module:function" in `source`; `kind` labels errors.
 
     Raises:
-        BadInput: there is none, or its module cannot be imported.
+        BadInput: there is none, its module cannot be imported, or lies in a data set.
     """
     module_name, _, function = source.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own file in the working folder, as `python -m` would find it
-    with _importing(source, kind):
+    with _importing(source, kind), _working_folder_first():
+        _refuse_data_folder(source, kind, find_origin(source))
         imported: Factory = getattr(importlib.import_module(module_name), function)
     return imported
 
@@ -35,18 +45,84 @@ def import_entry_point(group: str, name: str, kind: str) -> Factory | None:
     Raises:
         BadInput: it cannot be imported.
     """
-    points = list(entry_points(group=group, name=name))
-    if not points:
+    point = _entry_point(group, name)
+    if point is None:
         return None
     with _importing(name, kind):
-        imported: Factory = points[0].load()
+        imported: Factory = point.load()
     return imported
+
+
+def find_origin(source: str) -> str | None:
+    """The file or folder in which the first package of "module:function" is found, without importing it."""
+    with _working_folder_first():
+        spec = importlib.util.find_spec(source.partition(":")[0].partition(".")[0])
+    if spec is None:
+        return None
+    found = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+    return str(Path(found).resolve()) if found else None
+
+
+def remember(source: str, folder: Path, group: str) -> None:
+    """Note in `folder` that the user named the factory `source`, and where it is found now."""
+    with suppress(OSError, ValueError):  # in a read-only home the user will be asked again
+        if origin := _where(source, group):
+            folder.mkdir(parents=True, exist_ok=True)
+            _note(folder, source).write_text(origin)
+
+
+def is_remembered(source: str, folder: Path, group: str) -> bool:
+    """Whether the user has named the factory `source` before, and it is found where it was."""
+    try:
+        return _note(folder, source).read_text() == _where(source, group)
+    except (OSError, ValueError, ImportError):
+        return False
+
+
+def _note(folder: Path, source: str) -> Path:
+    return folder / hashlib.sha256(source.encode(errors="replace")).hexdigest()[:32]
+
+
+def _where(source: str, group: str) -> str | None:
+    if ":" in source:
+        return find_origin(source)
+    point = _entry_point(group, source)
+    return point.value if point else None
+
+
+def _entry_point(group: str, name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=group, name=name)), None)
+
+
+def _refuse_data_folder(source: str, kind: str, origin: str | None) -> None:
+    # A file, a package's first file, or a folder without one.
+    for folder in (Path(origin), *Path(origin).parents[:2]) if origin else ():
+        if any((folder / name).is_file() for name in DATA_FILES):
+            raise BadInput(
+                f"{kind} {source}: it lies in a data set or checkpoint, {folder}: move it elsewhere to use it"
+            )
+
+
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """Find the user's own file in the working folder, as `python -m` would, and afterwards only what nothing else has.
+
+    Left in front, a file there would stand in for every package that is imported later.
+    """
+    sys.path.insert(0, "")
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = [*(entry for entry in sys.path if entry != ""), ""]
 
 
 @contextmanager
 def _importing(source: str, kind: str) -> Iterator[None]:
     try:
         yield
+    except BadInput:
+        raise
     except (Exception, SystemExit) as error:  # importing runs the user's own code
         raise BadInput(f"{kind} {source}: wanted module:factory; {type(error).__name__}: {one_line(error)}") from error
 

@@ -25,6 +25,15 @@ SHA256 = r"^[0-9a-f]{64}$"
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
 
 
+def stratified_times(seed: int, first_index: int, num_states: int, t_start: float, t_end: float) -> Tensor:
+    """`Plan.times` of a plan with these fields."""
+    rng = generator(seed, Stream.TIMES, first_index)
+    jitter = rng.integers(1, JITTER_LEVELS, num_states) / JITTER_LEVELS
+    inner = (np.arange(num_states) + jitter) / max(num_states, 1)
+    fractions = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
+    return (t_start + (t_end - t_start) * fractions).float()
+
+
 class Shard(BaseModel):
     """Records [first_index, first_index + num_records) of a data set: the unit of work and of commitment."""
 
@@ -141,11 +150,7 @@ class Plan(BaseModel):
         The interior ones are jittered within `num_states` equal strata, so that the batches together cover the whole
         flow although each record stores only a few states.
         """
-        rng = generator(self.seed, Stream.TIMES, first_index)
-        jitter = rng.integers(1, JITTER_LEVELS, self.num_states) / JITTER_LEVELS
-        inner = (np.arange(self.num_states) + jitter) / max(self.num_states, 1)
-        fractions = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
-        return (self.t_start + (self.t_end - self.t_start) * fractions).float()
+        return stratified_times(self.seed, first_index, self.num_states, self.t_start, self.t_end)
 
     def check_same(self, existing: "Plan", location: str) -> None:
         """Raises `BadInput` with the fields in which the `existing` plan at `location` differs from this one."""

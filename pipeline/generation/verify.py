@@ -67,11 +67,13 @@ class Recheck:
     first_index: int
     same_machine: bool  # the kind of machine, by `Numerics`
     rms: float  # of the differences; 0 if bit-identical
+    repeats: bool = True  # whether the teacher makes the same bits twice
 
     def __str__(self) -> str:
         kind = "this kind of machine" if self.same_machine else "another kind of machine than this"
         match = f"RMS {self.rms:.1e} apart" if self.rms else "every bit the same"
-        return f"records from {self.first_index} on, made on {kind}, integrated again: {match}"
+        vary = "" if self.repeats else "; no two integrations by this teacher agree in every bit"
+        return f"records from {self.first_index} on, made on {kind}, integrated again: {match}{vary}"
 
 
 @dataclass
@@ -158,8 +160,9 @@ def verify(store: Store) -> VerifyResult:
 def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.device, num_batches: int) -> None:
     """Integrate `num_batches` evenly spread batches of the good shards again; add comparisons and faults to `result`.
 
-    On the kind of machine that made a batch, it must be bit-identical. On another kind, its start must be, and the
-    rest must lie within `OTHER_MACHINE_RMS`. A device that lacks the plan's precision integrates in fp32.
+    On the kind of machine that made a batch, it must be bit-identical. On another kind, or by a teacher whose own bits
+    vary, its start must be, and the rest must lie within `OTHER_MACHINE_RMS`; no shard is blamed for such a teacher. A
+    device that lacks the plan's precision integrates in fp32.
 
     Raises:
         BadInput: `teacher` is not the plan's.
@@ -180,13 +183,18 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
         marker = result.markers[number]
         stored = _read_batch(store, plan, marker, first_index)
         with fixed_numerics(plan.precision):
-            remade = solve_batch(plan, draw_batch(plan, first_index), teacher, device).rows()
+            start = draw_batch(plan, first_index)
+            remade = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
             same_machine = numerics_of(device, plan.precision, teacher.compiled) == marker.numerics
-        comparison, problem = _compare(stored, remade.rows(slice(0, len(stored))), same_machine)
+            repeats = True
+            if same_machine and _differing(stored, remade):
+                once_more = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
+                repeats = not _differing(remade, once_more)
+        comparison, problem = _compare(stored, remade, same_machine, repeats)
         result.rechecks.append(comparison)
         if problem:
             records = f"records {first_index} to {first_index + len(stored) - 1}"
-            result.faults.append(Fault(marker.shard.name, f"{records}: {problem}", marker.shard))
+            result.faults.append(Fault(marker.shard.name, f"{records}: {problem}", marker.shard if repeats else None))
 
 
 def repair(store: Store, result: VerifyResult) -> None:
@@ -315,17 +323,24 @@ def _read_batch(store: Store, plan: Plan, marker: Marker, first_index: int) -> T
     return Trajectories.concatenate([read_block(part) for part in parts])
 
 
-def _compare(stored: Trajectories, remade: Trajectories, same_machine: bool) -> tuple[Recheck, str | None]:
-    differ = [n for n in MEMBERS if not np.array_equal(getattr(stored, n), getattr(remade, n))]
+def _differing(a: Trajectories, b: Trajectories) -> list[str]:
+    return [name for name in MEMBERS if not np.array_equal(getattr(a, name), getattr(b, name))]
+
+
+def _compare(
+    stored: Trajectories, remade: Trajectories, same_machine: bool, repeats: bool
+) -> tuple[Recheck, str | None]:
+    differ = _differing(stored, remade)
     squares = [_mean_square(getattr(stored, n), getattr(remade, n)) for n in differ]
-    comparison = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5)
+    comparison = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5, repeats)
     start = [name for name in differ if name in ("noise", "times", "label", "index")]
     if start:
         return comparison, f"integrated again: another {' and '.join(start)}"
-    if differ and same_machine:
+    if differ and same_machine and repeats:
         return comparison, f"integrated again: other {' and '.join(differ)}, RMS {comparison.rms:.1e}"
     if comparison.rms > OTHER_MACHINE_RMS:
-        return comparison, f"integrated again on another kind of machine: RMS {comparison.rms:.1e} apart"
+        where = "on another kind of machine" if repeats else "by a teacher that answers the same question differently"
+        return comparison, f"integrated again {where}: RMS {comparison.rms:.1e} apart"
     return comparison, None
 
 

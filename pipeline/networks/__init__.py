@@ -34,6 +34,7 @@ __all__ = [
     "lay_out",
     "load",
     "parse_config",
+    "require_size",
     "save",
     "save_tensors",
 ]
@@ -65,6 +66,19 @@ def lay_out(network: Network, compiled: bool = False) -> Network:
     """
     on_gpu = next(network.parameters()).device.type == "cuda"
     return network.to(memory_format=torch.contiguous_format if on_gpu and not compiled else torch.channels_last)
+
+
+def require_size(path: Path, config: UNetConfig, num_tensors: int, num_values: int) -> None:
+    """Raises `BadInput` if `path`, with `num_tensors` of `num_values` together, cannot hold the network of `config`.
+
+    Called before a network of somebody else's configuration is built: its blocks alone could take hours.
+    """
+    num_blocks, width = len(config.widths) * (2 * config.num_blocks + 1), max(config.widths)
+    if num_blocks > num_tensors or width > num_values:
+        raise BadInput(
+            f"{path}: its network would have {num_blocks:,} blocks of up to {width:,} channels; "
+            f"it stores {num_tensors:,} tensors of {num_values:,} values"
+        )
 
 
 def save(path: Path, network: Network) -> None:
@@ -103,12 +117,13 @@ def load(path: Path) -> Network:
         config = parse_config(json.loads(metadata["network"]))
         if not config.is_complete:
             raise KeyError("resolution")
+        require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
         with torch.device("meta"):
             network = build(config)
         network.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: wanted a network saved by this program; its metadata is missing or wrong") from error
     except RuntimeError as error:
         problem = " ".join(str(error).split())

@@ -59,6 +59,24 @@ class RectifiedFlow:
         return -predict(x)
 
 
+class ScaledRectifiedFlow:
+    """Rectified Flow's networks of 256x256 pixels: told ln(999 tau) at their time tau, they predict 999 tau times it.
+
+    These are NCSN++ with a Fourier embedding and `scale_by_sigma`, where "sigma" is what the network is told otherwise.
+    """
+
+    t_start = 1.0
+
+    def noise_label(self, t: Tensor) -> Tensor:
+        return self._told(t).log()
+
+    def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
+        return -predict(x) / self._told(t)
+
+    def _told(self, t: Tensor) -> Tensor:
+        return 999 * (1 - t).clamp(min=1e-3)
+
+
 class Edm:
     """EDM: D = c_skip x_sigma + c_out F(c_in x_sigma; ln(sigma) / 4) (Karras et al. 2022, Eq. 7 and Table 1).
 
@@ -83,23 +101,51 @@ class Edm:
 
 
 class Adm:
-    """ADM: the noise epsilon(x_sigma / sqrt(1 + sigma^2); tau), on the cosine schedule of 1000 steps.
+    """ADM: the noise epsilon(x_sigma / sqrt(1 + sigma^2); tau), on a schedule of 1000 steps.
 
-    Dhariwal & Nichol 2021, arXiv 2105.05233; the schedule is Nichol & Dhariwal's, arXiv 2102.09672, Eq. 17. The
-    denoiser is D = x_sigma - sigma epsilon, so v = (epsilon(x_t / sqrt((1 - t)^2 + t^2)) - x_t) / (1 - t). The step tau
-    is continuous, because an adaptive solver would see the jumps of a rounded one. As in EDM's use of this model (its
-    Table 1) the flow starts at sigma = 80, away from t = 1, where the formula is 0 / 0.
+    Dhariwal & Nichol 2021, arXiv 2105.05233. The denoiser is D = x_sigma - sigma epsilon, so
+    v = (epsilon(x_t / sqrt((1 - t)^2 + t^2)) - x_t) / (1 - t). The step tau is continuous, because an adaptive solver
+    would see the jumps of a rounded one. As in EDM's use of this model (its Table 1) the flow starts at sigma = 80,
+    away from t = 1, where the formula is 0 / 0.
     """
 
     t_start = T_MAX
     num_steps = 1000
-    offset = 0.008
 
     def noise_label(self, t: Tensor) -> Tensor:
-        # 1 / sqrt(1 + sigma^2), the root of alpha-bar, is (1 - t) / sqrt((1 - t)^2 + t^2).
-        angle = (math.sin(math.pi / 2 / (1 + self.offset)) * (1 - t) / torch.hypot(1 - t, t)).asin()
-        tau = self.num_steps - 1 - 2 / math.pi * self.num_steps * (1 + self.offset) * angle
-        return tau.clamp(0, self.num_steps - 1)
+        # In single precision the step near data would be wrong by more than a thousandth.
+        return self.step(t.double()).clamp(0, self.num_steps - 1).to(t.dtype)
+
+    def step(self, t: Tensor) -> Tensor:
+        """The step tau whose noise level is t / (1 - t), for float64 `t`; any number beyond its ends."""
+        raise NotImplementedError
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
         return (predict(x / torch.hypot(1 - t, t)) - x) / (1 - t)
+
+
+class AdmCosine(Adm):
+    """ADM on the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17), as its ImageNet-64 model."""
+
+    offset = 0.008
+
+    def step(self, t: Tensor) -> Tensor:
+        # 1 / sqrt(1 + sigma^2), the root of alpha-bar, is (1 - t) / sqrt((1 - t)^2 + t^2).
+        angle = (math.sin(math.pi / 2 / (1 + self.offset)) * (1 - t) / torch.hypot(1 - t, t)).asin()
+        return self.num_steps - 1 - 2 / math.pi * self.num_steps * (1 + self.offset) * angle
+
+
+class AdmLinear(Adm):
+    """ADM on the linear schedule of DDPM (Ho et al. 2020, arXiv 2006.11239), guided-diffusion's default.
+
+    Beta rises evenly from 1e-4 to 0.02. Between the whole steps, ln(sigma) is linear in the step.
+    """
+
+    def step(self, t: Tensor) -> Tensor:
+        betas = torch.linspace(1e-4, 0.02, self.num_steps, dtype=torch.float64, device=t.device)
+        # sigma^2 = 1 / alpha-bar - 1
+        levels = (-(-betas).log1p().cumsum(0)).expm1().log() / 2
+        level = t.logit().contiguous()
+        above = torch.searchsorted(levels, level).clamp(1, self.num_steps - 1)
+        low, high = levels[above - 1], levels[above]
+        return above - 1 + (level - low) / (high - low)

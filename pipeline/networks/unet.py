@@ -16,7 +16,15 @@ from pydantic import (
 from torch import Tensor, nn
 
 from pipeline.flow.path import match_dims
-from pipeline.networks.convention import Adm, Convention, Edm, Flow, RectifiedFlow
+from pipeline.networks.convention import (
+    AdmCosine,
+    AdmLinear,
+    Convention,
+    Edm,
+    Flow,
+    RectifiedFlow,
+    ScaledRectifiedFlow,
+)
 from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
 
 Resolution = int | tuple[int, int]
@@ -55,7 +63,8 @@ class UNetConfig(BaseModel):
     num_classes: int = Field(default=0, ge=0, le=2**20)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment_dim: int = Field(default=0, ge=0)
-    convention: Literal["flow", "rectified-flow", "edm", "adm"] = "flow"
+    # "adm" has the cosine schedule: files older than "adm-linear" say it so.
+    convention: Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm", "adm", "adm-linear"] = "flow"
     sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
     time_scale: float = Field(default=1000.0, gt=0)
     second_time: bool = False
@@ -118,8 +127,10 @@ class UNetConfig(BaseModel):
         conventions: dict[str, Convention] = {
             "flow": Flow(),
             "rectified-flow": RectifiedFlow(),
+            "rectified-flow-scaled": ScaledRectifiedFlow(),
             "edm": Edm(self.sigma_data),
-            "adm": Adm(),
+            "adm": AdmCosine(),
+            "adm-linear": AdmLinear(),
         }
         return conventions[self.convention]
 

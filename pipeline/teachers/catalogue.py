@@ -23,8 +23,8 @@ CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 FOLDER = "TRAFLOW_TEACHERS"  # environment variable: the folder of teachers
 
 Format = Literal["safetensors", "edm", "score-sde", "adm", "adm-legacy"]
-# The families whose networks a format holds.
-FAMILIES = {"score-sde": "song", "adm": "dhariwal", "adm-legacy": "dhariwal"}
+# The families whose networks a format holds, of those formats that do not say how a network is built.
+FAMILIES = {"score-sde": ("song", "dhariwal"), "adm": ("dhariwal",), "adm-legacy": ("dhariwal",)}
 
 
 class PublishedFid(BaseModel):
@@ -70,12 +70,17 @@ class Entry(BaseModel):
                 )
         if self.network and not self.network.is_complete:
             raise ValueError("network: wanted its resolution and image_channels")
-        family = FAMILIES.get(self.format)
-        if family and self.network is None:
+        try:
+            Path(self.file).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"file: {error}, in {self.file}") from error
+        families = FAMILIES.get(self.format)
+        if families and self.network is None:
             raise ValueError(f"format {self.format} does not say how its network is built: give 'network'")
-        if family and self.network and self.network.family != family:
-            raise ValueError(f"format {self.format} holds networks of family {family}, not {self.network.family}")
-        if self.network and (self.network.second_time or (family and self.network.augment_dim)):
+        if families and self.network and self.network.family not in families:
+            wanted = " or ".join(families)
+            raise ValueError(f"format {self.format} holds networks of family {wanted}, not {self.network.family}")
+        if self.network and (self.network.second_time or (families and self.network.augment_dim)):
             raise ValueError("network: a teacher has no second_time, and augment_dim is for format edm")
         return self
 

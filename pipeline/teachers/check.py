@@ -18,14 +18,23 @@ NUM_INTERVALS = 32  # of the times at which the straightness is measured
 # With the wrong direction or scale, most values leave the range of the data.
 MIN_SHARE = 0.9
 MARGIN = 0.05  # of the range, on either side
+MIN_SPREAD = 0.005  # of the range: samples that differ less are one sample
+MIN_CORRELATION = 0.1  # of neighbours in pictures; in noise, and so in what an untrained network makes of it, it is 0
+TIME_HINT = "does its time run from 1, noise, to 0, data, and its velocity point from data to noise?"
+MIN_ESTIMATES = 0.5  # the share of estimates of the data in its range, below which the model lacks a clip
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of an array [B, ...]: moments, the share of values in the data range, correlation of neighbours."""
+    """Statistics of an array [B, ...]: moments, the share of values in the data range, correlation of neighbours.
+
+    `least` and `largest` bound 98 % of the values.
+    """
 
     mean: float
     std: float
+    least: float
+    largest: float
     share: float
     correlation: float | None  # of horizontally adjacent pixels; None if the arrays are not images
 
@@ -40,19 +49,68 @@ class TeacherCheck:
     nfe: int
     straightness: float
     samples: Tensor
+    spread: float  # RMS of a sample's deviation from the mean sample; of its values' from their mean, for one sample
+    against_noise: bool  # whether the velocity at the start, which is noise less data, points against the noise
+    against_way: bool  # or against the way from the sample to it
+    estimates: float  # the share of values in the data range, of x_t - t v halfway
 
     @property
     def is_data_like(self) -> bool:
-        """Whether the samples have the range of data."""
-        return self.data.share >= MIN_SHARE
+        """Whether the samples may be data: see `complaint`."""
+        return not self.complaint
 
     @property
     def complaint(self) -> str:
-        """The error message for samples that are not."""
+        """Why the samples cannot be data, and what to look for; empty if they may be."""
         low, high = self.teacher.data_range
+        if self.spread < MIN_SPREAD * (high - low):
+            return (
+                f"wanted samples that differ; their standard deviation is {self.spread:.1e}: "
+                "the model has collapsed to one sample, or its velocity does not depend on x"
+            )
+        if self.against_noise and self.against_way:
+            return (
+                "wanted a velocity that points from data to noise at the start; it points the other way: " + TIME_HINT
+            )
+        if self.is_noise:
+            return (
+                f"wanted pictures; neighbouring pixels are as unlike as in noise (correlation "
+                f"{self.data.correlation:.2f}): is the network trained, and were its weights loaded?"
+            )
+        if self.data.share < MIN_SHARE:
+            return (
+                f"wanted at least {MIN_SHARE:.0%} of the values in [{low:g}, {high:g}]; there are {self.data.share:.0%}"
+                f": {self._range_hint}"
+            )
+        return ""
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether a network's pictures are uncorrelated; a function's samples may be no pictures at all."""
+        return self.teacher.network is not None and self.data.correlation is not None and self.is_white
+
+    @property
+    def is_white(self) -> bool:
+        """Whether neighbours are as uncorrelated as those of the noise, as far as there are any."""
+        return abs((self.data.correlation or 0) - (self.noise.correlation or 0)) < MIN_CORRELATION
+
+    @property
+    def _range_hint(self) -> str:
+        low, high = self.teacher.data_range
+        least, largest = self.data.least, self.data.largest
+        lie = f"they lie in [{least:.3g}, {largest:.3g}]"
+        if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white):
+            return f"{lie}, no narrower than noise: {TIME_HINT}"
+        if largest - least > 2 * (high - low):
+            return f"{lie}: is that the data_range of its data?"
+        if self.estimates < MIN_ESTIMATES:
+            return (
+                "its estimates of the data, x - t v, leave the range on the way: does its own sampler clip them "
+                "(clip_denoised)? Then clip them in its velocity too: v = (x - (x - t v).clamp(low, high)) / t"
+            )
         return (
-            f"wanted at least {MIN_SHARE:.0%} of the values in [{low:g}, {high:g}]; there are {self.data.share:.0%}: "
-            "does its time run from 1, noise, to 0, data, and its velocity point from data to noise?"
+            f"{lie}: is that the data_range of its data, and is the velocity that of x = (1 - t) data + t noise, "
+            "with noise of standard deviation 1?"
         )
 
     def table(self) -> Table:
@@ -98,6 +156,8 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
             teacher.velocity(x, t.to(x).expand(num_samples), label) for x, t in zip(solution.states, times, strict=True)
         ]
     samples = solution.states[-1].cpu()
+    middle = NUM_INTERVALS // 2
+    estimates = solution.states[middle] - float(times[middle]) * at_times[middle]
     return TeacherCheck(
         teacher=teacher,
         noise=_statistics(noise.cpu(), teacher.data_range),
@@ -107,7 +167,17 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
             solution.states.movedim(0, 1).cpu(), torch.stack(at_times, dim=1).cpu(), times.expand(num_samples, -1)
         ),
         samples=samples,
+        spread=float((samples - samples.mean(0 if num_samples > 1 else None)).double().square().mean().sqrt()),
+        against_noise=_opposes(at_times[0], noise),
+        against_way=_opposes(at_times[0], solution.states[0] - solution.states[-1]),
+        estimates=_statistics(estimates.cpu(), teacher.data_range).share,
     )
+
+
+def _opposes(a: Tensor, b: Tensor) -> bool:
+    """Whether the angle between the arrays is clearly more than a right one."""
+    a, b = a.double().flatten(), b.double().flatten()
+    return bool(a @ b < -0.1 * a.norm() * b.norm())
 
 
 def draw_start(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -127,4 +197,6 @@ def _statistics(x: Tensor, data_range: tuple[float, float]) -> Statistics:
     if x.ndim == 4 and x.shape[-1] > 1:
         pairs = torch.stack([x[..., :-1].flatten(), x[..., 1:].flatten()])
         correlation = float(torch.corrcoef(pairs)[0, 1])
-    return Statistics(float(x.mean()), float(x.std()), float(share), correlation)
+    ordered = x.flatten().sort().values
+    least, largest = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
+    return Statistics(float(x.mean()), float(x.std()), float(least), float(largest), float(share), correlation)

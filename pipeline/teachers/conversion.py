@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import networks
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, one_line
 from pipeline.networks import Network
 from pipeline.networks.layers import Block, Resample
 from pipeline.networks.unet import UNetConfig
@@ -25,6 +25,23 @@ def unchanged(x: Tensor) -> Tensor:
     return x
 
 
+# What DistributedDataParallel and torch.compile put before the names of a network's tensors.
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` without the `PREFIXES` that all their names have, in whatever order and number."""
+    stripped = dict(tensors)
+    while prefix := next((p for p in PREFIXES if stripped and all(name.startswith(p) for name in stripped)), ""):
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
+    return stripped
+
+
+def stored_numel(tensor: Tensor) -> int:
+    """The elements that a file holds of `tensor`, which may claim more: a stride of 0 repeats one."""
+    return min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
+
+
 class Conversion:
     """A network of `config` that is being filled from `tensors`, the content of `path`.
 
@@ -32,9 +49,13 @@ class Conversion:
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], config: UNetConfig) -> None:
-        self.path, self.left = path, dict(tensors)
-        with torch.device("meta"):
-            self.network = networks.build(config)
+        self.path, self.left = path, unprefixed(tensors)
+        networks.require_size(path, config, len(tensors), sum(stored_numel(tensor) for tensor in tensors.values()))
+        try:
+            with torch.device("meta"):
+                self.network = networks.build(config)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise BadInput(f"{path}: its network cannot be built: {one_line(error)[:150]}") from error
         self.wanted = self.network.state_dict()
         self.state: dict[str, Tensor] = {}
 

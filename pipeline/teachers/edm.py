@@ -5,10 +5,12 @@ collects tensors and constructor arguments, and a network of ours takes them.
 """
 
 import io
+import mmap
 import pickle
+import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from pydantic import ValidationError
@@ -76,7 +78,16 @@ def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tens
     Raises:
         BadInput: they do not fit each other, or make a network that is none of ours.
     """
-    into = Conversion(path, tensors, config := _config(path, arguments))
+    return fill(path, _config(path, arguments), tensors)
+
+
+def fill(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> Network:
+    """The network of `config` from the state_dict of theirs, with names that begin with "model.", in `path`.
+
+    Raises:
+        BadInput: they do not fit.
+    """
+    into = Conversion(path, tensors, config)
     _embeddings(into, config)
     deepest = len(config.channel_mult) - 1
     encoder = _names(config, "enc", range(deepest + 1), config.num_blocks, "down")
@@ -244,6 +255,9 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 UNUSED = ("torch.nn.modules.", "numpy.")
 
 
+SIZED = ("FRAME", "PUT", "BINPUT", "LONG_BINPUT")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Fresh things each time, because a pickle can also set attributes of what it is given.
@@ -259,9 +273,22 @@ class _Unpickler(pickle.Unpickler):
         raise _Forbidden("a persistent id")
 
 
+def _check_sizes(file: BinaryIO) -> None:
+    """Raises ValueError if an opcode of the pickle names more bytes, or a larger place in the memo, than `file` has.
+
+    The unpickler allocates either before it looks: nine bytes could ask for gigabytes. `genops` reads the map as a
+    file, and checks the lengths of strings itself.
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for opcode, argument, position in pickletools.genops(content):  # type: ignore[arg-type]
+            if opcode.name in SIZED and (argument or 0) > len(content):
+                raise ValueError(f"{opcode.name} {argument} at byte {position} of {len(content)}")
+
+
 def _unpickle(path: Path) -> object:
     try:
         with path.open("rb") as file:
+            _check_sizes(file)
             return _Unpickler(file).load()
     except OSError:
         raise

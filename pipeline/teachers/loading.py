@@ -21,10 +21,12 @@ from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
+from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_atomic
 from pipeline.teachers import adm, catalogue, download, edm, run_folder, score_sde
 from pipeline.teachers.catalogue import NamedTeacher
+from pipeline.teachers.soundness import require_sound
 from pipeline.teachers.teacher import Teacher, guided, of_network
 
 ENTRY_POINTS = "traflow_pipeline.teachers"
@@ -45,6 +47,27 @@ def load_teacher(
 ) -> Teacher:
     """`resolve(source)`, loaded: see there, and `TeacherSource.load`."""
     return resolve(source).load(device, guidance_scale, quiet)
+
+
+def resolve_recorded(source: str, given: str | None, location: str, option: str) -> "TeacherSource":
+    """`resolve(given)`, or without one `resolve(source)`, which a file of somebody else at `location` may have named.
+
+    Raises:
+        BadInput: `source` is a factory that this user has not named before; `option` is how to name it.
+    """
+    if given is not None:
+        return resolve(given)
+    found = resolve(source)
+    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, _named_factories(), ENTRY_POINTS):
+        raise BadInput(
+            f"{location} names the teacher {source!r}, code that you have not named before; it was not imported: "
+            f"if you trust it, name it with {option}"
+        )
+    return found
+
+
+def _named_factories() -> Path:
+    return cache_folder("factories")
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,7 @@ class TeacherSource(ABC):
 
         Raises:
             BadInput: the source names no teacher, or one that cannot be guided.
+            WorkFailed: a factory's teacher does not always answer the same, see `require_sound`.
         """
         with _readable(self.text):
             teacher = guided(self._load(torch.device(device)), guidance_scale)
@@ -178,7 +202,10 @@ class _FactorySource(TeacherSource):
                 f"no teacher {self.text!r}: wanted one of {', '.join(catalogue.named_teachers())}, the path of a "
                 ".safetensors file, training run, EDM .pkl or .yaml entry, or module:factory"
             )
-        return plugins.call_factory(factory, device, Teacher, self.text, "teacher")
+        teacher = plugins.call_factory(factory, device, Teacher, self.text, "teacher")
+        plugins.remember(self.text, _named_factories(), ENTRY_POINTS)
+        require_sound(teacher, device)
+        return teacher
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput
 from pipeline.common.progress import Advance
+from pipeline.dataset.plan import stratified_times
 from pipeline.flow.numerics import Precision, fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, integrate
@@ -60,6 +61,8 @@ class ProbeResult:
     refusals: list[str]
     num_samples: int
     reference_nfe: int
+    num_states: int = 0
+    is_complete: bool = True  # False: interrupted before the last setting
     by_seconds: bool = False
 
     def cost(self, point: Point) -> float:
@@ -114,6 +117,19 @@ class ProbeResult:
         return table
 
 
+def choose_solvers(names: str | None) -> tuple[Solver, ...]:
+    """The settings in `SOLVERS` of the solvers in `names`, separated by commas; all without names.
+
+    Raises:
+        BadInput: a name is not among them.
+    """
+    known = tuple(dict.fromkeys(solver.name for solver in SOLVERS))
+    wanted = known if names is None else tuple(name.strip() for name in names.split(","))
+    if unknown := [name for name in wanted if name not in known]:
+        raise BadInput(f"no solver {unknown[0]!r} to measure: wanted some of {','.join(known)}")
+    return tuple(solver for solver in SOLVERS if solver.name in wanted)
+
+
 def probe(
     teacher: Teacher,
     num_samples: int,
@@ -121,11 +137,15 @@ def probe(
     device: torch.device,
     advance: Advance | None = None,
     precisions: Sequence[Precision] = ("fp32",),
+    solvers: Sequence[Solver] = SOLVERS,
+    num_states: int = 0,
 ) -> ProbeResult:
-    """Integrate the first `num_samples` records of `seed` in one batch by each of `SOLVERS` in each of `precisions`.
+    """Integrate the first `num_samples` records of `seed` in one batch by each of `solvers` in each of `precisions`.
 
-    All are measured against a tight reference, dopri5 at 1e-7 with its state in float64 and its teacher in fp32.
-    A precision that the device lacks is imitated: its errors and evaluations count, its seconds mean nothing.
+    All are measured against a tight reference, dopri5 at 1e-7 with its state in float64 and its teacher in fp32. A
+    fixed-step solver steps on the jittered times of `num_states` states, as in `generate`, or of as many as it has
+    steps between. A precision that the device lacks is imitated: its errors and evaluations count, its seconds mean
+    nothing. An interrupt ends the measurement, and keeps what is finished.
 
     Raises:
         SolverFailed: the reference could not be integrated.
@@ -137,30 +157,54 @@ def probe(
     def widened(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return teacher.velocity(x.float(), t.float(), label).double()
 
-    times = uniform_times(1, teacher.t_start, teacher.t_end)
     points: list[Point] = []
     refusals: list[str] = []
     with fixed_numerics(), errors_named_after(teacher):
-        reference = integrate(widened, start.double(), times, classes, REFERENCE)
-    for precision, solver in product(precisions, SOLVERS):
-        velocity = as_on_gpu(teacher.velocity, precision, device)
-        with fixed_numerics(precision), errors_named_after(teacher):
-            _wait(device)
-            started = time.perf_counter()
+        whole = uniform_times(1, teacher.t_start, teacher.t_end)
+        reference = integrate(widened, start.double(), whole, classes, REFERENCE)
+    end, is_complete = reference.states[-1], True
+    try:
+        for precision, solver in product(precisions, solvers):
+            times = _times(teacher, seed, solver, num_states)
             try:
-                solution = integrate(velocity, start, times, classes, solver)
+                points.append(_measure(teacher, solver, precision, start, times, classes, end))
             except SolverFailed as error:
                 refusals.append(f"{error}, in {precision}")
-            else:
-                _wait(device)
-                seconds = (time.perf_counter() - started) / num_samples
-                errors = (solution.states[-1].double() - reference.states[-1]).square().flatten(1).mean(1).sqrt()
-                median, p90, worst = errors.quantile(errors.new_tensor([0.5, 0.9, 1.0])).tolist()
-                points.append(Point(solver, precision, solution.nfe, median, p90, worst, seconds))
             if advance:
                 advance(1)
+    except KeyboardInterrupt:
+        is_complete = False
     by_seconds = device.type == "cuda" and len(precisions) > 1
-    return ProbeResult(points, refusals, num_samples, reference.nfe, by_seconds)
+    return ProbeResult(points, refusals, num_samples, reference.nfe, num_states, is_complete, by_seconds)
+
+
+def _times(teacher: Teacher, seed: int, solver: Solver, num_states: int) -> Tensor:
+    """The times of the first batch of `generate` with this solver."""
+    if solver.num_steps is not None:
+        num_states = min(num_states, solver.num_steps - 1)
+    return stratified_times(seed, 0, num_states, teacher.t_start, teacher.t_end)
+
+
+def _measure(
+    teacher: Teacher,
+    solver: Solver,
+    precision: Precision,
+    start: Tensor,
+    times: Tensor,
+    classes: Tensor | None,
+    end: Tensor,
+) -> Point:
+    """The cost of `solver` in `precision` from `start` [B, ...], and its error at the end against `end`, float64."""
+    velocity = as_on_gpu(teacher.velocity, precision, start.device)
+    with fixed_numerics(precision), errors_named_after(teacher):
+        _wait(start.device)
+        started = time.perf_counter()
+        solution = integrate(velocity, start, times, classes, solver)
+        _wait(start.device)
+        seconds = (time.perf_counter() - started) / len(start)
+    errors = (solution.states[-1].double() - end).square().flatten(1).mean(1).sqrt()
+    median, p90, worst = errors.quantile(errors.new_tensor([0.5, 0.9, 1.0])).tolist()
+    return Point(solver, precision, solution.nfe, median, p90, worst, seconds)
 
 
 def _wait(device: torch.device) -> None:

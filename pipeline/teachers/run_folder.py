@@ -10,6 +10,7 @@ from pipeline.networks import Network
 from pipeline.teachers.classes import TrainedClass
 
 WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
+DIFFUSERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class _Info(BaseModel):
@@ -34,6 +35,11 @@ def find_weights(path: Path) -> Path:
     for folder in (path, *reversed(find_checkpoints(path))):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
+    if any((path / name).is_file() for name in DIFFUSERS):
+        raise BadInput(
+            f"{path}: this is a folder of the diffusers library, which is not read as it is: load it in a function of "
+            "your own, by its subfolder such as unet or transformer, and name that as module:factory (docs/teachers.md)"
+        )
     raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
 
 

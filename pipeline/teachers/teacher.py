@@ -21,7 +21,8 @@ class Teacher:
     """A pre-trained flow over arrays of `shape` with values in about `data_range`.
 
     `velocity(x, t, label)` takes float32 x [B, *shape], t [B] with 1 = noise and 0 = data, and int64 labels [B] in
-    [0, num_classes), or None for an unconditional flow (num_classes = 0); it returns dx/dt [B, *shape]. If it
+    [0, num_classes), or None for an unconditional flow (num_classes = 0); it returns dx/dt [B, *shape]. Whatever was
+    given, the field holds an `OwnedVelocity` or one of our own: it may be called by anybody for anything. If it
     `takes_no_label`, it also knows the label -1, "none", which guidance needs. The flow starts at x = t_start * noise,
     noise standard normal, and ends at t_end. A student can start from `network` where there is one.
     """
@@ -56,6 +57,30 @@ class Teacher:
             raise ValueError(f"data_range: wanted the least and the largest value, got {self.data_range}")
         if not (isinstance(self.sha256, str) and self.sha256 and self.name.isprintable() and self.name):
             raise ValueError("name and sha256 are texts on one line: the teacher's identity in every data set")
+        if not isinstance(self.velocity, FreshVelocity):
+            object.__setattr__(self, "velocity", OwnedVelocity(self.velocity))
+
+
+class FreshVelocity:
+    """A velocity that neither writes into its arguments nor keeps what it returned; ours are such."""
+
+
+class OwnedVelocity(FreshVelocity):
+    """A user's velocity whose caller keeps what it passed, and owns what it got.
+
+    A teacher may write into its arguments, or answer into a buffer that the next call overwrites, as CUDA graphs and
+    bound outputs of ONNX Runtime do: it is given copies, and its answer is copied.
+    """
+
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity = velocity
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        answer = self.velocity(x.clone(), t.clone(), None if label is None else label.clone())
+        if not isinstance(answer, Tensor) or answer.shape != x.shape:
+            got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise TypeError(f"wanted a velocity {list(x.shape)}, got {got}")
+        return answer.clone()
 
 
 def of_network(
@@ -98,13 +123,20 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
         lack = "was trained without dropping labels" if teacher.num_classes else "has no classes"
         raise BadInput(f"teacher {teacher.name}: wanted one that guidance can work on; it {lack}: leave guidance_scale")
 
-    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        assert label is not None
-        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([torch.full_like(label, -1), label]))
-        without, with_label = both.chunk(2)
-        return without + scale * (with_label - without)
+    return replace(teacher, velocity=GuidedVelocity(teacher.velocity, scale))
 
-    return replace(teacher, velocity=velocity)
+
+class GuidedVelocity(FreshVelocity):
+    """`velocity` under classifier-free guidance of `scale`."""
+
+    def __init__(self, velocity: Velocity, scale: float) -> None:
+        self.velocity, self.scale = velocity, scale
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        assert label is not None
+        labels = torch.cat([torch.full_like(label, -1), label])
+        without, with_label = self.velocity(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+        return without + self.scale * (with_label - without)
 
 
 @contextmanager
@@ -119,7 +151,7 @@ def errors_named_after(teacher: Teacher) -> Iterator[None]:
         raise WorkFailed(f"teacher {teacher.name}: {type(error).__name__}: {message}") from error
 
 
-class NetworkVelocity(nn.Module):
+class NetworkVelocity(nn.Module, FreshVelocity):
     """One of our networks as a velocity field."""
 
     def __init__(self, network: Network) -> None:

@@ -30,6 +30,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY_EDM = ("edm-vp", "edm-ve", "edm-skip", "edm-adm")
 TINY_SCORE_SDE = ("rectified-flow", "slimflow")
 TINY_ADM = ("adm", "consistency")
+SCALED = "rectified-flow-256"  # NCSN++ with pyramids and a Fourier embedding, whose answer is divided by its time
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -106,6 +107,10 @@ def config_of(name: str) -> SongUNetConfig | DhariwalUNetConfig:
             time_scale=1 if name == "adm" else 1000,
         )
     model = given["model"]
+    kind: dict[str, Any] = {"convention": "rectified-flow", "time_scale": 999}
+    if name == SCALED:
+        kind = {"convention": "rectified-flow-scaled", "time_scale": 1, "time_embedding": "fourier"}
+        kind |= {"encoder": "skip", "decoder": "skip", "resample_filter": model["fir_kernel"]}
     return SongUNetConfig(
         resolution=given["data"]["image_size"],
         image_channels=3,
@@ -113,8 +118,7 @@ def config_of(name: str) -> SongUNetConfig | DhariwalUNetConfig:
         channel_mult=model["ch_mult"],
         num_blocks=model["num_res_blocks"],
         attention_resolutions=model["attn_resolutions"],
-        convention="rectified-flow",
-        time_scale=999,
+        **kind,
     )
 
 
@@ -123,7 +127,7 @@ def write(name: str, path: Path) -> Path:
     made = original(name)
     if name in TINY_EDM:
         return write_edm(path, made)
-    if name in TINY_SCORE_SDE:
+    if name in (*TINY_SCORE_SDE, SCALED):
         return write_score_sde(path, made)
     torch.save(OrderedDict(made.state()), path)
     return path

@@ -7,7 +7,7 @@ is no generator state to keep.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +49,8 @@ class CheckpointInfo(BaseModel):
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
+    # Of the files of perceptual distances, by the distance; left out where there is none.
+    distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
     config: dict[str, Any]  # the resolved configuration
     files: dict[FileName, str] = {}  # the sha256 of each
 
@@ -65,6 +67,7 @@ class Provenance:
     guidance_scale: float = 1.0
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = ()  # those with images, where the network has classes
+    distance_sha256: dict[str, str] = field(default_factory=dict)
 
 
 class Damaged(BadInput):

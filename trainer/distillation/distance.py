@@ -1,6 +1,6 @@
 """How far two batches of states are apart: one value per sample, [B]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.common.errors import BadInput
+from pipeline.common.progress import say
+from pipeline.storage.hashing import file_sha256
+from pipeline.teachers import published
+from pipeline.teachers.conversion import load_archive, unprefixed
+from pipeline.teachers.published import Unavailable
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,6 +65,12 @@ class DistanceConfig(BaseModel):
         if min(shape[1:]) < 32 and self.resize is None:
             raise BadInput(f"distance {self.name}: images of {shape[1]} pixels are too small for it; set resize: 64")
         _lpips(self.name.removeprefix("lpips-"), torch.device("cpu"))
+        say(f"distance {self.name}: {_find_backbone(self.name.removeprefix('lpips-'))}, sha256 {self.weights_sha256}")
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The sha256 of the file of a perceptual distance's backbone; None for the other distances."""
+        return file_sha256(_find_backbone(self.name.removeprefix("lpips-"))) if self.is_perceptual else None
 
     def __call__(self, x: Tensor, target: Tensor) -> Tensor:
         """[B, ...], [B, ...] -> [B]."""
@@ -99,16 +110,47 @@ def _lpips(backbone: str, device: torch.device) -> nn.Module:
 
     import lpips
 
-    file = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[backbone]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's deprecations, which lpips brings about
-            network: Any = lpips.LPIPS(net=backbone, verbose=False)
-    except (OSError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:100]
-        raise BadInput(
-            f"distance lpips-{backbone}: wanted torchvision's weights {file.name}, which could not be downloaded "
-            f"({detail}): put https://download.pytorch.org/models/{file.name} at {file}"
-        ) from error
+    path = _find_backbone(backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's deprecations, which lpips brings about
+        # Left to itself, lpips would unpickle torchvision's file.
+        network: Any = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
+    _fill(network.net, path)
     module: nn.Module = network.eval().requires_grad_(False)
     return module
+
+
+def _find_backbone(backbone: str) -> Path:
+    """The file of a backbone: torchvision's in the folder of weights or in torch hub's, or another of its layers there.
+
+    Raises:
+        BadInput: there is none, and it cannot be downloaded.
+    """
+    name, ours = BACKBONES[backbone], published.folder()
+    places = (ours, Path(torch.hub.get_dir()) / "checkpoints")
+    others = sorted(ours.glob(f"{name.partition('-')[0]}*.pth"))
+    for path in (*(place / name for place in places), *others):
+        if path.is_file():
+            return path
+    try:
+        return published.obtain(f"https://download.pytorch.org/models/{name}", ours / name)
+    except Unavailable as error:
+        raise BadInput(f"distance lpips-{backbone}: {error}") from error
+
+
+def _fill(trunk: nn.Module, path: Path) -> None:
+    """Load the convolutions `features.*` in `path`, which may also hold a classifier, into lpips' slices of them.
+
+    Raises:
+        BadInput: other tensors than those, or anything else than tensors, which is not executed.
+    """
+    stored = load_archive(path)
+    stored = unprefixed(stored) if isinstance(stored, Mapping) and all(isinstance(key, str) for key in stored) else {}
+    state: dict[str, Tensor] = {}
+    for name, wanted in trunk.state_dict().items():
+        theirs = f"features.{name.partition('.')[2]}"  # ours is slice1.0.weight
+        tensor = stored.get(theirs)
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted.shape or not tensor.is_floating_point():
+            raise BadInput(f"{path}: wanted torchvision's {theirs} of {list(wanted.shape)}; it holds none such")
+        state[name] = tensor
+    trunk.load_state_dict(state)

@@ -65,6 +65,12 @@ class Recipe(BaseModel):
         return self.terms[0].reads
 
     @property
+    def distance_sha256(self) -> dict[str, str]:
+        """The sha256 of the weights of every perceptual distance, by its name."""
+        distances = [term.distance for term in self.terms if hasattr(term, "distance")]
+        return {d.name: d.weights_sha256 for d in distances if d.weights_sha256 is not None}
+
+    @property
     def needs_teacher(self) -> bool:
         return any(term.needs_teacher for term in self.terms)
 

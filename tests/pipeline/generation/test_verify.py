@@ -166,6 +166,22 @@ def test_another_kind_of_machine_may_differ_in_the_last_bits_and_no_more(folder:
     assert "another kind of machine: RMS" in str(again(Folder(folder), far).faults[0])
 
 
+@pytest.mark.parametrize(("noise", "num_faults"), [(5e-4, 0), (0.5, 3)])
+def test_no_shard_is_blamed_for_a_teacher_whose_bits_vary(noise: float, num_faults: int, folder: Path) -> None:
+    offset = 0.0
+
+    def varying(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        nonlocal offset
+        offset += noise * float(t[0] == 1)  # another one for each integration
+        return FLOW.velocity(x, t) + offset
+
+    result = again(Folder(folder), Teacher("gaussian", "0" * 64, varying, SHAPE))
+    assert len(result.faults) == num_faults
+    assert result.bad_shards == []
+    assert "repair" not in result.advice
+    assert not any(comparison.repeats for comparison in result.rechecks if comparison.rms)
+
+
 def test_a_teacher_of_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     from pipeline.teachers.loading import load_teacher
 

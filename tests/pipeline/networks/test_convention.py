@@ -14,12 +14,14 @@ from pipeline.networks.convention import (
     SIGMA_MIN,
     T_MAX,
     T_MIN,
-    Adm,
+    AdmCosine,
+    AdmLinear,
     Convention,
     Edm,
     Flow,
     Predict,
     RectifiedFlow,
+    ScaledRectifiedFlow,
 )
 from tests.support.problems import GaussianFlow, MixtureFlow
 
@@ -44,6 +46,11 @@ def ideal_flow(flow: Exact, t: Tensor) -> Predict:
 def ideal_rectified_flow(flow: Exact, t: Tensor) -> Predict:
     """data - noise."""
     return lambda x: -flow(x, t)
+
+
+def ideal_scaled_flow(flow: Exact, t: Tensor) -> Predict:
+    """999 tau (data - noise), at tau = 1 - t."""
+    return lambda x: -999 * match_dims((1 - t).clamp(min=1e-3), x) * flow(x, t)
 
 
 def ideal_edm(flow: Exact, t: Tensor) -> Predict:
@@ -73,7 +80,9 @@ MODELS: dict[str, tuple[Convention, Callable[[Exact, Tensor], Predict]]] = {
     "flow": (Flow(), ideal_flow),
     "rectified-flow": (RectifiedFlow(), ideal_rectified_flow),
     "edm": (Edm(0.5), ideal_edm),
-    "adm": (Adm(), ideal_adm),
+    "rectified-flow-scaled": (ScaledRectifiedFlow(), ideal_scaled_flow),
+    "adm": (AdmCosine(), ideal_adm),
+    "adm-linear": (AdmLinear(), ideal_adm),
 }
 
 
@@ -90,7 +99,7 @@ def test_in_single_precision_too(name: str) -> None:
     exact = ideal(FLOW.velocity, TIMES)
     velocity = convention.velocity(lambda x: exact(x.double()).float(), X.float(), match_dims(TIMES.float(), X))
     # ADM's formula divides rounding errors by 1 - t, which is 1/81 at the start of its flow.
-    atol = 1e-4 if name == "adm" else 2e-5
+    atol = 1e-4 if name.startswith("adm") else 2e-5
     torch.testing.assert_close(velocity.double(), FLOW.velocity(X, TIMES), rtol=1e-5, atol=atol)
 
 
@@ -133,8 +142,25 @@ def test_adm_is_told_the_step_of_its_schedule_that_has_the_noise_level() -> None
     steps = torch.arange(0, 990, dtype=torch.float64)
     alpha_bar = f((steps + 1) / 1000) / f(torch.zeros(1, dtype=torch.float64))  # Nichol & Dhariwal 2021, Eq. 17
     sigma = (1 / alpha_bar - 1).sqrt()
-    torch.testing.assert_close(Adm().noise_label(sigma / (1 + sigma)), steps, rtol=0, atol=1e-6)
-    assert Adm().noise_label(torch.zeros(1)) == 0
+    torch.testing.assert_close(AdmCosine().noise_label(sigma / (1 + sigma)), steps, rtol=0, atol=1e-6)
+    assert AdmCosine().noise_label(torch.zeros(1)) == 0
+
+
+def test_adms_default_schedule_is_linear() -> None:
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    sigma = (1 / (1 - betas).cumprod(0) - 1).sqrt()
+    steps = torch.arange(1000, dtype=torch.float64)
+    torch.testing.assert_close(AdmLinear().noise_label(sigma / (1 + sigma)), steps, rtol=0, atol=1e-6)
+    between = AdmLinear().noise_label((sigma[1:] + sigma[:-1]) / 2 / (1 + (sigma[1:] + sigma[:-1]) / 2))
+    assert ((between > steps[:-1]) & (between < steps[1:])).all()
+    assert AdmLinear().noise_label(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize("convention", [AdmCosine(), AdmLinear()])
+def test_the_step_near_data_is_exact_for_single_precision_times(convention: Convention) -> None:
+    t = torch.linspace(1e-3, 0.3, 1000)
+    told = convention.noise_label(t)
+    torch.testing.assert_close(told.double(), convention.noise_label(t.double()), rtol=1e-6, atol=1e-6)
 
 
 def test_rectified_flow_runs_the_other_way_and_is_not_asked_nearer_to_noise_than_it_was_trained() -> None:

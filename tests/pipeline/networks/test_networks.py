@@ -206,5 +206,12 @@ def test_files_that_are_no_network_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="its metadata is missing"):
         networks.load(path)
     save_file({"weight": torch.zeros(2)}, path, metadata={"network": tiny_config().model_dump_json()})
+    with pytest.raises(
+        BadInput, match="its network would have 6 blocks of up to 16 channels; it stores 1 tensors of 2"
+    ):
+        networks.load(path)
+    save_file(
+        {f"weight{i}": torch.zeros(8) for i in range(8)}, path, metadata={"network": tiny_config().model_dump_json()}
+    )
     with pytest.raises(BadInput, match="not those of its own configuration"):
         networks.load(path)

@@ -13,7 +13,18 @@ from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
 from pipeline.teachers import adm, catalogue, edm, score_sde
-from tests.support.originals import TINY_ADM, TINY_EDM, TINY_SCORE_SDE, config_of, layouts, original, weight, write
+from tests.support.originals import (
+    SCALED,
+    TINY_ADM,
+    TINY_EDM,
+    TINY_SCORE_SDE,
+    config_of,
+    layouts,
+    original,
+    weight,
+    write,
+)
+from tests.support.problems import tiny_config
 
 assert_same = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 # By the name of its layout, the teacher in the catalogue.
@@ -91,6 +102,57 @@ def test_a_score_sde_checkpoint_gives_the_outputs_of_the_originals_ema(name: str
     assert (tensors["out"] - tensors["out_ema"]).abs().max() > 0.1
 
 
+def test_a_network_of_256_pixels_with_pyramids_gives_the_outputs_of_the_originals_ema(tmp_path: Path) -> None:
+    tensors, config = original(SCALED).tensors, config_of(SCALED)
+    assert isinstance(config, SongUNetConfig)
+    network = score_sde.load(write(SCALED, tmp_path / "net.pth"), config)
+    with torch.no_grad():
+        velocity = network(tensors["x"], 1 - tensors["time"].double() / 999)
+    told = tensors["time"][:, None, None, None]
+    torch.testing.assert_close((velocity * told).float(), -tensors["out_ema"] * told, rtol=1e-4, atol=1e-4)
+    assert (told * (tensors["out"] - tensors["out_ema"])).abs().max() > 0.1
+
+
+def test_slimflows_network_in_edms_layout_gives_the_outputs_of_edms(tmp_path: Path) -> None:
+    made = original("edm-adm")
+    expected = edm.load(write("edm-adm", tmp_path / "net.pkl"))
+    names = {name: name.removeprefix("model.") for name in made.shapes if "augment" not in name}
+    state = {f"module.{theirs}": made.state()[name] for name, theirs in names.items()}
+    shadow = [tensor for name, tensor in state.items() if not name.endswith("resample_filter")]
+    torch.save({"model": state, "ema": {"shadow_params": shadow}}, tmp_path / "net.pth")
+    config = expected.config.model_copy(update={"augment_dim": 0, "convention": "rectified-flow", "time_scale": 999})
+    assert isinstance(config, DhariwalUNetConfig)
+    network = score_sde.load(tmp_path / "net.pth", config)
+    assert_same(raw(network, made.tensors), raw(expected, made.tensors))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_that_every_name_has_are_taken_off(prefix: str, tmp_path: Path) -> None:
+    config = config_of("adm")
+    assert isinstance(config, DhariwalUNetConfig)
+    state = original("adm").state()
+    network = adm.convert(tmp_path, config, {prefix + name: tensor for name, tensor in state.items()})
+    assert_same(raw(network, original("adm").tensors), original("adm").tensors["out"][:, :3])
+    content = torch.load(write("rectified-flow", tmp_path / "net.pth"), weights_only=False)
+    content["model"] = {prefix + name.removeprefix("module."): x for name, x in content["model"].items()}
+    torch.save(content, tmp_path / "net.pth")
+    song = config_of("rectified-flow")
+    assert isinstance(song, SongUNetConfig)
+    tensors = original("rectified-flow").tensors
+    assert_same(raw(score_sde.load(tmp_path / "net.pth", song), tensors), tensors["out_ema"])
+
+
+def test_a_configuration_that_its_file_cannot_hold_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    config, state = config_of("adm"), original("adm").state()
+    for change in ({"num_blocks": 10**7}, {"channels": 2**30}, {"channel_mult": (10**9, 2)}):
+        with pytest.raises(BadInput, match=r"its network would have [\d,]+ blocks"):
+            adm.convert(tmp_path, config.model_copy(update=change), state)
+    path = tmp_path / "net.safetensors"
+    networks.save_tensors(path, {"x": torch.zeros(4)}, {"network": tiny_config(num_blocks=10**7).model_dump_json()})
+    with pytest.raises(BadInput, match="it stores 1 tensors of 4 values"):
+        networks.load(path)
+
+
 @pytest.mark.parametrize("name", TINY_ADM)
 def test_openais_checkpoints_give_the_outputs_of_the_originals(name: str, tmp_path: Path) -> None:
     tensors, config = original(name).tensors, config_of(name)
@@ -139,9 +201,9 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place_in_the_network_of_
     layout, entry = layouts()[published], catalogue.named_teachers()[PUBLISHED[published]].entry
     assert entry.network is not None
     tensors = {
-        name: torch.empty(shape, device="meta") if "filter" not in name else _filter(shape)
+        name.removeprefix("module."): torch.empty(shape, device="meta") if "filter" not in name else _filter(shape)
         for name, shape in layout["tensors"].items()
-        if name != score_sde.SIGMAS
+        if not name.endswith(score_sde.SIGMAS)
     }
     if entry.format == "edm":
         arguments = {key: value for key, value in layout["config"].items() if key != "class"}
@@ -169,7 +231,8 @@ def _filter(shape: list[int]) -> Tensor:
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
 def test_a_tensor_that_is_missing_too_many_or_of_another_shape_is_named(name: str, fault: str) -> None:
     made = original(name)
-    state = {key: value for key, value in made.state().items() if key != score_sde.SIGMAS}
+    state = {key.removeprefix("module."): value for key, value in made.state().items()}
+    state.pop(score_sde.SIGMAS, None)
     last = [key for key in state if key not in made.buffers][-1]
     if fault == "missing":
         del state[last]

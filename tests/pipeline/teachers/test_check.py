@@ -1,10 +1,14 @@
+import re
+
+import pytest
 import torch
 from torch import Tensor
 
+from pipeline import networks
 from pipeline.teachers.check import check_teacher
 from pipeline.teachers.loading import load_teacher
-from pipeline.teachers.teacher import Teacher
-from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow
+from pipeline.teachers.teacher import Teacher, of_network
+from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -30,6 +34,32 @@ def test_a_flow_that_runs_the_other_way_is_told_so() -> None:
     found = check_teacher(teacher(reversed_velocity), 16, 0, CPU)
     assert not found.is_data_like
     assert "does its time run from 1, noise, to 0, data" in found.complaint
+
+
+UNLIKE = {
+    "collapsed": (lambda x, t, label: x / t.clamp(min=1e-3)[:, None, None, None], "the model has collapsed"),
+    "time alone reversed": (lambda x, t, label: GaussianFlow().velocity(x, 1 - t), "does its time run from 1"),
+    "sign alone reversed": (lambda x, t, label: -GaussianFlow().velocity(x, t), "does its time run from 1"),
+    "another range": (GaussianFlow(127, 60).velocity, r"they lie in \[.*\]: is that the data_range"),
+    "estimates unclipped": (GaussianFlow(0.9, 0.5).velocity, "clip_denoised|data_range"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_cannot_be_data_is_told_what_to_look_for(name: str) -> None:
+    velocity, said = UNLIKE[name]
+    found = check_teacher(teacher(velocity), 32, 0, CPU)
+    assert not found.is_data_like
+    assert re.search(said, found.complaint)
+    assert ("time run" in found.complaint) == ("reversed" in name)
+
+
+@pytest.mark.parametrize("convention", ["flow", "edm"])
+def test_an_untrained_network_is_told_so(convention: str) -> None:
+    torch.manual_seed(0)
+    untrained = networks.build(tiny_config(resolution=8, convention=convention)).eval()
+    found = check_teacher(of_network("new", "0" * 64, untrained, CPU), 16, 0, CPU)
+    assert "is the network trained" in found.complaint
 
 
 def test_straight_paths_have_straightness_zero() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
-from pipeline.teachers import adm, edm, score_sde
+from pipeline.teachers import adm, edm, run_folder, score_sde
 from pipeline.teachers.conversion import load_archive
 from tests.support.originals import Persistent, config_of, easy_dict, original, persistence, write, write_edm
 
@@ -180,5 +180,22 @@ def test_ema_tensors_that_do_not_match_the_parameters_are_refused(tmp_path: Path
         score_sde.load(path, CONFIG)
     content["ema"]["shadow_params"] = content["ema"]["shadow_params"][:0:-1]
     torch.save(content, path)
-    with pytest.raises(BadInput, match=r"wanted an EMA tensor of \[64, 16\] for module\.all_modules\.0\.weight"):
+    with pytest.raises(BadInput, match=r"wanted an EMA tensor of \[64, 16\] for all_modules\.0\.weight"):
         score_sde.load(path, CONFIG)
+
+
+@pytest.mark.parametrize("opcode", [b"r\xff\xff\xff\x3f", b"p1000000000\n", b"\x95\x00\x00\x00\x00\x01\x00\x00\x00"])
+def test_a_few_bytes_do_not_ask_for_gigabytes(opcode: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "small.pkl"
+    path.write_bytes(b"\x80\x04N" + opcode + b".")
+    with pytest.raises(BadInput, match=r"wanted an EDM pickle; ValueError: \w+ \d+ at byte 3 of|exceeds|remain"):
+        edm.load(path)
+    path.write_bytes(b"\x80\x05\x96" + (2**32).to_bytes(8, "little") + b".")
+    with pytest.raises(BadInput, match="is it whole"):
+        edm.load(path)
+
+
+def test_a_folder_of_diffusers_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"a folder of the diffusers library, .* module:factory"):
+        run_folder.find_weights(tmp_path)

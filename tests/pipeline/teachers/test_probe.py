@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from pipeline.common.errors import BadInput
 from pipeline.flow.solver import Solver
-from pipeline.teachers.probe import SOLVERS, Point, ProbeResult, probe
+from pipeline.teachers.probe import SOLVERS, Point, ProbeResult, choose_solvers, probe
 from pipeline.teachers.teacher import Teacher
+from tests.support.command import call
+from tests.support.plans import make_plan
 from tests.support.problems import SHAPE, GaussianFlow
 
 CPU = torch.device("cpu")
@@ -62,9 +66,43 @@ def test_labels_reach_a_conditional_teacher() -> None:
     assert all(point.worst < 1e-4 for point in points)
 
 
-def test_a_setting_that_gives_up_is_noted_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_gives_up_is_noted_and_the_others_are_measured() -> None:
     solvers = (Solver(name="dopri8", rtol=1e-30, atol=1e-30), Solver(name="euler", num_steps=8))
-    monkeypatch.setattr("pipeline.teachers.probe.SOLVERS", solvers)
-    found = probe(GaussianFlow().teacher(), 4, 0, CPU)
+    found = probe(GaussianFlow().teacher(), 4, 0, CPU, solvers=solvers)
     assert [str(point.solver) for point in found.points] == ["euler 8"]
     assert "dopri8 1e-30 gave up" in found.refusals[0]
+
+
+def test_solvers_are_chosen_by_name() -> None:
+    assert {solver.name for solver in choose_solvers("euler, rk4")} == {"euler", "rk4"}
+    assert choose_solvers(None) == SOLVERS
+    with pytest.raises(BadInput, match="no solver 'ralston' to measure: wanted some of dopri5,"):
+        choose_solvers("euler,ralston")
+
+
+def test_a_fixed_step_solver_steps_where_generate_does() -> None:
+    asked: list[float] = []
+
+    def velocity(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return GaussianFlow().velocity(x, t)
+
+    teacher = Teacher("gaussian", "0" * 64, velocity, SHAPE)
+    euler = Solver(name="euler", num_steps=5)
+    probe(teacher, 4, 7, CPU, solvers=[euler], num_states=4)
+    assert asked[-5:] == make_plan(seed=7, num_states=4, solver=euler).times(0)[:-1].tolist()
+    even = probe(teacher, 4, 7, CPU, solvers=[Solver(name="euler", num_steps=2)], num_states=8)
+    assert [point.nfe for point in even.points] == [2]
+
+
+def test_an_interrupt_keeps_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(amount: int, status: str = "") -> None:
+        raise KeyboardInterrupt
+
+    found = probe(GaussianFlow().teacher(), 4, 0, CPU, interrupt)
+    assert len(found.points) == 1
+    assert not found.is_complete
+    monkeypatch.setattr("pipeline.teachers.probe.probe", lambda *_, **__: found)
+    shown = call(tmp_path, "probe", "--teacher", "digits", code=130)
+    assert "dopri5 0.01" in shown.stdout
+    assert "1 of 26 settings are measured" in shown.stdout

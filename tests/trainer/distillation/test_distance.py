@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torchvision
 from pydantic import ValidationError
 
 from pipeline.common.errors import BadInput
+from pipeline.storage.hashing import file_sha256
 from trainer.distillation import distance
 from trainer.distillation.distance import HUBER_C, DistanceConfig, huber, squared_error
 
@@ -35,6 +38,7 @@ def test_a_distance_is_named_alone_or_with_its_size() -> None:
 def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torchvision's smallest network with random weights, where torch's hub would keep the trained ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TRAFLOW_WEIGHTS", str(tmp_path / "none"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
     weights = torchvision.models.squeezenet1_1(weights=None).state_dict()
@@ -60,16 +64,56 @@ def test_lpips_is_zero_at_the_target_and_trains_what_is_elsewhere(channels: int)
 
 def test_lpips_without_its_weights_says_which_file_goes_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", _offline)
+    monkeypatch.setenv("TRAFLOW_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("TRAFLOW_OFFLINE", "1")
     distance._lpips.cache_clear()
     with pytest.raises(BadInput) as caught:
         DistanceConfig(name="lpips-vgg", resize=64).prepare((3, 32, 32))
-    for text in ("vgg16-397923af.pth", "https://download.pytorch.org/models/", str(tmp_path / "hub" / "checkpoints")):
+    for text in ("vgg16-397923af.pth", "https://download.pytorch.org/models/", str(tmp_path / "weights"), "OFFLINE"):
         assert text in str(caught.value)
 
 
-def _offline(*_: object, **__: object) -> None:
-    raise OSError("no route to host")
+def test_lpips_takes_a_file_of_the_convolutions_alone_from_the_folder_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("TRAFLOW_WEIGHTS", str(tmp_path))
+    torch.manual_seed(0)
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    path = tmp_path / "squeezenet1_1-features.pth"
+    torch.save(features, path)
+    distance._lpips.cache_clear()
+    perceptual = DistanceConfig(name="lpips-squeeze", resize=64)
+    perceptual.prepare((3, 32, 32))
+    assert perceptual.weights_sha256 == file_sha256(path)
+    assert file_sha256(path) in capsys.readouterr().out.replace("\n", "")
+    trunk: Any = distance._lpips("squeeze", torch.device("cpu")).net
+    torch.testing.assert_close(trunk.slice1[0].weight, features["features.0.weight"])
+    torch.save({name: tensor for name, tensor in features.items() if name != "features.0.weight"}, path)
+    distance._lpips.cache_clear()
+    with pytest.raises(BadInput, match=r"wanted torchvision's features\.0\.weight of \[64, 3, 3, 3\]"):
+        perceptual.prepare((3, 32, 32))
+
+
+def test_a_planted_file_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TRAFLOW_WEIGHTS", str(tmp_path / "none"))
+    path = tmp_path / "hub" / "checkpoints" / distance.BACKBONES["squeeze"]
+    path.parent.mkdir(parents=True)
+    torch.save({"features.0.weight": Planted(tmp_path / "ran")}, path)
+    distance._lpips.cache_clear()
+    with pytest.raises(BadInput, match="nothing was executed"):
+        DistanceConfig(name="lpips-squeeze", resize=64).prepare((3, 32, 32))
+    assert not (tmp_path / "ran").exists()
+
+
+class Planted:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
 
 
 def test_lpips_is_for_images_that_are_large_enough() -> None:

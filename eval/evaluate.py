@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import date
-from pathlib import Path
 
 from eval.config import EvaluateConfig
 from eval.features import spaces
@@ -28,9 +27,8 @@ from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, is_drawable
 from pipeline.common.progress import bar
-from pipeline.storage.cache import local_copy_of
-from pipeline.storage.lease import hold_lease
-from pipeline.storage.store import is_url, open_store
+from pipeline.storage.output import Output, hold_output
+from pipeline.storage.store import is_url
 from trainer.checkpoints import mirror
 from trainer.distillation.distance import DistanceConfig
 from trainer.distributed import Ranks, join_ranks
@@ -57,10 +55,10 @@ def evaluate(config: EvaluateConfig) -> Report | None:
         if ranks.is_first_here:
             mirror.local(config.checkpoint)
         ranks.wait()
-        path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
-        models = open_models(path, config.weights, config.teacher, ranks.device)
+        models = open_models(config.checkpoint, config.weights, config.teacher, ranks.device)
         evaluation = _Evaluation(config, models, ranks)
-        with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
+        locations = [str(location) for location in (config.out, config.mirror) if location is not None]
+        with hold_output(Output.REPORT, *locations) if ranks.is_first else nullcontext():
             return evaluation.run()
 
 

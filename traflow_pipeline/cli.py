@@ -363,10 +363,9 @@ def export(
 ) -> None:
     """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
-    from trainer.checkpoints import mirror
     from trainer.export import exporter as stage
 
-    file = stage.export(mirror.local(checkpoint), format_, out)
+    file = stage.export(checkpoint, format_, out)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
 
 
@@ -461,9 +460,8 @@ def sample(
     """Draw a grid of images from a student or a trained teacher."""
     from eval.sampling import samplers
     from pipeline.common.progress import say
-    from trainer.checkpoints import mirror
 
-    samplers.save_grid(mirror.local(checkpoint), out, range(first, first + n), steps, seed, device)
+    samplers.save_grid(checkpoint, out, range(first, first + n), steps, seed, device)
     say(f"{out}: {n} images, {steps} evaluation{'s' if steps > 1 else ''} each")
 
 

@@ -1,24 +1,29 @@
 """What a run trains, and on what: from a configuration to an initialised network and a stream of batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline import networks
+from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
+from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher, resolve
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
+from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
 from trainer.data.images import load_images
 from trainer.data.stream import ImageStream, TrajectoryStream
 from trainer.distillation.student import Student, from_teacher
+
+INITS = ("teacher", "scratch")  # values of `start` that name no model
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,31 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
         )
     torch.manual_seed(config.seed)
     if recipe.reads == "images":
-        return _prepare_flow_matching(config, device)
-    return _prepare_student(config, device) if recipe.trains == "student" else _prepare_reflow(config, device)
+        task = _prepare_flow_matching(config, device)
+    else:
+        task = _prepare_student(config, device) if recipe.trains == "student" else _prepare_reflow(config, device)
+    return task if config.start in INITS else _start_from_model(config, task)
+
+
+def _start_from_model(config: TrainConfig, task: Task) -> Task:
+    """`task`, with the weights of the model that `config.start` names."""
+    model = find_model(config.start)
+    trained, trains = model.load(), config.recipe.trains
+    if model.info.trains != trains:
+        raise BadInput(
+            f"start: wanted the run of a {trains}, as recipe {config.recipe.name} trains; {config.start} is "
+            f"a {model.info.trains}'s"
+        )
+    if fields := differences(_shape(trained), _shape(task.network)):
+        raise BadInput(f"start: {config.start} has another network ({fields}); leave 'network' out, or give its own")
+    task.network.load_state_dict(trained.state_dict())
+    provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
+    return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
+
+
+def _shape(network: Network) -> dict[str, object]:
+    """The configuration of a network, without what only its training uses."""
+    return network.config.model_dump(mode="json", exclude={"dropout", "label_dropout"})
 
 
 def _prepare_flow_matching(config: TrainConfig, device: torch.device) -> Task:
@@ -117,7 +145,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
     manifest = read_manifest(open_store(config.data))
-    plan, source = manifest.plan, resolve(config.teacher or manifest.dataset.teacher_source)
+    plan, source = manifest.plan, config.teacher or manifest.dataset.teacher_source
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
@@ -126,14 +154,12 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
         term.prepare(plan.shape)
-    teacher = source.load(guidance_scale=plan.guidance_scale)
+    teacher = _load_teacher(config, source, plan)
     if teacher.sha256 != plan.teacher_sha256:
-        raise BadInput(
-            f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=..."
-        )
+        raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=PATH")
     provenance = Provenance(
         data_sha256=manifest.sha256,
-        teacher=source.absolute,
+        teacher=resolve(source).absolute,
         teacher_sha256=plan.teacher_sha256,
         t_start=plan.t_start,
         t_end=plan.t_end,
@@ -141,6 +167,17 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         data_range=plan.data_range,
     )
     return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
+
+
+def _load_teacher(config: TrainConfig, source: str, plan: Plan) -> Teacher:
+    try:
+        return load_teacher(source, guidance_scale=plan.guidance_scale)
+    except BadInput as error:
+        if config.teacher is not None:
+            raise
+        raise BadInput(
+            f"{config.data}: its teacher cannot be loaded; --set teacher=PATH says where it is ({error})"
+        ) from error
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
@@ -157,9 +194,11 @@ def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[St
 
 
 def _network_config(config: TrainConfig, teacher: Teacher) -> UNetConfig:
-    """The architecture that is asked for, by default the teacher's."""
+    """The architecture that is asked for, by default that of the model to start from, or else the teacher's."""
     if config.network is not None:
         return config.network
+    if config.start not in INITS:
+        return find_model(config.start).load().config
     if teacher.network is None:
         raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
     return teacher.network.config

@@ -3,7 +3,8 @@
 import math
 import signal
 import time
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
+from pipeline.storage.lease import Lease
+from pipeline.storage.output import Output, hold_output
 from pipeline.storage.store import sweep
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror, posthoc_ema
@@ -27,12 +30,13 @@ from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.log import Log, open_log
-from trainer.setup import Task, prepare
-from trainer.step import initial_state, take_step
+from trainer.setup import INITS, Task, prepare
+from trainer.step import initial_state, learning_rate, take_step
 
 GRAD_NORM = "grad_norm"
 # Settings of the trainer that a resumed run may change.
-FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "compile", "accumulate", "skip_nonfinite"}
+FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+FREE |= {"compile", "accumulate", "skip_nonfinite", "num_steps"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -44,13 +48,17 @@ def train(config: TrainConfig) -> Path:
         Stopped: a signal interrupted it, after a checkpoint.
     """
     with join_ranks(config.device) as ranks, stoppable("stopping after a checkpoint") as stop:
-        return _train(config, ranks, stop)
+        check_ranks(config, ranks.world)
+        task = prepare(config, ranks.device)
+        locations = [str(location) for location in (config.out, config.mirror) if location is not None]
+        with hold_output(Output.TRAINING, *locations) if ranks.is_first else nullcontext([]) as leases:
+            for lease in leases:
+                lease.on_loss = stop.set
+            return _train(config, task, ranks, stop, leases)
 
 
-def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
+def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
-    check_ranks(config, ranks.world)
-    task = prepare(config, device)
     network, state = task.network, initial_state(config, task.network, device)
     _pull(config, ranks)
     step = resume(config, task, state)
@@ -71,6 +79,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
     read = partial(task.stream.batch, rank=ranks.rank, world=ranks.world)
     pending: list[Tensor] = []
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
+    saved = last
 
     with (
         closing(log),
@@ -82,7 +91,8 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
             step += 1
             ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
-            if save or step % settings.log_every == 0 or (ranks.world == 1 and stop.is_set()):
+            due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+            if save or step % settings.log_every == 0 or (ranks.world == 1 and (due or stop.is_set())):
                 # The losses wait on the device until here: fetching them every step would stall it.
                 means = mean_losses(config, task, ranks, phase, step, pending)
                 now = time.monotonic()
@@ -92,10 +102,13 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
                 shown = ", ".join(f"{term.title} {means[term.title]:.2e}" for term in phase.terms)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
-                asked = ranks.any(stop.is_set())
-                if (save or asked) and ranks.is_first:
-                    _save(config, task, state, step, log)
+                asked, due = ranks.any(stop.is_set()), ranks.any(due)
+                if (save or asked or due) and ranks.is_first:
+                    for lease in leases:
+                        lease.check()
+                    _save(config, task, state, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
+                saved = time.monotonic() if save or due else saved
                 ranks.wait()
                 if asked and step < settings.num_steps:
                     raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step}, which is saved")
@@ -122,7 +135,7 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
     return checkpoint.find(config.out)
 
 
-def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) -> None:
+def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, has_snapshot: bool) -> None:
     info = CheckpointInfo(
         step=step,
         trains=config.recipe.trains,
@@ -131,7 +144,8 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) ->
         **vars(task.provenance),
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
-    posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
+    if has_snapshot:  # not by the clock: snapshots are all kept
+        posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
     if config.mirror is not None and step < config.trainer.num_steps:
         try:
             mirror.push(config.out, config.mirror)
@@ -173,6 +187,7 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
             say(f"warning: {error}; trying the one before")
             continue
         say(f"resuming from {folder}")
+        _announce_steps(config, info)
         return info.step
     if faults:
         raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to start again")
@@ -180,10 +195,39 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
 
 
 def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
-    ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
-    ours["data_sha256"], theirs["data_sha256"] = task.provenance.data_sha256, info.data_sha256
+    digests = ("data_sha256", "teacher_sha256", "start_sha256")
+    check_same(config, info, {name: (getattr(info, name), getattr(task.provenance, name)) for name in digests})
+
+
+def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Raises `BadInput` unless `config` continues the training of `info`, whose `digests` by name are (there, asked)."""
+    theirs = _identity(info.config) | {name: there for name, (there, _) in digests.items()}
+    ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
-        raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
+        raise BadInput(
+            f"{config.out} holds another run ({fields}); choose another --out, there with --set start={config.out} to "
+            "train on from its weights, or ask for that run"
+        )
+    if config.trainer.num_steps < info.step:
+        raise BadInput(
+            f"{config.out} has {info.step} steps; wanted {config.trainer.num_steps}: ask for more, not fewer"
+        )
+
+
+def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
+    """Say what another number of steps than before does to the schedule."""
+    settings, planned = config.trainer, info.config["trainer"]["num_steps"]
+    if settings.num_steps == planned:
+        return
+    if settings.schedule == "constant" and len(config.recipe.phases) == 1:
+        say(f"{settings.num_steps:,} steps instead of {planned:,}, as if so many had been asked at first")
+        return
+    rate = learning_rate(settings, info.step)
+    say(
+        f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
+        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
+        f"start={config.out} has a schedule of its own"
+    )
 
 
 def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
@@ -195,9 +239,10 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
     if not ranks.is_first:
         return Log()
     try:
+        log = open_log(config, step)  # first: it marks the folder as a training's
         write_resolved(config.out / "config.yaml", config, "train")
         sweep(config.out / "checkpoints")
-        log = open_log(config, step)
+        (config.out / preview.FILE).unlink(missing_ok=True)  # of fewer steps
     except OSError as error:
         raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
     say(f"recipe {config.recipe.name}: {config.recipe.about}")
@@ -209,10 +254,14 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the weights: not where it runs, saves and logs."""
+    """The part of a configuration that decides the weights: not where it runs, saves and logs.
+
+    What files decide is compared by their digests, wherever they lie.
+    """
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
-    elsewhere = {"out", "device", "data", "mirror", "tensorboard", "wandb"}
-    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
+    elsewhere = {"out", "device", "data", "images", "teacher", "mirror", "tensorboard", "wandb"}
+    start = config["start"] if config["start"] in INITS else "the weights of a model"
+    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer, "start": start}
 
 
 def mean_losses(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.common.config import parse_count, resolved
+from pipeline.common.config import PathText, parse_count, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
@@ -18,8 +18,9 @@ from pipeline.dataset.shards import Marker, read_markers
 from pipeline.flow.solver import Solver
 from pipeline.generation import workers
 from pipeline.generation.workers import Backlog, Failure, Job
-from pipeline.storage.lease import LEASE, Lease, hold_lease
-from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
+from pipeline.storage.lease import Lease, hold_lease
+from pipeline.storage.output import Output, check_output
+from pipeline.storage.store import Location, Store, absolute, open_store
 from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
@@ -37,7 +38,7 @@ class GenerateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: str
+    teacher: PathText
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
     out: Location
     guidance_scale: float = Field(default=1.0, ge=0)
@@ -95,7 +96,7 @@ def generate(config: GenerateConfig) -> Manifest:
     """
     store = open_store(config.out)
     existing = read_dataset(store)
-    _check_location(config, store, existing)
+    check_output(store, Output.DATA)
     source = resolve(config.teacher)
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
@@ -134,15 +135,6 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
     if source.sha256 not in (None, existing.plan.teacher_sha256):
         return None
     return _plan(config, {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)})
-
-
-def _check_location(config: GenerateConfig, store: Store, existing: DataSet | None) -> None:
-    """Raises `BadInput` if `store` holds files but no data set; called before the first file is written to it."""
-    try:
-        if existing is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
-            raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
-    except OSError as error:
-        raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
 
 
 def read_ledger(config: GenerateConfig, store: Store, plan: Plan, existing: DataSet | None) -> Ledger:

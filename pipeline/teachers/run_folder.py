@@ -1,12 +1,28 @@
-"""Networks of this program as teachers: a .safetensors file, or the folder of a training run."""
+"""Weights that this program wrote: a .safetensors file, an exported folder, a checkpoint, a training run or a whole run.
 
+A checkpoint's files are only used if they have the sha256 that its checkpoint.json gives.
+"""
+
+import json
 from pathlib import Path
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
+from pipeline.storage.hashing import file_sha256
 
-WEIGHTS = "ema.safetensors"
+WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
+EXPORTED = ("student.safetensors", "teacher.safetensors")
+STAGE = "train"  # the training inside a whole run
+
+
+class Damaged(BadInput):
+    """A checkpoint whose files differ from what was written; an older one may be intact."""
+
+
+def find_run(path: Path) -> Path:
+    """The training run at `path`, or of the whole run there: the first of both that holds checkpoints, else `path`."""
+    return next((run for run in (path, path / STAGE) if find_checkpoints(run)), path)
 
 
 def find_checkpoints(run: Path) -> list[Path]:
@@ -14,26 +30,43 @@ def find_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
 
 
-def find_weights(path: Path) -> Path:
-    """`path` itself if it is a file, else the EMA weights of the checkpoint, or of a run's newest one, at `path`.
+def find_weights(path: Path, name: str = WEIGHTS) -> Path:
+    """`path` itself if it is a file, else the weights called `name` of what `path` holds, or of a run's newest checkpoint.
 
     Raises:
         BadInput: there are none.
     """
     if path.is_file():
         return path
-    for folder in (path, *reversed(find_checkpoints(path))):
-        if (folder / WEIGHTS).is_file():
-            return folder / WEIGHTS
-    raise BadInput(f"{path}: wanted a .safetensors file, a checkpoint or a training run; it holds no {WEIGHTS}")
+    exported = [path / file for file in EXPORTED] if name == WEIGHTS else []
+    for file in (path / name, *exported, *(folder / name for folder in reversed(find_checkpoints(find_run(path))))):
+        if file.is_file():
+            return file
+    raise BadInput(
+        f"{path}: wanted a .safetensors file, or the folder of a run, a checkpoint or an export; it holds no {name}"
+    )
+
+
+def check_intact(weights: Path) -> None:
+    """Raises `Damaged` if the checkpoint that `weights` belongs to says that it had other bytes."""
+    try:
+        files = json.loads((weights.parent / INFO).read_bytes())["files"]
+        wanted = files.get(weights.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # not in a checkpoint, or in one that is none: whoever reads its description says so
+    if wanted is not None and file_sha256(weights) != wanted:
+        raise Damaged(
+            f"{weights}: its bytes are not those that were written; name the checkpoint before it, or copy it again"
+        )
 
 
 def load(weights: Path) -> Network:
-    """The network in the file `weights`.
+    """The teacher's network in the file `weights`.
 
     Raises:
-        BadInput: it is not a network, or a student's.
+        BadInput: it is not a network, or a student's, or damaged.
     """
+    check_intact(weights)
     network = networks.load(weights)
     if network.config.second_time:
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")

@@ -6,8 +6,11 @@ from pathlib import Path
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.storage.store import write_folder
+from pipeline.teachers import run_folder
+from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
+from trainer.checkpoints.model import save_described
 
 FOLDER = "snapshots"
 POOR = 0.05  # of the profile; below it an average is hard to tell from the one that training would have kept
@@ -61,7 +64,8 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     Raises:
         BadInput: no snapshots, none at that step, or a width that no average has; or `out` cannot be written.
     """
-    by_step = read(run)
+    run = run_folder.find_run(run)
+    by_step, info = read(run), checkpoint.read_info(checkpoint.find(run))
     step = max(by_step) if step is None else step
     if step not in by_step:
         raise BadInput(f"{run}: wanted the snapshot of a step, one of {', '.join(map(str, by_step))}; got {step}")
@@ -71,7 +75,7 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     network = networks.load(snapshots[0].path)
     network.load_state_dict(state)
     try:
-        networks.save(out, network)
+        save_described(out, network, info.model_copy(update={"step": step, "files": {}}))
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
     return profile_error([(one.num_images, one.sigma_rel) for one in snapshots], num_images, sigma_rel)

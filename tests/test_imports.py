@@ -35,7 +35,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "settings", "samples", "trajectory_dataset", "run"},
+        {"installation", "once", "settings", "samples", "trajectory_dataset", "run"},
         {"student_sampler", "stages", "jobs"},
         {"loading"},
         {"api", "cli"},

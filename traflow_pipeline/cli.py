@@ -10,6 +10,7 @@ import typer
 
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from traflow_pipeline.installation import describe
+from traflow_pipeline.once import Once
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -533,6 +534,10 @@ def _settings(model: Any, stage: str, config: str | None, flags: dict[str, Any],
     from traflow_pipeline.settings import build_settings
 
     return build_settings(model, stage, config, given(flags), assignments or ())
+
+
+for _command in (*app.registered_commands, *teachers.registered_commands):
+    _command.cls = Once
 
 
 def main() -> None:

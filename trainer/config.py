@@ -54,8 +54,9 @@ class TrainConfig(BaseModel):
 
     A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
     unless `network` gives another. `start` may also name a trained model, whatever `sample` takes: the new run begins
-    from its weights, with its own schedule and a fresh optimiser. Every checkpoint is copied to `mirror`, a folder or URL; a machine without
-    checkpoints resumes from there. An `out` that is a URL is a mirror, and the run is kept in the user's cache.
+    from its weights, with its own schedule and a fresh optimiser. Every checkpoint is copied to `mirror`, a folder or
+    URL; a machine without checkpoints resumes from there. An `out` that is a URL is a mirror, and the run is kept in
+    the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +62,14 @@ def open_log(config: TrainConfig, step: int) -> Log:
     if config.wandb:
         sinks.append(WeightsAndBiases(config, step))
     return Log(sinks)
+
+
+def check_sinks(config: TrainConfig) -> None:
+    """Raises `BadInput` unless the packages of the sinks that are asked for are installed."""
+    packages = {"tensorboard": config.tensorboard, "wandb": config.wandb is not None}
+    for name, is_wanted in packages.items():
+        if is_wanted and find_spec(name) is None:
+            raise BadInput(f"{name}: wanted its package; pip install {name}")
 
 
 class JsonLog:

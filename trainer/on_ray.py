@@ -72,12 +72,10 @@ def launch(
         BadInput: Ray Train's packages are missing, or no cluster answers.
         WorkFailed: a rank failed, or more than `MAX_FAILURES` workers were lost.
     """
-    try:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise BadInput("--on ray: wanted Ray Train's packages; pip install 'ray[train]'") from error
+    check_packages()
     import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
     with connected(address):
         slots, gpus = worker_slots(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
@@ -92,6 +90,14 @@ def launch(
             trainer.fit()
         except Exception as error:  # Ray Train wraps whatever a worker raised
             raise WorkFailed(f"the work on Ray failed: {one_line(error)}") from error
+
+
+def check_packages() -> None:
+    """Raises `BadInput` unless Ray Train's packages are installed."""
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:
+        raise BadInput("--on ray: wanted Ray Train's packages; pip install 'ray[train]'") from error
 
 
 def _storage(out: str) -> dict[str, Any]:

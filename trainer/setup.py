@@ -49,24 +49,28 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
             f"recipe {recipe.name} differentiates forward, which torch.compile cannot follow: set compile=false"
         )
     torch.manual_seed(config.seed)
-    if recipe.reads == "images":
-        task = _prepare_flow_matching(config, device)
-    else:
-        task = _prepare_student(config, device) if recipe.trains == "student" else _prepare_reflow(config, device)
-    return task if config.start in INITS else _start_from_model(config, task)
+    return _from_data(config, device) if config.start in INITS else _from_model(config, device)
 
 
-def _start_from_model(config: TrainConfig, task: Task) -> Task:
-    """`task`, with the weights of the model that `config.start` names."""
-    model = find_model(config.start)
-    trained, trains = model.load(), config.recipe.trains
+def _from_data(config: TrainConfig, device: torch.device) -> Task:
+    """The task of a network that starts from the teacher's or from scratch."""
+    if config.recipe.reads == "images":
+        return _prepare_flow_matching(config, device)
+    return _prepare_student(config, device) if config.recipe.trains == "student" else _prepare_reflow(config, device)
+
+
+def _from_model(config: TrainConfig, device: torch.device) -> Task:
+    """The task of a network that starts from the weights of the model that `config.start` names."""
+    model, trains = find_model(config.start), config.recipe.trains
     if model.info.trains != trains:
         raise BadInput(
-            f"start: wanted the run of a {trains}, as recipe {config.recipe.name} trains; {config.start} is "
-            f"a {model.info.trains}'s"
+            f"start: wanted a {trains}'s weights, as recipe {config.recipe.name} trains; {config.start} holds a "
+            f"{model.info.trains}'s"
         )
+    trained = model.load()
+    task = _from_data(config.model_copy(update={"network": config.network or trained.config}), device)
     if fields := differences(_shape(trained), _shape(task.network)):
-        raise BadInput(f"start: {config.start} has another network ({fields}); leave 'network' out, or give its own")
+        raise BadInput(f"start: {config.start} has another network ({fields}): leave 'network' out")
     task.network.load_state_dict(trained.state_dict())
     provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
     return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
@@ -150,10 +154,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
         )
-    if lack := config.recipe.lack(plan):
-        raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
-    for term in config.recipe.terms:
-        term.prepare(plan.shape)
+    check_plan(config, plan)
     teacher = _load_teacher(config, source, plan)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(f"{config.data} was made by another teacher than {source}: name its own with --set teacher=PATH")
@@ -167,6 +168,16 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
         data_range=plan.data_range,
     )
     return TrajectoryStream(manifest, config.seed, config.trainer.batch_size), teacher, provenance
+
+
+def check_plan(config: TrainConfig, plan: Plan) -> None:
+    """Raises `BadInput` if the recipe needs what data of `plan` lack, files that are missing, or another network."""
+    if lack := config.recipe.lack(plan):
+        raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
+    for term in config.recipe.terms:
+        term.prepare(plan.shape)
+    if config.network is not None:
+        _check_fits(config.network, plan)
 
 
 def _load_teacher(config: TrainConfig, source: str, plan: Plan) -> Teacher:
@@ -194,11 +205,9 @@ def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[St
 
 
 def _network_config(config: TrainConfig, teacher: Teacher) -> UNetConfig:
-    """The architecture that is asked for, by default that of the model to start from, or else the teacher's."""
+    """The architecture that is asked for, by default the teacher's."""
     if config.network is not None:
         return config.network
-    if config.start not in INITS:
-        return find_model(config.start).load().config
     if teacher.network is None:
         raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
     return teacher.network.config

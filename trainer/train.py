@@ -18,19 +18,21 @@ from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
+from pipeline.dataset.plan import Plan
 from pipeline.storage.lease import Lease
-from pipeline.storage.output import Output, hold_output
-from pipeline.storage.store import sweep
+from pipeline.storage.output import Output, check_output, hold_output
+from pipeline.storage.store import open_store, sweep
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror, posthoc_ema
 from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
 from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
-from trainer.log import Log, open_log
-from trainer.setup import INITS, Task, prepare
+from trainer.log import Log, check_sinks, open_log
+from trainer.setup import INITS, Task, check_plan, prepare
 from trainer.step import initial_state, learning_rate, take_step
 
 GRAD_NORM = "grad_norm"
@@ -170,6 +172,24 @@ def check_ranks(config: TrainConfig, world: int) -> None:
         )
 
 
+def check_train(config: TrainConfig, plan: Plan | None, begun: CheckpointInfo | None) -> None:
+    """Check what is known before there are data, of `plan`: recipe, packages, weights, and the run that has `begun`.
+
+    Raises:
+        BadInput: see `train`.
+    """
+    check_ranks(config, 1)
+    check_sinks(config)
+    for location in filter(None, (config.out, config.mirror)):
+        check_output(open_store(str(location)), Output.TRAINING)
+    if config.start not in INITS:
+        find_model(config.start)
+    if plan is not None:
+        check_plan(config, plan)
+    if begun is not None:
+        check_same(config, begun, {})
+
+
 def resume(config: TrainConfig, task: Task, state: State) -> int:
     """Restore the newest intact checkpoint in `config.out`; returns its number of steps, 0 without checkpoints.
 
@@ -200,7 +220,7 @@ def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
 
 
 def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, tuple[str | None, str | None]]) -> None:
-    """Raises `BadInput` unless `config` continues the training of `info`, whose `digests` by name are (there, asked)."""
+    """Raises `BadInput` unless `config` continues the training of `info`; `digests` are (there, asked) by name."""
     theirs = _identity(info.config) | {name: there for name, (there, _) in digests.items()}
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):

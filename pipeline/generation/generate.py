@@ -86,6 +86,29 @@ def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
         raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
+def check_generate(config: GenerateConfig) -> Plan:
+    """The plan of `config`, which `generate` would resume or begin; nothing is written.
+
+    Raises:
+        BadInput: see `generate`.
+        StoreFailed: the store cannot be read.
+    """
+    store = open_store(config.out)
+    _, _, plan = _plan_of(config, store)
+    read_ledger(config, store, plan, read_dataset(store))
+    return plan
+
+
+def _plan_of(config: GenerateConfig, store: Store) -> tuple[TeacherSource, Plan | None, Plan]:
+    """The teacher's source, the plan if `store` says enough of the teacher, and the plan, else by loading it."""
+    existing = read_dataset(store)
+    check_output(store, Output.DATA)
+    source = resolve(config.teacher)
+    # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
+    known = _known_plan(config, source, existing)
+    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
+
+
 def generate(config: GenerateConfig) -> Manifest:
     """Generate every shard of the plan that is not committed yet, then write the manifest.
 
@@ -95,12 +118,7 @@ def generate(config: GenerateConfig) -> Manifest:
         KeyboardInterrupt: a signal asked to stop; the shards in flight were committed.
     """
     store = open_store(config.out)
-    existing = read_dataset(store)
-    check_output(store, Output.DATA)
-    source = resolve(config.teacher)
-    # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
-    known = _known_plan(config, source, existing)
-    plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
+    source, known, plan = _plan_of(config, store)
     with hold_lease(store) as lease:
         dataset, ledger = _claim(config, store, plan, source)
         missing = missing_shards(plan, config.n, ledger)

@@ -1,4 +1,4 @@
-"""The outputs of the stages: each goes into a new or empty folder or prefix, or one that holds an output of its kind."""
+"""The outputs of the stages: each goes into a new or empty folder or prefix, or one that holds its own kind."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

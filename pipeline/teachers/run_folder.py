@@ -1,4 +1,4 @@
-"""Weights that this program wrote: a .safetensors file, an exported folder, a checkpoint, a training run or a whole run.
+"""Weights that this program wrote: a .safetensors file, or the folder of an export, a checkpoint or a run.
 
 A checkpoint's files are only used if they have the sha256 that its checkpoint.json gives.
 """
@@ -31,7 +31,7 @@ def find_checkpoints(run: Path) -> list[Path]:
 
 
 def find_weights(path: Path, name: str = WEIGHTS) -> Path:
-    """`path` itself if it is a file, else the weights called `name` of what `path` holds, or of a run's newest checkpoint.
+    """`path` itself if it is a file, else its weights called `name`; of a run those of the newest checkpoint.
 
     Raises:
         BadInput: there are none.

@@ -92,7 +92,7 @@ def _complaint(path: Path, weights: str) -> str:
 
 
 def _info(file: Path) -> CheckpointInfo:
-    """The description of a checkpoint's file, or the one inside an exported or averaged file, or what its network says."""
+    """The description beside a checkpoint's file, or inside an exported or averaged one, or what its network says."""
     if (file.parent / checkpoint.INFO).is_file():
         return checkpoint.read_info(file.parent)
     try:
@@ -108,4 +108,10 @@ def _info(file: Path) -> CheckpointInfo:
 def _bare_info(config: dict[str, Any]) -> CheckpointInfo:
     """The description of a file that only knows its network: nothing is known of its training."""
     network = networks.parse_config(config)
-    return CheckpointInfo(step=0, trains="student" if network.second_time else "teacher", recipe="unknown", config={})
+    return CheckpointInfo(
+        step=0,
+        trains="student" if network.second_time else "teacher",
+        recipe="unknown",
+        t_start=network.make_convention().t_start,
+        config={},
+    )

@@ -29,6 +29,7 @@ from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
+from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Location, absolute, is_url, open_store
 from pipeline.teachers import catalogue
 from trainer import preview
@@ -75,7 +76,17 @@ class Run(BaseModel):
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """The resolved configuration of each stage, as in a YAML file."""
-        return {stage: yaml.safe_load(resolved(config, stage))[stage] for stage, config in self.stages.items()}
+        return {
+            stage: _as_given(yaml.safe_load(resolved(config, stage))[stage]) for stage, config in self.stages.items()
+        }
+
+
+def _as_given(section: dict[str, Any]) -> dict[str, Any]:
+    """The `section` of a stage whose `out` was a URL, with that instead of the copy in this user's cache."""
+    mirror = section.get("mirror")
+    if mirror is not None and section["out"] == str(local_copy_of(mirror)):
+        return section | {"out": mirror, "mirror": None}
+    return section
 
 
 @dataclass(frozen=True)
@@ -354,7 +365,7 @@ def _identity(text: bytes) -> dict[str, Any]:
     What it read from the run is known by the checkpoint's digests.
     """
     section = _independent(parse_sections(text, files.CONFIG)).get("evaluate", {})
-    return {key: value for key, value in section.items() if key not in {"device", *INSIDE}}
+    return {key: value for key, value in section.items() if key not in {"device", "out", "mirror", "checkpoint"}}
 
 
 def _output_of(config: TrainConfig | EvaluateConfig) -> str:

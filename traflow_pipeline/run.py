@@ -264,8 +264,9 @@ def _check_growth(run: Run) -> None:
     begun = _newest_checkpoint(_output_of(run.train))
     if existing is not None and begun is not None and existing.num_records != run.generate.n:
         raise BadInput(
-            f"{_output_of(run.train)}: it was trained on other data than are asked now (that was "
-            f"{existing.num_records:,} records, this is {run.generate.n:,}): remove it to train again, or choose another folder, there with --set train.start=RUN to train on"
+            f"{_output_of(run.train)}: it was trained on other data than are asked now ({existing.num_records:,} "
+            f"records, {run.generate.n:,} asked): remove it to train again, or choose another folder, there with --set "
+            "train.start=RUN to train on"
         )
 
 

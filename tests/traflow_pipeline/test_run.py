@@ -161,7 +161,7 @@ def test_what_a_later_stage_lacks_is_said_before_the_first_one_works(
 
 def test_a_cluster_that_does_not_answer_is_said_first(config: Path, tmp_path: Path) -> None:
     plan = open_run(str(config), str(tmp_path / "new"), [], None)
-    with pytest.raises(BadInput, match="no Ray cluster at 127.0.0.1:1"):
+    with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         run_stages(plan, on_cluster=True, address="127.0.0.1:1")
     assert not (tmp_path / "new").exists()
 

@@ -82,7 +82,7 @@ def test_flipped_bytes_are_read_by_nobody(whole_run: Path, tmp_path: Path) -> No
 
 
 def test_what_is_no_model_is_said(whole_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="nowhere: wanted a checkpoint, the folder or URL of a run, or a .safetensors"):
+    with pytest.raises(BadInput, match=r"nowhere: wanted a checkpoint, the folder or URL of a run, or a .safetensors"):
         find_model(tmp_path / "nowhere")
     (tmp_path / "letter.safetensors").write_bytes(b"hello")
     with pytest.raises(BadInput, match=r"letter.safetensors: wanted a .safetensors file of a network"):

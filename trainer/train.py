@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Path:
         check_ranks(config, ranks.world)
         task = prepare(config, ranks.device)
         locations = [str(location) for location in (config.out, config.mirror) if location is not None]
-        with hold_output(Output.TRAINING, *locations) if ranks.is_first else nullcontext([]) as leases:
+        with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
             for lease in leases:
                 lease.on_loss = stop.set
             return _train(config, task, ranks, stop, leases)

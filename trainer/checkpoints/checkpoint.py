@@ -22,7 +22,8 @@ from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_folder
 from pipeline.teachers import run_folder
-from pipeline.teachers.run_folder import INFO, Damaged
+from pipeline.teachers.run_folder import INFO as INFO
+from pipeline.teachers.run_folder import Damaged as Damaged
 from trainer.checkpoints.ema import Ema
 
 EMA = run_folder.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher

@@ -138,11 +138,11 @@ def open_run(
 
 def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The inputs and outputs of each stage inside the run at `location`."""
-    data = {"data": f"{location}/data"} if "generate" in sections else {}
+    data, training, report = (_join(location, name) for name in ("data", "train", "report"))
     return {
-        "generate": {"out": f"{location}/data"},
-        "train": {**data, "out": f"{location}/train"},
-        "evaluate": {"checkpoint": f"{location}/train", "out": f"{location}/report"},
+        "generate": {"out": data},
+        "train": {"out": training} | ({"data": data} if "generate" in sections else {}),
+        "evaluate": {"checkpoint": training, "out": report},
     }
 
 
@@ -190,7 +190,9 @@ def _join(location: str, path: str) -> str:
     """The `path` of a run's file, relative to the run at `location` unless it is absolute or a URL."""
     if is_url(path) or Path(path).is_absolute():
         return path
-    return location if path == "." else f"{location}/{path}"
+    if is_url(location):
+        return location if path == "." else f"{location}/{path}"
+    return str(Path(location) / path)
 
 
 def _relative(location: str, path: str) -> str:

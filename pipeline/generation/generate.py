@@ -94,19 +94,19 @@ def check_generate(config: GenerateConfig) -> Plan:
         StoreFailed: the store cannot be read.
     """
     store = open_store(config.out)
-    _, _, plan = _plan_of(config, store)
+    _, _, plan = _plan_of(config, store, quiet=True)
     read_ledger(config, store, plan, read_dataset(store))
     return plan
 
 
-def _plan_of(config: GenerateConfig, store: Store) -> tuple[TeacherSource, Plan | None, Plan]:
+def _plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple[TeacherSource, Plan | None, Plan]:
     """The teacher's source, the plan if `store` says enough of the teacher, and the plan, else by loading it."""
     existing = read_dataset(store)
     check_output(store, Output.DATA)
     source = resolve(config.teacher)
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
-    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
+    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
 
 
 def generate(config: GenerateConfig) -> Manifest:

@@ -126,10 +126,11 @@ def open_run(
     else:
         given = load_sections(source)
         location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
-    sections = _independent(merge(given, *map(parse_assignment, assignments)))
+    sections = merge(given, *map(parse_assignment, assignments))
     location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in COMMANDS]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
+    sections = _independent(sections)
     locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
     layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
@@ -146,9 +147,12 @@ def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str
     }
 
 
-def _independent(sections: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _independent(sections: Mapping[str, Any]) -> dict[str, Any]:
     """`sections` with absolute paths of the input files that exist, so that any working folder finds them."""
-    return {stage: {key: _input(key, value) for key, value in values.items()} for stage, values in sections.items()}
+    return {
+        stage: {key: _input(key, value) for key, value in values.items()} if isinstance(values, Mapping) else values
+        for stage, values in sections.items()
+    }
 
 
 def _input(key: str, value: object) -> object:

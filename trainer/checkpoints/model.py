@@ -67,13 +67,13 @@ def find_model(source: str | Path, weights: str = Path(WEIGHTS).stem) -> Model:
     return Model(file, _info(file))
 
 
-def save_described(path: Path, network: Network, info: CheckpointInfo) -> None:
-    """Write the network with the description of its training in the metadata, so that the file is whole by itself.
+def save_described(path: Path, network: Network, info: CheckpointInfo | None) -> None:
+    """Write the network with the description of its training, if any, in the metadata: the file is whole by itself.
 
     Raises:
         OSError: the file cannot be written.
     """
-    networks.save(path, network, {METADATA: info.model_dump_json()})
+    networks.save(path, network, {METADATA: info.model_dump_json()} if info else None)
 
 
 def _complaint(path: Path, weights: str) -> str:

@@ -22,7 +22,7 @@ from trainer.train import train
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose training is in its folder "train"."""
     root = tmp_path_factory.mktemp("model")
-    trainer = {"num_steps": 2, "batch_size": 8, "ema": [{}, {"name": "a", "sigma_rel": 0.05}]}
+    trainer = {"num_steps": 2, "batch_size": 8, "checkpoint_every": 1, "ema": [{}, {"name": "a", "sigma_rel": 0.05}]}
     values = {"data": make_data(root), "out": root / "train", "device": "cpu", "trainer": trainer}
     train(TrainConfig.model_validate(values))
     return root

@@ -87,5 +87,5 @@ def test_what_is_no_model_is_said(whole_run: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.safetensors").write_bytes(b"hello")
     with pytest.raises(BadInput, match=r"letter.safetensors: wanted a .safetensors file of a network"):
         find_model(tmp_path / "letter.safetensors")
-    with pytest.raises(BadInput, match=r"wanted the weights 'narrow' .*; it holds ema, ema-a, network"):
+    with pytest.raises(BadInput, match=r"wanted the weights 'narrow' .*; it holds ema-a, ema, network"):
         find_model(whole_run, "narrow")

@@ -11,7 +11,7 @@ class Once(TyperCommand):
     """A command each of whose options is given once, unless it may be repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
         for parameter, count in Counter(given).items():
             if count > 1 and parameter.param_type_name == "option" and not parameter.multiple:
                 raise typer.BadParameter(f"wanted it once, got it {count} times", ctx=ctx, param=parameter)

@@ -140,7 +140,11 @@ def connected(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     address = address or os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else _temporary_folder() as temporary:
-        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": temporary}
+        local: dict[str, Any] = {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": temporary,
+        }
         try:
             with _default_signals():
                 if address:

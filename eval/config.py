@@ -1,6 +1,5 @@
 """The configuration of `traflow-pipeline evaluate`."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -8,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from eval.metrics import distances
 from eval.results import FULL_NUM_SAMPLES
 from eval.sampling.precision import Precision
-from pipeline.common.config import parse_count
+from pipeline.common.config import LocalPath, PathText, parse_count
 from pipeline.flow.solver import Solver
 from pipeline.storage.store import Location
 from trainer.checkpoints import mirror
@@ -29,20 +28,20 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Location
-    out: Path
+    out: LocalPath
     mirror: Location | None = None
     weights: str = "ema"
-    reference: str | None = None  # required, except for digits, whose default is the scans
+    reference: PathText | None = None  # required, except for digits, whose default is the scans
     features: Names | None = None  # of spaces.FEATURES, or module:factory; the first one gives the headline
     require: Names = ()  # the evaluation fails without these metrics
     num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=distances.MIN_SAMPLES)] = FULL_NUM_SAMPLES
     num_ranges: int = Field(default=3, ge=1)
     steps: tuple[Steps, ...] = (1, 2, 4, 8)
-    teacher: str | None = None  # where it is now, by default where it was in training; "none": without it
+    teacher: PathText | None = None  # where it is now, by default where it was in training; "none": without it
     teacher_solver: Solver = Solver()
     baselines: Names | None = None  # the teacher's few-step samplers; by default all that are installed
     baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
-    data: str | None = None  # trajectories to compare with, by default the training's
+    data: PathText | None = None  # trajectories to compare with, by default the training's
     num_trajectories: int = Field(default=2048, ge=1)
     lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, or none for images below 32 pixels
     precision: Precision = "fp32"  # of the samplers' networks; features and distances are computed in fp32 or better

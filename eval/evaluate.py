@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from datetime import date
-from pathlib import Path
+
+import torch
 
 from eval.config import EvaluateConfig
 from eval.features import spaces
 from eval.features.spaces import FeatureSpace
 from eval.features.weights import Unavailable
 from eval.metrics import cost, distances, trajectory_fit
-from eval.metrics.reference import OpenedReference, check_shape, open_reference
+from eval.metrics.reference import OpenedReference, check_reference, check_shape, open_reference
 from eval.metrics.sample_chunks import SamplingSettings
 from eval.metrics.scorer import Result, Scorer, scoring_thread
 from eval.models import EvaluatedModels, open_models
@@ -41,8 +42,7 @@ from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, is_drawable
 from pipeline.common.progress import bar
-from pipeline.storage.cache import local_copy_of
-from pipeline.storage.lease import hold_lease
+from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
 from trainer.checkpoints import mirror
 from trainer.distillation.distance import DistanceConfig
@@ -52,6 +52,10 @@ WORK = "samples"  # the folder of chunks and scores, inside the report's folder
 DIGITS = (1, 8, 8)
 MIN_LPIPS_PIXELS = 32  # smaller images are enlarged before LPIPS
 QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
+NO_REFERENCE = (
+    "evaluate: 'reference' is missing: wanted images or statistics to compare with, for example --reference "
+    "cifar10.zip, a folder of images, cleanfid:cifar10/train/32, or EDM's or ADM's statistics"
+)
 RMSE_TO_TEACHER = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
 
 
@@ -66,18 +70,44 @@ def evaluate(config: EvaluateConfig) -> Report | None:
             be computed.
     """
     with join_ranks(config.device) as ranks:
-        if config.out.is_file():
-            raise BadInput(f"{config.out} is a file; wanted a folder for the report")
         if ranks.is_first_here:
             mirror.local(config.checkpoint)
         ranks.wait()
         check_precision(config.precision, ranks.device)
-        path = local_copy_of(config.checkpoint) if is_url(config.checkpoint) else Path(config.checkpoint)
-        models = open_models(path, config.weights, config.teacher, ranks.device)
+        models = open_models(config.checkpoint, config.weights, config.teacher, ranks.device)
         with fixed_arithmetic("fp32", ranks.device):
             evaluation = _Evaluation(config, models, ranks)
-            with hold_lease(open_store(str(config.out))) if ranks.is_first else nullcontext():
+            locations = [str(location) for location in (config.out, config.mirror) if location is not None]
+            with hold_output(Output.REPORT, *locations) if ranks.is_first else nullcontext():
                 return evaluation.run()
+
+
+def check_evaluate(config: EvaluateConfig, shape: tuple[int, ...] | None, data: str | None) -> None:
+    """Check what is known before there is a checkpoint: the report's folder, the feature spaces and the reference.
+
+    `shape` is that of the samples and `data` the data set that will be there by then, where they are known.
+
+    Raises:
+        BadInput: one of them is none.
+        Unavailable: a required metric lacks the network of its feature space.
+    """
+    for location in filter(None, (config.out, config.mirror)):
+        check_output(open_store(str(location)), Output.REPORT)
+    names = config.features if config.features is not None or shape is None else _default_features(shape)
+    for name in names or ():
+        try:
+            spaces.load_space(name, torch.device("cpu"))
+        except Unavailable:
+            if set(config.require) & set(distances.metric_keys([name])):
+                raise
+    if config.reference is not None and config.reference != data:
+        check_reference(config.reference)
+    elif config.reference is None and shape is not None and shape != DIGITS:
+        raise BadInput(NO_REFERENCE)
+
+
+def _default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return ("digits",) if shape == DIGITS else ("inception", "inception-tf")
 
 
 class _Evaluation:
@@ -133,8 +163,7 @@ class _Evaluation:
 
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
         shape = self.models.shape
-        default = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
-        for name in default if self.config.features is None else self.config.features:
+        for name in _default_features(shape) if self.config.features is None else self.config.features:
             try:
                 space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
@@ -147,10 +176,7 @@ class _Evaluation:
         """The reference; without statistics on ranks other than the first, which alone scores."""
         source = self.config.reference or ("digits" if self.models.shape == DIGITS else None)
         if source is None:
-            raise BadInput(
-                "evaluate: 'reference' is missing: wanted images or statistics to compare with, for example "
-                "--reference cifar10.zip, a folder of images, cleanfid:cifar10/train/32, or EDM's or ADM's statistics"
-            )
+            raise BadInput(NO_REFERENCE)
         empty = OpenedReference(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
         if not self.ranks.is_first:
             return empty

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
@@ -14,6 +13,7 @@ from pipeline.teachers.loading import load_teacher, resolve_recorded
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.checkpoints.model import find_model
 from trainer.distillation.student import Student
 
 NO_TEACHER = "none"
@@ -71,28 +71,17 @@ class EvaluatedModels:
         return networks
 
 
-def open_models(path: Path, weights: str, teacher: str | None, device: torch.device) -> EvaluatedModels:
-    """Load the checkpoint at `path`, or the newest of the run there, with its weights called `weights`.
+def open_models(source: str | Path, weights: str, teacher: str | None, device: torch.device) -> EvaluatedModels:
+    """Load the model that `source` names, with its weights called `weights`; see `find_model`.
 
     `teacher` says where a student's teacher is now; None: where it was in training; "none": evaluate without it.
 
     Raises:
         BadInput: there is no checkpoint, it lacks those weights, or the teacher is not the student's.
     """
-    folder = checkpoint.find(path)
-    info = checkpoint.read_info(folder)
-    file = folder / f"{weights}.safetensors"
-    if not file.is_file():
-        names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name != checkpoint.OPTIMIZER]
-        raise BadInput(
-            f"{folder}: wanted the weights {weights!r} ({file.name}); it holds {', '.join(names) or 'none'}: "
-            "name one of these with --set weights=NAME, or take another checkpoint"
-        )
-    network = networks.load(file).to(device).requires_grad_(False)
-    if network.config.second_time != (info.trains == "student"):
-        raise BadInput(
-            f"{file}: wanted the network of a {info.trains}, as its checkpoint.json says; it is of another kind"
-        )
+    model = find_model(source, weights)
+    folder, info, file = model.folder, model.info, model.weights
+    network = model.load().to(device).requires_grad_(False)
     loaded_teacher = _load_teacher(folder, info, file, teacher, device)
     student = Student(network) if info.trains == "student" else None
     if loaded_teacher is not None and (loaded_teacher.shape, loaded_teacher.num_classes) != (

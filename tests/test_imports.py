@@ -35,7 +35,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "settings", "samples", "trajectory_dataset"},
+        {"installation", "once", "settings", "samples", "trajectory_dataset"},
         {"student_sampler", "stages", "run"},
         {"jobs"},
         {"loading"},

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from traflow_pipeline.installation import describe
+from traflow_pipeline.once import Once
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -225,9 +226,7 @@ def probe(
         result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states)
     if not result.is_complete:
         console.print(result.table(None))
-        say(
-            f"interrupted: {len(result.points)} of {len(tried) * len(settings)} settings are measured; nothing was stored"
-        )
+        say(f"interrupted: {len(result.points)} of {len(tried) * len(settings)} settings measured; nothing was stored")
         sys.exit(INTERRUPTED)  # there is nothing to resume
     best = result.recommend(max_error)
     console.print(result.table(best))
@@ -397,10 +396,9 @@ def export(
 ) -> None:
     """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
-    from trainer.checkpoints import mirror
     from trainer.export import exporter as stage
 
-    file = stage.export(mirror.local(checkpoint), format_, out)
+    file = stage.export(checkpoint, format_, out)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
 
 
@@ -495,9 +493,8 @@ def sample(
     """Draw a grid of images from a student or a trained teacher."""
     from eval.sampling import samplers
     from pipeline.common.progress import say
-    from trainer.checkpoints import mirror
 
-    samplers.save_grid(mirror.local(checkpoint), out, range(first, first + n), steps, seed, device)
+    samplers.save_grid(checkpoint, out, range(first, first + n), steps, seed, device)
     say(f"{out}: {n} images, {steps} evaluation{'s' if steps > 1 else ''} each")
 
 
@@ -572,6 +569,10 @@ def _settings(model: Any, stage: str, config: str | None, flags: dict[str, Any],
     from traflow_pipeline.settings import build_settings
 
     return build_settings(model, stage, config, given(flags), assignments or ())
+
+
+for _command in (*app.registered_commands, *teachers.registered_commands):
+    _command.cls = Once
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import console, say
-from traflow_pipeline.run import CONFIG, Run, resumable_status, save_run
+from traflow_pipeline.run import CONFIG, Run, check_stages, resumable_status, save_run
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,6 +26,7 @@ def submit(run: Run, address: str) -> None:
         WorkFailed: a stage failed; the jobs after it end by themselves.
     """
     client = _client(address)
+    check_stages(run, on_cluster=False, address=None)
     save_run(run)
     jobs: list[str] = []
     for stage in run.stages:

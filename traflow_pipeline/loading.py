@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from pipeline import networks
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
@@ -11,26 +10,25 @@ from pipeline.teachers import loading
 from pipeline.teachers.teacher import Teacher
 from traflow_pipeline.student_sampler import StudentSampler
 from traflow_pipeline.trajectory_dataset import TrajectoryDataset
-from trainer.checkpoints import checkpoint, mirror
+from trainer.checkpoints.model import find_model
 from trainer.distillation.student import Student
 
 
 def load_student(path: str | Path, *, device: str = "auto") -> StudentSampler:
-    """The student in the checkpoint at `path`, or in the newest one of the run at that path or URL.
+    """The student at `path`: a run, of which the newest checkpoint counts, a checkpoint, a file of weights, or a URL.
 
     `device` is auto, cpu, cuda, cuda:1, ...
 
     Raises:
-        BadInput: no such device, no checkpoint, or a teacher's.
+        BadInput: no such device, no model, damaged weights, or a teacher's.
         WorkFailed: the run at a URL cannot be read.
     """
     where = pick_device(device)
-    folder = checkpoint.find(mirror.local(str(path)))
-    info = checkpoint.read_info(folder)
-    if info.trains != "student":
-        raise BadInput(f"{folder}: wanted a student; it is a trained teacher: use load_teacher")
-    network = networks.load(folder / checkpoint.EMA).to(where).requires_grad_(False)
-    return StudentSampler(folder, info, Student(network), where)
+    model = find_model(path)
+    if model.info.trains != "student":
+        raise BadInput(f"{model.weights}: wanted a student; it is a trained teacher: use load_teacher")
+    network = model.load().to(where).requires_grad_(False)
+    return StudentSampler(model.folder, model.info, Student(network), where)
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

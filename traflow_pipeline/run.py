@@ -1,6 +1,6 @@
 """The three stages as one run in one folder or store: each stage is resumed until complete, then skipped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,12 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from eval.config import EvaluateConfig
-from eval.evaluate import evaluate
+from eval.evaluate import check_evaluate, evaluate
 from eval.on_ray import evaluate_on_ray
 from eval.report import files
 from eval.results import METRICS, Report
 from pipeline.common.config import (
     COMMANDS,
+    expand_home,
     find_config,
     load_sections,
     merge,
@@ -25,18 +26,25 @@ from pipeline.common.config import (
 )
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
+from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
-from pipeline.generation.generate import GenerateConfig, generate
+from pipeline.generation.generate import GenerateConfig, check_generate, generate
+from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Location, absolute, is_url, open_store
+from pipeline.teachers import catalogue
 from traflow_pipeline.settings import follow_recipe
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.config import TrainConfig
-from trainer.on_ray import train_on_ray
-from trainer.train import train
+from trainer.on_ray import check_packages, train_on_ray
+from trainer.train import check_train, train
 
 CONFIG = "run.yaml"
+FORMAT = b"format: 2\n"  # paths inside the run are relative to it
+INSIDE = {"out", "data", "checkpoint", "mirror"}  # keys of locations that may lie inside the run
+INPUTS = {"teacher", "images", "reference", "start"}  # keys of files that a run reads
+KEYWORDS = {"digits", "none", "teacher", "scratch"}  # values of these keys that are no paths
 StageConfig = GenerateConfig | TrainConfig | EvaluateConfig
 
 
@@ -69,7 +77,17 @@ class Run(BaseModel):
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """The resolved configuration of each stage, as in a YAML file."""
-        return {stage: yaml.safe_load(resolved(config, stage))[stage] for stage, config in self.stages.items()}
+        return {
+            stage: _as_given(yaml.safe_load(resolved(config, stage))[stage]) for stage, config in self.stages.items()
+        }
+
+
+def _as_given(section: dict[str, Any]) -> dict[str, Any]:
+    """The `section` of a stage whose `out` was a URL, with that instead of the copy in this user's cache."""
+    mirror = section.get("mirror")
+    if mirror is not None and section["out"] == str(local_copy_of(mirror)):
+        return section | {"out": mirror, "mirror": None}
+    return section
 
 
 @dataclass(frozen=True)
@@ -103,14 +121,17 @@ def open_run(
     Raises:
         BadInput: the config or an assignment is invalid, or the stages do not fit together.
     """
-    if is_url(source) or (Path(source) / CONFIG).is_file():
-        given, location = read_run(source.rstrip("/")).sections(), source.rstrip("/")
+    if is_url(source) or (Path(source).expanduser() / CONFIG).is_file():
+        location = str(expand_home(source.rstrip("/") or "/"))
+        given = read_run(location).sections()
     else:
-        given, location = load_sections(source), (out or f"runs/{find_config(source).stem}").rstrip("/")
+        given = load_sections(source)
+        location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
     sections = merge(given, *map(parse_assignment, assignments))
     location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in COMMANDS]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
+    sections = _independent(sections)
     locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
     layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
@@ -119,16 +140,31 @@ def open_run(
 
 def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The inputs and outputs of each stage inside the run at `location`."""
-    data = {"data": f"{location}/data"} if "generate" in sections else {}
+    data, training, report = (_join(location, name) for name in ("data", "train", "report"))
     return {
-        "generate": {"out": f"{location}/data"},
-        "train": {**data, "out": f"{location}/train"},
-        "evaluate": {"checkpoint": f"{location}/train", "out": f"{location}/report"},
+        "generate": {"out": data},
+        "train": {"out": training} | ({"data": data} if "generate" in sections else {}),
+        "evaluate": {"checkpoint": training, "out": report},
     }
 
 
+def _independent(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """`sections` with absolute paths of the input files that exist, so that any working folder finds them."""
+    return {
+        stage: {key: _input(key, value) for key, value in values.items()} if isinstance(values, Mapping) else values
+        for stage, values in sections.items()
+    }
+
+
+def _input(key: str, value: object) -> object:
+    if key not in INPUTS or not isinstance(value, str) or is_url(value) or catalogue.find(value) is not None:
+        return value
+    path = Path(str(expand_home(value)))
+    return str(path.absolute()) if value not in KEYWORDS and path.exists() else value
+
+
 def read_run(location: str) -> Run:
-    """The run at `location`, as it was last started.
+    """The run at `location`, as it was last started, wherever it lies now.
 
     Raises:
         BadInput: there is no run.
@@ -139,17 +175,52 @@ def read_run(location: str) -> Run:
         raise BadInput(
             f"{location}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first"
         ) from error
-    return validate(Run, {"location": location, **parse_sections(text, f"{location}/{CONFIG}")}, "run")
+    sections = parse_sections(text.removeprefix(FORMAT), f"{location}/{CONFIG}")
+    if text.startswith(FORMAT):  # before it, paths were relative to the working folder
+        sections = _map_locations(sections, lambda path: _join(location, path))
+    return validate(Run, {"location": location, **sections}, "run")
+
+
+def _map_locations(
+    sections: Mapping[str, Mapping[str, Any]], change: Callable[[str], str]
+) -> dict[str, dict[str, Any]]:
+    """`sections`, with the paths that may lie inside the run changed."""
+    return {
+        stage: {key: change(value) if key in INSIDE and value else value for key, value in values.items()}
+        for stage, values in sections.items()
+    }
+
+
+def _join(location: str, path: str) -> str:
+    """The `path` of a run's file, relative to the run at `location` unless it is absolute or a URL."""
+    if is_url(path) or Path(path).is_absolute():
+        return path
+    if is_url(location):
+        return location if path == "." else f"{location}/{path}"
+    return str(Path(location) / path)
+
+
+def _relative(location: str, path: str) -> str:
+    """`path` relative to the run at `location` if it lies inside, else absolute."""
+    if path == location:
+        return "."
+    if path.startswith(f"{location}/"):
+        return path.removeprefix(f"{location}/")
+    if is_url(path) or is_url(location):
+        return path
+    inner, outer = Path(path).absolute(), Path(location).absolute()
+    return str(inner.relative_to(outer)) if inner.is_relative_to(outer) else str(inner)
 
 
 def save_run(run: Run) -> None:
-    """Write the run's configuration, which `read_run` reads.
+    """Write the run's configuration, which `read_run` reads; paths inside the run are relative to it.
 
     Raises:
         BadInput: the run's folder or store cannot be written.
     """
     try:
-        open_store(run.location).write(CONFIG, yaml.safe_dump(run.sections(), sort_keys=False).encode())
+        sections = _map_locations(run.sections(), lambda path: _relative(run.location, path))
+        open_store(run.location).write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
     except OSError as error:
         raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
 
@@ -160,12 +231,50 @@ def run_stages(run: Run, on_cluster: bool, address: str | None, only: str | None
     Raises:
         BadInput, WorkFailed: see the stages; or a stage's inputs have changed since its outputs were made.
     """
+    check_stages(run, on_cluster, address)
     save_run(run)
     for stage in run.stages if only is None else [only]:
         status = resumable_status(run, stage)
         say(status.message)
         # A complete stage still checks that it is what the config asks for, which needs no cluster.
         _run_stage(run.stages[stage], status, on_cluster and not status.complete, address)
+
+
+def check_stages(run: Run, on_cluster: bool, address: str | None) -> None:
+    """Check what every stage needs before the first one works and before anything is written.
+
+    Raises:
+        BadInput: a stage cannot be run or resumed, a file, package or cluster that it needs is missing, or its inputs
+            have changed since its outputs were made.
+    """
+    statuses = {stage: resumable_status(run, stage) for stage in run.stages}
+    to_do = {stage: config for stage, config in run.stages.items() if not statuses[stage].complete}
+    uses_ray = (on_cluster and bool(to_do)) or (run.generate is not None and run.generate.executor == "ray")
+    if uses_ray:
+        check_address(address or (run.generate.address if run.generate else None))
+    if on_cluster and to_do.keys() & {"train", "evaluate"}:
+        check_packages()
+    plan = None if run.generate is None else check_generate(run.generate)
+    if run.train is not None:
+        check_train(run.train, plan, _newest_checkpoint(_output_of(run.train)))
+    if "generate" in to_do and "train" in run.stages:
+        _check_growth(run)
+    if run.evaluate is not None and "evaluate" in to_do:
+        check_evaluate(run.evaluate, plan and plan.shape, run.generate and run.generate.out)
+
+
+def _check_growth(run: Run) -> None:
+    """Raises `BadInput` if the data set would grow under a training that has begun on it."""
+    assert run.generate is not None
+    assert run.train is not None
+    existing = read_dataset(open_store(run.generate.out))
+    begun = _newest_checkpoint(_output_of(run.train))
+    if existing is not None and begun is not None and existing.num_records != run.generate.n:
+        raise BadInput(
+            f"{_output_of(run.train)}: it was trained on other data than are asked now ({existing.num_records:,} "
+            f"records, {run.generate.n:,} asked): remove it to train again, or choose another folder, there with --set "
+            "train.start=RUN to train on"
+        )
 
 
 def _run_stage(config: StageConfig, status: StageStatus, on_cluster: bool, address: str | None) -> None:
@@ -259,9 +368,12 @@ def _report_status(config: EvaluateConfig) -> StageStatus:
 
 
 def _identity(text: bytes) -> dict[str, Any]:
-    """The settings in an evaluation's configuration that decide its figures: all but where it ran and wrote."""
-    section = parse_sections(text, files.CONFIG).get("evaluate", {})
-    return {key: value for key, value in section.items() if key not in ("out", "mirror", "device")}
+    """The settings in an evaluation's configuration that decide its figures: all but where it ran, read and wrote.
+
+    What it read from the run is known by the checkpoint's digests.
+    """
+    section = _independent(parse_sections(text, files.CONFIG)).get("evaluate", {})
+    return {key: value for key, value in section.items() if key not in {"device", "out", "mirror", "checkpoint"}}
 
 
 def _output_of(config: TrainConfig | EvaluateConfig) -> str:

@@ -1,10 +1,10 @@
 """What `traflow-pipeline train` takes."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.common.config import LocalPath, PathText
 from pipeline.networks import NetworkConfig
 from pipeline.storage.store import Location
 from trainer.checkpoints import mirror
@@ -39,7 +39,8 @@ class TrainerConfig(BaseModel):
         default=(EmaConfig(),), min_length=1
     )
     log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=1000, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)  # steps
+    checkpoint_minutes: float = Field(default=10, gt=0)  # a checkpoint also after so long without one
     keep_checkpoints: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
@@ -54,19 +55,21 @@ class TrainConfig(BaseModel):
     """What `traflow-pipeline train` takes: trajectories (`data`) or `images`, as the recipe reads.
 
     A student `start`s from its teacher's network, whole or in part, or from scratch; it has the teacher's architecture
-    unless `network` gives another. Every checkpoint is copied to `mirror`, a folder or URL; a machine without
-    checkpoints resumes from there. An `out` that is a URL is a mirror, and the run is kept in the user's cache.
+    unless `network` gives another. `start` may also name a trained model, whatever `sample` takes: the new run begins
+    from its weights, with its own schedule and a fresh optimiser. Every checkpoint is copied to `mirror`, a folder or
+    URL; a machine without checkpoints resumes from there. An `out` that is a URL is a mirror, and the run is kept in
+    the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path
+    out: LocalPath
     recipe: RecipeSource = Field(default_factory=lambda: Recipe.model_validate(load_recipe("anchored")))
     data: Location | None = None
-    images: str | None = None
+    images: PathText | None = None
     network: NetworkConfig | None = None
-    start: Literal["teacher", "scratch"] = "teacher"
-    teacher: str | None = None
+    start: Location = "teacher"
+    teacher: PathText | None = None
     mirror: Location | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import Images, draw_rows
+from pipeline.common.progress import say
 from pipeline.storage.store import write_atomic
 from trainer.config import TrainConfig
 
@@ -62,6 +64,14 @@ def open_log(config: TrainConfig, step: int) -> Log:
     return Log(sinks)
 
 
+def check_sinks(config: TrainConfig) -> None:
+    """Raises `BadInput` unless the packages of the sinks that are asked for are installed."""
+    packages = {"tensorboard": config.tensorboard, "wandb": config.wandb is not None}
+    for name, is_wanted in packages.items():
+        if is_wanted and find_spec(name) is None:
+            raise BadInput(f"{name}: wanted its package; pip install {name}")
+
+
 class JsonLog:
     """Appends to `path`; lines of steps after `start_step`, left by a run that was killed, are dropped first."""
 
@@ -82,16 +92,25 @@ class JsonLog:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a log; a last line cut short by a crash is left out."""
+    """The lines of a log, without damaged ones, which are counted aloud; a last line cut short by a crash is not."""
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    *whole, last = path.read_bytes().decode(errors="replace").split("\n")
+    lines = [_parse_line(text) for text in (*whole, *filter(None, [last]))]
+    if damaged := lines[: len(whole)].count(None):
+        say(f"warning: {path}: {damaged} of {len(whole)} lines are damaged and left out")
+    return [line for line in lines if line is not None]
+
+
+def _parse_line(text: str) -> dict[str, float] | None:
+    """The values of a line; None unless they are numbers, with the step among them."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    return values if all(isinstance(value, int | float) for value in values.values()) else None
 
 
 class TensorBoard:

@@ -11,7 +11,8 @@ import torch
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import connected, worker_slots
-from pipeline.storage.store import is_url
+from pipeline.storage.output import Output, check_output
+from pipeline.storage.store import is_url, open_store
 from trainer.checkpoints import checkpoint, mirror
 from trainer.config import TrainConfig
 from trainer.setup import prepare
@@ -31,6 +32,7 @@ def train_on_ray(config: TrainConfig, num_workers: int | None, address: str | No
         WorkFailed: it failed more than `MAX_FAILURES` times.
     """
     config = config.model_copy(update={"out": config.out.absolute()})
+    check_output(open_store(config.mirror or str(config.out)), Output.TRAINING)
     prepare(config, torch.device("cpu"))  # faults are reported once here, not by every worker
     settings = config.model_dump(mode="json")
     choose = partial(_most_ranks, config) if num_workers is None else partial(_given_ranks, config)
@@ -72,12 +74,10 @@ def launch(
         BadInput: Ray Train's packages are missing, or no cluster answers.
         WorkFailed: a rank failed, or more than `MAX_FAILURES` workers were lost.
     """
-    try:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise BadInput("--on ray: wanted Ray Train's packages; pip install 'ray[train]'") from error
+    check_packages()
     import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
     with connected(address):
         slots, gpus = worker_slots(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
@@ -92,6 +92,14 @@ def launch(
             trainer.fit()
         except Exception as error:  # Ray Train wraps whatever a worker raised
             raise WorkFailed(f"the work on Ray failed: {one_line(error)}") from error
+
+
+def check_packages() -> None:
+    """Raises `BadInput` unless Ray Train's packages are installed."""
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:
+        raise BadInput("--on ray: wanted Ray Train's packages; pip install 'ray[train]'") from error
 
 
 def _storage(out: str) -> dict[str, Any]:

@@ -1,23 +1,26 @@
 """What a run trains, and on what: from a configuration to an initialised network and a stream of batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import ValidationError
 
 from pipeline import networks
+from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
+from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers.classes import TrainedClass, describe, ranges
-from pipeline.teachers.loading import load_teacher, resolve_recorded
+from pipeline.teachers.loading import TeacherSource, load_teacher, resolve_recorded
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
 from trainer.checkpoints.checkpoint import Provenance
+from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
 from trainer.data.image_set import ImageSet
 from trainer.data.images import load_images
@@ -28,6 +31,8 @@ from trainer.distillation.student import Student, from_teacher
 from trainer.distributed import Ranks
 
 TRAINABLE = ("flow", "rectified-flow", "edm")  # conventions
+
+INITS = ("teacher", "scratch")  # values of `start` that name no model
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,36 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
             f"recipe {recipe.name} differentiates forward, which torch.compile cannot follow: set compile=false"
         )
     torch.manual_seed(config.seed)
-    if recipe.reads == "images":
+    return _from_data(config, device) if config.start in INITS else _from_model(config, device)
+
+
+def _from_data(config: TrainConfig, device: torch.device) -> Task:
+    """The task of a network that starts from the teacher's or from scratch."""
+    if config.recipe.reads == "images":
         return _prepare_flow_matching(config, device)
-    return _prepare_student(config, device) if recipe.trains == "student" else _prepare_reflow(config, device)
+    return _prepare_student(config, device) if config.recipe.trains == "student" else _prepare_reflow(config, device)
+
+
+def _from_model(config: TrainConfig, device: torch.device) -> Task:
+    """The task of a network that starts from the weights of the model that `config.start` names."""
+    model, trains = find_model(config.start), config.recipe.trains
+    if model.info.trains != trains:
+        raise BadInput(
+            f"start: wanted a {trains}'s weights, as recipe {config.recipe.name} trains; {config.start} holds a "
+            f"{model.info.trains}'s"
+        )
+    trained = model.load()
+    task = _from_data(config.model_copy(update={"network": config.network or trained.config}), device)
+    if fields := differences(_shape(trained), _shape(task.network)):
+        raise BadInput(f"start: {config.start} has another network ({fields}): leave 'network' out")
+    task.network.load_state_dict(trained.state_dict())
+    provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
+    return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
+
+
+def _shape(network: Network) -> dict[str, object]:
+    """The configuration of a network, without what only its training uses."""
+    return network.config.model_dump(mode="json", exclude={"dropout", "label_dropout"})
 
 
 def _prepare_flow_matching(config: TrainConfig, device: torch.device) -> Task:
@@ -172,22 +204,16 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
     manifest = read_manifest(open_store(config.data))
-    named, plan = manifest.dataset.teacher_source, manifest.plan
-    source = resolve_recorded(named, config.teacher, config.data, "--set teacher=NAME")
+    plan = manifest.plan
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
         )
-    if len(plan.shape) != 3:
-        raise BadInput(f"{config.data}: wanted trajectories of images; they are {list(plan.shape)}: {NO_STUDENT}")
-    if lack := config.recipe.lack(plan):
-        raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
-    for term in config.recipe.terms:
-        term.prepare(plan.shape)
-    teacher = source.load(guidance_scale=plan.guidance_scale)
+    check_plan(config, plan)
+    source, teacher = _load_teacher(config, manifest.dataset.teacher_source, plan)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(
-            f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=..."
+            f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=PATH"
         )
     provenance = Provenance(
         data_sha256=manifest.sha256,
@@ -218,6 +244,31 @@ def _completed(config: TrainConfig, plan: Plan) -> TrainConfig:
         return config
     network = _complete(config.network, plan.shape, plan.num_classes)
     return config.model_copy(update={"network": network})
+
+
+def check_plan(config: TrainConfig, plan: Plan) -> None:
+    """Raises `BadInput` if the recipe needs what data of `plan` lack, files that are missing, or another network."""
+    if len(plan.shape) != 3:
+        raise BadInput(f"{config.data}: wanted trajectories of images; they are {list(plan.shape)}: {NO_STUDENT}")
+    if lack := config.recipe.lack(plan):
+        raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
+    for term in config.recipe.terms:
+        term.prepare(plan.shape)
+    if config.network is not None:
+        _check_fits(config.network, plan)
+
+
+def _load_teacher(config: TrainConfig, recorded: str, plan: Plan) -> tuple[TeacherSource, Teacher]:
+    """The teacher that the configuration names, else the one that the data's plan records."""
+    try:
+        source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=PATH")
+        return source, source.load(guidance_scale=plan.guidance_scale)
+    except BadInput as error:
+        if config.teacher is not None:
+            raise
+        raise BadInput(
+            f"{config.data}: its teacher cannot be loaded; --set teacher=PATH says where it is ({error})"
+        ) from error
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,24 +17,28 @@ from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
-from pipeline.storage.store import sweep
+from pipeline.dataset.plan import Plan
+from pipeline.storage.lease import Lease
+from pipeline.storage.output import Output, check_output, hold_output
+from pipeline.storage.store import open_store, sweep
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror, posthoc_ema
 from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
 from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.kernels import choose_kernels, compiles
-from trainer.log import Log, open_log
-from trainer.setup import Task, prepare, read_input
-from trainer.step import initial_state, take_step
+from trainer.log import Log, check_sinks, open_log
+from trainer.setup import INITS, Task, check_plan, prepare, read_input
+from trainer.step import initial_state, learning_rate, take_step
 
 GRAD_NORM = "grad_norm"
 # Settings of the trainer that a resumed run may change.
-FREE = {"log_every", "checkpoint_every", "keep_checkpoints", "accumulate", "skip_nonfinite"}
-FREE |= {"compile", "tf32", "cudnn_benchmark"}
+FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+FREE |= {"compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -45,13 +50,17 @@ def train(config: TrainConfig) -> Path:
         Stopped: a signal interrupted it, after a checkpoint.
     """
     with join_ranks(config.device) as ranks, stoppable("stopping after a checkpoint") as stop:
-        return _train(config, ranks, stop)
+        check_ranks(config, ranks.world)
+        task = prepare(config, ranks.device)
+        locations = [str(location) for location in (config.out, config.mirror) if location is not None]
+        with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
+            for lease in leases:
+                lease.on_loss = stop.set
+            return _train(config, task, ranks, stop, leases)
 
 
-def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
+def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
-    check_ranks(config, ranks.world)
-    task = prepare(config, device)
     config = task.config
     network, state = task.network, initial_state(config, task.network, device)
     _pull(config, ranks)
@@ -74,6 +83,7 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
     read = partial(read_input, config, task, ranks)
     pending: list[Tensor] = []
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
+    saved = last
 
     with (
         closing(log),
@@ -85,7 +95,8 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
             step += 1
             ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
-            if save or step % settings.log_every == 0 or (ranks.world == 1 and stop.is_set()):
+            due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+            if save or step % settings.log_every == 0 or (ranks.world == 1 and (due or stop.is_set())):
                 # The losses wait on the device until here: fetching them every step would stall it.
                 means = mean_losses(config, task, ranks, phase, step, pending)
                 now = time.monotonic()
@@ -95,10 +106,13 @@ def _train(config: TrainConfig, ranks: Ranks, stop: Stop) -> Path:
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
-                asked = ranks.any(stop.is_set())
-                if (save or asked) and ranks.is_first:
-                    _save(config, task, state, step, log)
+                asked, due = ranks.any(stop.is_set()), ranks.any(due)
+                if (save or asked or due) and ranks.is_first:
+                    for lease in leases:
+                        lease.check()
+                    _save(config, task, state, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
+                saved = time.monotonic() if save or due else saved
                 ranks.wait()
                 if asked and step < settings.num_steps:
                     raise Stopped(stop.signal or signal.SIGTERM, f"stopped after step {step}, which is saved")
@@ -125,7 +139,7 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
     return checkpoint.find(config.out)
 
 
-def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) -> None:
+def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, has_snapshot: bool) -> None:
     info = CheckpointInfo(
         step=step,
         trains=config.recipe.trains,
@@ -134,7 +148,8 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log) ->
         **vars(task.provenance),
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
-    posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
+    if has_snapshot:  # not by the clock: snapshots are all kept
+        posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
     if config.mirror is not None and step < config.trainer.num_steps:
         try:
             mirror.push(config.out, config.mirror)
@@ -159,6 +174,24 @@ def check_ranks(config: TrainConfig, world: int) -> None:
         )
 
 
+def check_train(config: TrainConfig, plan: Plan | None, begun: CheckpointInfo | None) -> None:
+    """Check what is known before there are data, of `plan`: recipe, packages, weights, and the run that has `begun`.
+
+    Raises:
+        BadInput: see `train`.
+    """
+    check_ranks(config, 1)
+    check_sinks(config)
+    for location in filter(None, (config.out, config.mirror)):
+        check_output(open_store(str(location)), Output.TRAINING)
+    if config.start not in INITS:
+        find_model(config.start)
+    if plan is not None:
+        check_plan(config, plan)
+    if begun is not None:
+        check_same(config, begun, {})
+
+
 def resume(config: TrainConfig, task: Task, state: State) -> int:
     """Restore the newest intact checkpoint in `config.out`; returns its number of steps, 0 without checkpoints.
 
@@ -176,6 +209,7 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
             say(f"warning: {error}; trying the one before")
             continue
         say(f"resuming from {folder}")
+        _announce_steps(config, info)
         return info.step
     if faults:
         raise BadInput(f"{config.out}: none of its checkpoints can be read ({faults[0]}); remove them to start again")
@@ -183,10 +217,39 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
 
 
 def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
-    ours, theirs = _identity(config.model_dump(mode="json")), _identity(info.config)
-    ours["data_sha256"], theirs["data_sha256"] = task.provenance.data_sha256, info.data_sha256
+    digests = ("data_sha256", "teacher_sha256", "start_sha256")
+    check_same(config, info, {name: (getattr(info, name), getattr(task.provenance, name)) for name in digests})
+
+
+def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Raises `BadInput` unless `config` continues the training of `info`; `digests` are (there, asked) by name."""
+    theirs = _identity(info.config) | {name: there for name, (there, _) in digests.items()}
+    ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
-        raise BadInput(f"{config.out} holds another run ({fields}); choose another folder or ask for that run")
+        raise BadInput(
+            f"{config.out} holds another run ({fields}); choose another --out, there with --set start={config.out} to "
+            "train on from its weights, or ask for that run"
+        )
+    if config.trainer.num_steps < info.step:
+        raise BadInput(
+            f"{config.out} has {info.step} steps; wanted {config.trainer.num_steps}: ask for more, not fewer"
+        )
+
+
+def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
+    """Say what another number of steps than before does to the schedule."""
+    settings, planned = config.trainer, info.config["trainer"]["num_steps"]
+    if settings.num_steps == planned:
+        return
+    if settings.schedule == "constant" and len(config.recipe.phases) == 1:
+        say(f"{settings.num_steps:,} steps instead of {planned:,}, as if so many had been asked at first")
+        return
+    rate = learning_rate(settings, info.step)
+    say(
+        f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
+        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
+        f"start={config.out} has a schedule of its own"
+    )
 
 
 def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
@@ -198,9 +261,10 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
     if not ranks.is_first:
         return Log()
     try:
+        log = open_log(config, step)  # first: it marks the folder as a training's
         write_resolved(config.out / "config.yaml", config, "train")
         sweep(config.out / "checkpoints")
-        log = open_log(config, step)
+        (config.out / preview.FILE).unlink(missing_ok=True)  # of fewer steps
     except OSError as error:
         raise BadInput(f"{config.out}: wanted a folder that can be written ({error.strerror})") from error
     say(f"recipe {config.recipe.name}: {config.recipe.about}")
@@ -214,10 +278,14 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the weights: not where it runs, saves and logs."""
+    """The part of a configuration that decides the weights: not where it runs, saves and logs.
+
+    What files decide is compared by their digests, wherever they lie.
+    """
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
-    elsewhere = {"out", "device", "data", "mirror", "tensorboard", "wandb"}
-    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer}
+    elsewhere = {"out", "device", "data", "images", "teacher", "mirror", "tensorboard", "wandb"}
+    start = config["start"] if config["start"] in INITS else "the weights of a model"
+    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer, "start": start}
 
 
 def mean_losses(

@@ -96,6 +96,16 @@ def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReferen
     return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces))
 
 
+def check_reference(source: str) -> None:
+    """Raises `BadInput` unless `source` can be a reference; what exists may be large and is not read whole."""
+    if source.startswith(CLEAN_FID) or "://" in source:
+        return
+    if Path(source).exists():
+        _read_keys(Path(source))
+    else:
+        open_images(source)
+
+
 def check_shape(reference: results.Reference, shape: tuple[int, ...]) -> None:
     """Raises `BadInput` if the reference's images are not of `shape` [C, H, W], that of the samples."""
     if reference.shape is None or reference.shape == shape:

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline import networks
 from pipeline.common import image_grid
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
@@ -19,7 +18,7 @@ from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
-from trainer.checkpoints import checkpoint
+from trainer.checkpoints.model import find_model
 from trainer.distillation.student import Student, sample
 
 BATCH_SIZE = 256
@@ -109,22 +108,22 @@ def draw_samples(
         yield SampleBatch(samples, nfe, time.monotonic() - started)
 
 
-def save_grid(path: Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
+def save_grid(source: str | Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
     """Write a PNG of the samples `indices` of `seed`: by a student's Algorithm 1, or a trained teacher's Euler steps.
 
     Raises:
-        BadInput: there is no checkpoint at `path`, or `out` cannot be written.
+        BadInput: `source` names no model (see `find_model`), or `out` cannot be written.
     """
     device = pick_device(device_name)
-    folder = checkpoint.find(path)
-    info = checkpoint.read_info(folder)
+    model = find_model(source)
+    info = model.info
     shape: tuple[int, ...]
     if info.trains == "student":
-        network = networks.load(folder / checkpoint.EMA).to(device)
+        network = model.load().to(device)
         shape, num_classes = network.config.shape, network.config.num_classes
         sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
     else:
-        teacher = load_teacher(str(folder), device)
+        teacher = load_teacher(str(model.weights), device)
         shape, num_classes = teacher.shape, teacher.num_classes
         sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
     batches = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)

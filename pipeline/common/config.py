@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from pipeline.common.errors import BadInput
 from pipeline.common.safe_yaml import parse_yaml, read_text
@@ -17,6 +17,25 @@ MAX_FAULTS = 20  # in one message
 MAX_SHOWN = 200  # characters of a value in a message
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def expand_home(value: object) -> object:
+    """`value`, or for a path that begins with "~" the path in the home folder; a Path in a field of text is its text.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return str(Path(value).expanduser()) if str(value).startswith("~") else str(value)
+    except RuntimeError as error:
+        raise ValueError(f"wanted a path; {error}") from error
+
+
+# In configurations: text that may be a path, such as a teacher or an image set, and a local path.
+PathText = Annotated[str, BeforeValidator(expand_home)]
+LocalPath = Annotated[Path, BeforeValidator(expand_home)]
 
 
 def load_section(source: str | None, command: str) -> dict[str, Any]:
@@ -48,7 +67,8 @@ def load_sections(source: str) -> dict[str, dict[str, Any]]:
 
 def find_config(source: str) -> Path:
     """The file of the config `source`, see `load_sections`."""
-    path = next((p for p in (CONFIGS / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    given = Path(str(expand_home(source)))
+    path = next((p for p in (CONFIGS / f"{source}.yaml", given) if p.is_file()), None)
     if path is None:
         names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")

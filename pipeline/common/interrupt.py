@@ -1,6 +1,8 @@
-"""Graceful interruption: the first Ctrl-C or SIGTERM asks the work to stop, the second one interrupts it."""
+"""Graceful interruption: the first Ctrl-C, SIGTERM or SIGHUP asks the work to stop, the second one interrupts it."""
 
+import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +18,41 @@ class Stop(threading.Event):
 
 @contextmanager
 def stoppable(message: str) -> Iterator[Stop]:
-    """Yield a Stop set by SIGINT or SIGTERM; print `message` on the first signal. Only the main thread gets signals."""
+    """Yield a Stop set by SIGINT, SIGTERM or SIGHUP; print `message` on the first signal.
+
+    Only the main thread gets signals. A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request_stop(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if stop.is_set():
+            if number == signal.SIGHUP:  # the kernel and the shell both send it
+                return
             raise KeyboardInterrupt
         stop.signal = number
         stop.set()
         say(f"{message}; once more to stop at once")
 
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, request_stop) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Send the output of this process to nowhere where it goes to a terminal: one that is closed fails every write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # a closed terminal no longer says that it is one
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

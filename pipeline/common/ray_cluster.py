@@ -1,11 +1,13 @@
 """Connect to a Ray cluster, and count the workers that fit on it."""
 
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ import torch
 from pipeline.common.errors import BadInput
 
 CONNECT_SECONDS = 10
+# The path of a socket has at most 107 bytes, and Ray appends a session's name to its temporary folder.
+MAX_TEMPORARY_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10")
+SHORT_TEMPORARY = "/tmp"
 OBJECT_STORE_BYTES = 100 * 2**20  # markers only; Ray's default would take a third of the memory
 
 
@@ -70,6 +75,58 @@ def last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
+def check_address(address: str | None) -> None:
+    """Raises `BadInput` unless something listens at `address`, by default RAY_ADDRESS; without one nothing is asked."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _check_listening(address)
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> BadInput:
+    if "AuthToken" in repr(error.__cause__):
+        advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
+    else:
+        advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
+    return BadInput(f"no Ray cluster at {address or 'this machine'} ({last_line(error)}): {advice}")
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str | None]:
+    """A temporary folder for a local cluster whose sockets' paths would be too long in the usual one; else None."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMPORARY
+    if len(os.fsencode(usual)) <= MAX_TEMPORARY_BYTES:
+        yield None
+        return
+    try:
+        short = tempfile.mkdtemp(prefix="ray-", dir=SHORT_TEMPORARY)
+    except OSError as error:
+        raise BadInput(
+            f"{usual}: wanted a temporary folder of at most {MAX_TEMPORARY_BYTES} bytes for Ray's sockets: set "
+            "RAY_TMPDIR to a shorter one, or use --executor inline"
+        ) from error
+    try:
+        yield short
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@contextmanager
+def _default_signals() -> Iterator[None]:
+    """Undo what Ray does to the signals of this process; what it starts ignores the hang-up of a closed terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    on_term, on_hangup = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own handler would exit at once
+        signal.signal(signal.SIGHUP, on_hangup)
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address` ("auto" or host:port), by default RAY_ADDRESS, or else start a local one.
@@ -82,22 +139,20 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     address = address or os.environ.get("RAY_ADDRESS")
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            _check_listening(address)
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        if "AuthToken" in repr(error.__cause__):
-            advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
-        else:
-            advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
-        raise BadInput(f"no Ray cluster at {address or 'this machine'} ({last_line(error)}): {advice}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # Ray's own handler would exit at once
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nullcontext() if address else _temporary_folder() as temporary:
+        local: dict[str, Any] = {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": temporary,
+        }
+        try:
+            with _default_signals():
+                if address:
+                    _check_listening(address)
+                ray.init(address=address or "local", **({} if address else local), **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.common.config import parse_count, resolved
+from pipeline.common.config import PathText, parse_count, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
@@ -29,8 +29,9 @@ from pipeline.flow.numerics import Precision, check_precision
 from pipeline.flow.solver import Solver
 from pipeline.generation import workers
 from pipeline.generation.workers import Backlog, Failure, Job
-from pipeline.storage.lease import LEASE, Lease, hold_lease
-from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
+from pipeline.storage.lease import Lease, hold_lease
+from pipeline.storage.output import Output, check_output
+from pipeline.storage.store import Location, Store, absolute, open_store
 from pipeline.teachers.compilation import Compile, check_compiler
 from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
@@ -62,7 +63,7 @@ class GenerateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: str
+    teacher: PathText
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
     out: Location
     guidance_scale: float = Field(default=1.0, ge=0)
@@ -122,6 +123,29 @@ def _plan(config: GenerateConfig, classes: tuple[int, ...] | None, of_teacher: d
         raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
+def check_generate(config: GenerateConfig) -> Plan:
+    """The plan of `config`, which `generate` would resume or begin; nothing is written.
+
+    Raises:
+        BadInput: see `generate`.
+        StoreFailed: the store cannot be read.
+    """
+    store = open_store(config.out)
+    _, _, plan = _plan_of(config, store, quiet=True)
+    read_ledger(config, store, plan, read_dataset(store))
+    return plan
+
+
+def _plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple[TeacherSource, Plan | None, Plan]:
+    """The teacher's source, the plan if `store` says enough of the teacher, and the plan, else by loading it."""
+    existing = read_dataset(store)
+    check_output(store, Output.DATA)
+    source = resolve(config.teacher)
+    # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
+    known = _known_plan(config, source, existing)
+    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
+
+
 def generate(config: GenerateConfig) -> Manifest:
     """Generate every shard of the plan that is not committed yet, then write the manifest.
 
@@ -133,12 +157,7 @@ def generate(config: GenerateConfig) -> Manifest:
     """
     _check_device(config)
     store = open_store(config.out)
-    existing = read_dataset(store)
-    _check_location(config, store, existing)
-    source = resolve(config.teacher)
-    # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
-    known = _known_plan(config, source, existing)
-    plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale))
+    source, known, plan = _plan_of(config, store)
     for note in _notes(config, plan):
         say(f"note: {note}")
     with hold_lease(store) as lease:
@@ -197,15 +216,6 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
         config.classes,
         {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)},
     )
-
-
-def _check_location(config: GenerateConfig, store: Store, existing: DataSet | None) -> None:
-    """Raises `BadInput` if `store` holds files but no data set; called before the first file is written to it."""
-    try:
-        if existing is None and any(name != LEASE and not is_aside(name) for name in store.sizes()):
-            raise BadInput(f"{config.out} is not empty and holds no plan; choose another folder")
-    except OSError as error:
-        raise BadInput(f"{config.out}: cannot be read ({reason(error)})") from error
 
 
 def read_ledger(config: GenerateConfig, store: Store, plan: Plan, existing: DataSet | None) -> Ledger:

@@ -81,14 +81,14 @@ def require_size(path: Path, config: UNetConfig, num_tensors: int, num_values: i
         )
 
 
-def save(path: Path, network: Network) -> None:
-    """Write the weights, fp32, with the network's configuration in the file's metadata.
+def save(path: Path, network: Network, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the weights, fp32, with the network's configuration and `metadata` in the file's metadata.
 
     Raises:
         OSError: the file cannot be written.
     """
     tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
-    save_tensors(path, tensors, {"network": network.config.model_dump_json()})
+    save_tensors(path, tensors, {"network": network.config.model_dump_json(), **(metadata or {})})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Protocol
 
 import fsspec
 from fsspec.exceptions import FSTimeoutError
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from pipeline.common.config import PathText
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 
 FILES_AT_ONCE = 1000  # small files requested together from a remote store
@@ -30,7 +31,7 @@ REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1e6
 
 # In configurations: a path or a URL, for `open_store`.
-Location = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, Path) else x), Field(min_length=1)]
+Location = Annotated[PathText, Field(min_length=1)]
 
 
 def is_url(location: object) -> bool:

@@ -217,7 +217,7 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
         ({"reference": "digits"}, r"wanted a reference of images of \[1, 4, 4\]"),
         ({"baselines": "newton"}, "no baseline 'newton': wanted one of euler"),
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
-        ({"checkpoint": "nowhere"}, "wanted a checkpoint or the folder of a training run"),
+        ({"checkpoint": "nowhere"}, "wanted a checkpoint, the folder or URL of a run"),
         ({"data": "nowhere"}, "nowhere"),
         ({"precision": "tf32"}, "precision tf32: wanted an NVIDIA GPU"),
     ],

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eval.results import read_report
 from pipeline.common.errors import BadInput
@@ -54,10 +55,9 @@ def test_what_a_stage_lacks_is_made_again_and_nothing_else(config: Path, tmp_pat
     before = weights.stat().st_mtime_ns
     report = tmp_path / "run" / "report" / "evaluate.yaml"  # a cluster knows the same place by another path
     report.write_text(report.read_text().replace(str(tmp_path), f"{tmp_path}/."))
-    assert status(plan)[2].endswith("of another configuration; to do")  # the reference's path is one that decides
-    report.write_text(report.read_text().replace(f"reference: {tmp_path}/.", f"reference: {tmp_path}"))
-    report.write_text(report.read_text().replace(f"checkpoint: {tmp_path}/.", f"checkpoint: {tmp_path}"))
     assert status(plan)[2].endswith("complete")
+    report.write_text(report.read_text().replace("seed: 0", "seed: 1"))
+    assert status(plan)[2].endswith("of another configuration; to do")
     shutil.rmtree(tmp_path / "run" / "report")
     assert status(plan)[2].endswith("no report; to do")
     complete(config, place)
@@ -70,7 +70,7 @@ def test_what_a_stage_lacks_is_made_again_and_nothing_else(config: Path, tmp_pat
 def test_a_stage_whose_inputs_changed_is_refused(config: Path, tmp_path: Path) -> None:
     place = str(tmp_path / "run")
     complete(config, place)
-    with pytest.raises(BadInput, match=r"trained on other data than .*run/data holds now"):
+    with pytest.raises(BadInput, match=r"run/train: it was trained on other data than are asked now"):
         complete(config, place, "generate.n=48")
     shutil.rmtree(tmp_path / "run" / "train")
     complete(config, place, "generate.n=48")
@@ -113,3 +113,62 @@ def test_stages_that_do_not_fit_together_are_refused(config: Path, assignments: 
 def test_where_there_is_no_run_status_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nowhere: wanted a run .*run traflow-pipeline run first"):
         read_run(str(tmp_path / "nowhere"))
+
+
+def test_a_run_that_was_moved_is_complete_from_any_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    complete(Path("tiny.yaml"), "run")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move("run", "elsewhere/moved")
+    monkeypatch.chdir(tmp_path / "elsewhere" / "moved")
+    assert all(line.endswith("; complete") for line in status(read_run(".")))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    complete(Path("moved"), "ignored")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["moved"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_before_keeps_its_paths(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = complete(config, "run")
+    (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump(plan.sections()))
+    assert all(line.endswith("; complete") for line in status(read_run("run")))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "fault"),
+    [
+        ("generate.teacher=nobody", "no teacher 'nobody'"),
+        ("train.tensorboard=true", "tensorboard: wanted its package"),
+        ("train.start=nowhere", "nowhere: wanted a checkpoint"),
+        ("train.trainer.batch_size=9", "strides"),
+        ("evaluate.reference=nowhere.zip", "nowhere.zip"),
+        ("evaluate.features=nothing", "no features 'nothing'"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_said_before_the_first_one_works(
+    config: Path, tmp_path: Path, assignment: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.log.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=fault):
+        complete(config, str(tmp_path / "new"), assignment)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_said_first(config: Path, tmp_path: Path) -> None:
+    plan = open_run(str(config), str(tmp_path / "new"), [], None)
+    with pytest.raises(BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        run_stages(plan, on_cluster=True, address="127.0.0.1:1")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_setting_leaves_the_run_as_it_was(config: Path, tmp_path: Path) -> None:
+    location = str(tmp_path / "run")
+    complete(config, location)
+    before = (tmp_path / "run" / "run.yaml").read_bytes()
+    for assignment in ("generate.seed=1", "generate.n=48", "train.trainer.lr=0.5", "train.trainer.num_steps=1"):
+        with pytest.raises(BadInput):
+            complete(config, location, assignment)
+    assert (tmp_path / "run" / "run.yaml").read_bytes() == before

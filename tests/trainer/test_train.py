@@ -13,6 +13,7 @@ from pipeline import networks
 from pipeline.common.config import load_section, validate
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.generation.generate import GenerateConfig, generate
+from pipeline.storage.output import Output, hold_output
 from pipeline.teachers.loading import load_teacher
 from tests.support.problems import make_data, tiny_config
 from trainer.checkpoints import checkpoint
@@ -20,6 +21,7 @@ from trainer.config import TrainConfig, TrainerConfig
 from trainer.distillation.queries import Loss
 from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
 from trainer.distillation.terms import VelocityTerm
+from trainer.log import read_log
 from trainer.step import learning_rate
 from trainer.train import train
 
@@ -324,3 +326,100 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
 def test_the_papers_recipe_has_its_two_phases_in_order() -> None:
     found = [[term.title for term in recipe("traflow").phase(step, 10).terms] for step in (0, 4, 5, 9)]
     assert found == [["consistency"]] * 2 + [["output", "velocity"]] * 2
+
+
+# Training on
+
+
+def test_more_steps_of_a_constant_rate_end_bit_for_bit_as_if_asked_at_first(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = {"schedule": "constant"}
+    whole = weights(train(config(data, tmp_path / "whole", trainer=constant)))
+    train(config(data, tmp_path / "run", trainer={**constant, "num_steps": 3}))
+    found = weights(train(config(data, tmp_path / "run", trainer=constant)))
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert "6 steps instead of 3, as if so many had been asked at first" in capsys.readouterr().out
+
+
+def test_more_steps_of_a_decaying_rate_say_what_that_does(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(data, tmp_path / "run", trainer={"num_steps": 3}))
+    assert train(config(data, tmp_path / "run")).name == "step-000006"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 steps instead of 3: the schedule and the phases are those of 6 steps from here on" in said
+    with pytest.raises(BadInput, match="has 6 steps; wanted 3: ask for more"):
+        train(config(data, tmp_path / "run", trainer={"num_steps": 3}))
+
+
+def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) -> None:
+    first = train(config(data, tmp_path / "first"))
+    changes: dict[str, Any] = {"start": str(tmp_path / "first"), "trainer": {"num_steps": 1, "lr": 1e-12}}
+    folder = train(config(data, tmp_path / "next", **changes))
+    before, after = load_file(first / "ema.safetensors"), load_file(folder / "network.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    assert checkpoint.read_info(folder).start_sha256 == checkpoint.read_info(first).files["ema.safetensors"]
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    train(config(data, tmp_path / "next", **{**changes, "start": str(tmp_path / "moved")}))  # the same weights
+    with pytest.raises(BadInput, match="start_sha256"):
+        train(config(data, tmp_path / "next", **{**changes, "start": str(folder)}))
+    with pytest.raises(BadInput, match=r"start: .* has another network \(channels"):
+        train(config(data, tmp_path / "x", **changes | {"start": str(folder), "network": tiny_config(channels=16)}))
+
+
+def test_a_teacher_is_trained_on_as_well_and_never_from_a_student(data: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=pixels)
+    train(images_config(tmp_path / "first", tmp_path / "set.npz"))
+    settings = images_config(tmp_path / "next", tmp_path / "set.npz").model_copy(
+        update={"start": str(tmp_path / "first"), "network": None}
+    )
+    assert checkpoint.read_info(train(settings)).start_sha256 is not None
+    with pytest.raises(BadInput, match="start: wanted a student's weights, as recipe anchored trains"):
+        train(config(data, tmp_path / "x", start=str(tmp_path / "first")))
+
+
+def test_a_teacher_that_moved_is_the_same_by_its_weights(tmp_path: Path) -> None:
+    folder = make_data(tmp_path)
+    shutil.rmtree(train(config(folder, tmp_path / "run")))
+    (tmp_path / "tiny.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(BadInput, match=r"data: its teacher cannot be loaded; --set teacher=PATH says where it is"):
+        train(config(folder, tmp_path / "run"))
+    folder = train(config(folder, tmp_path / "run", teacher=str(tmp_path / "moved.safetensors")))
+    assert folder.name == "step-000006"
+
+
+# The folder of a run
+
+
+def test_two_trainings_never_share_a_folder(data: Path, tmp_path: Path) -> None:
+    with (
+        hold_output(Output.TRAINING, str(tmp_path / "run")),
+        pytest.raises(BadInput, match="another driver is at work there"),
+    ):
+        train(config(data, tmp_path / "run"))
+
+
+def test_a_folder_of_other_things_is_left_alone(data: Path, tmp_path: Path) -> None:
+    before = (data / "config.yaml").read_bytes()
+    with pytest.raises(BadInput, match="wanted a new or empty folder, or a training run; it holds a data set"):
+        train(config(data, data))
+    assert (data / "config.yaml").read_bytes() == before
+    assert not (data / "log.jsonl").exists()
+
+
+def test_a_checkpoint_is_also_made_by_the_clock(data: Path, tmp_path: Path) -> None:
+    settings = {"checkpoint_every": 10**6, "checkpoint_minutes": 1e-9, "log_every": 10**6, "keep_checkpoints": 9}
+    train(config(data, tmp_path / "run", trainer=settings))
+    assert [path.name for path in checkpoint.find_all(tmp_path / "run")] == [
+        f"step-00000{step}" for step in range(1, 7)
+    ]
+
+
+def test_a_bad_byte_in_the_log_stops_no_resume(data: Path, tmp_path: Path) -> None:
+    shutil.rmtree(train(config(data, tmp_path / "run")))
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"step", b"st\xffp", 1))
+    train(config(data, tmp_path / "run"))
+    assert [line["step"] for line in read_log(log)] == [3, 4, 6]

@@ -21,12 +21,14 @@ from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_folder
-from pipeline.teachers import run_folder as teacher_checkpoint
+from pipeline.teachers import run_folder
 from pipeline.teachers.classes import TrainedClass
+from pipeline.teachers.run_folder import INFO as INFO
+from pipeline.teachers.run_folder import Damaged as Damaged
 from trainer.checkpoints.ema import Ema
 
-EMA = teacher_checkpoint.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
-OPTIMIZER, INFO = "optimizer.safetensors", teacher_checkpoint.INFO
+EMA = run_folder.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
+OPTIMIZER = "optimizer.safetensors"
 SCALE = "scale"  # of the gradients, in half precision
 # Of a file in the checkpoint's folder, whose bytes are hashed: never of a device or another folder's file.
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
@@ -44,6 +46,7 @@ class CheckpointInfo(BaseModel):
     teacher: str | None = None  # what loads it, and its weights, for a student
     teacher_sha256: str | None = None
     data_sha256: str | None = None  # of the manifest, or of the images
+    start_sha256: str | None = None  # of the weights that the run started from, where `start` names a model
     t_start: float = 1.0
     t_end: float = 0.0
     guidance_scale: float = 1.0  # of the teacher
@@ -62,16 +65,13 @@ class Provenance:
     data_sha256: str
     teacher: str | None = None
     teacher_sha256: str | None = None
+    start_sha256: str | None = None
     t_start: float = 1.0
     t_end: float = 0.0
     guidance_scale: float = 1.0
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = ()  # those with images, where the network has classes
     distance_sha256: dict[str, str] = field(default_factory=dict)
-
-
-class Damaged(BadInput):
-    """A checkpoint whose files differ from what was written; an older one may be intact."""
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,18 @@ def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
         raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
 
 
-find_all = teacher_checkpoint.find_checkpoints
+find_all = run_folder.find_checkpoints
 
 
 def find(path: Path) -> Path:
-    """`path` if it is a checkpoint, else the newest one of the training run there.
+    """`path` if it is a checkpoint, else the newest one of the training run, or of the whole run, there.
 
     Raises:
         BadInput: neither.
     """
     if (path / INFO).is_file():
         return path
-    checkpoints = find_all(path)
+    checkpoints = find_all(run_folder.find_run(path))
     if not checkpoints:
         raise BadInput(f"{path}: wanted a checkpoint or the folder of a training run; run traflow-pipeline train first")
     return checkpoints[-1]

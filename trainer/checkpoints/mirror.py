@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import say
 from pipeline.storage.cache import local_copy_of
-from pipeline.storage.store import Store, is_url, open_store, write_folder
+from pipeline.storage.store import Store, is_url, open_store, write_file, write_folder
+from pipeline.teachers.run_folder import STAGE
 from trainer.checkpoints import checkpoint
 
 RUN_FILES = ("config.yaml", "log.jsonl", "samples.png")  # copied besides checkpoints, where they exist
@@ -48,12 +49,50 @@ def push(run: Path, location: str) -> None:
 
 
 def local(location: str) -> Path:
-    """The folder `location`; for a URL, an up-to-date copy of that run in the user's cache.
+    """The path `location`; for the URL of a run, a checkpoint or a file, an up-to-date copy in the user's cache.
 
     Raises:
-        WorkFailed: see `pull`.
+        WorkFailed: see `pull`; or the file cannot be read.
     """
-    return download_run(location, local_copy_of(location)) if is_url(location) else Path(location)
+    if not is_url(location):
+        return Path(location).expanduser()
+    run, _, step = location.rstrip("/").rpartition("/checkpoints/")
+    if location.endswith(".safetensors"):
+        return _download_file(location)
+    if run and step.startswith("step-"):
+        return _download_step(run, step)
+    runs = (location, f"{location.rstrip('/')}/{STAGE}")  # a training, or the one of a whole run
+    found = next((candidate for candidate in runs if _has_steps(candidate)), location)
+    return download_run(found, local_copy_of(found))
+
+
+def _has_steps(location: str) -> bool:
+    try:
+        return bool(steps(location))
+    except OSError as error:
+        raise WorkFailed(f"{location}: cannot be read ({reason(error)})") from error
+
+
+def _download_file(url: str) -> Path:
+    folder, _, name = url.rpartition("/")
+    path = local_copy_of(folder) / name
+    try:
+        write_file(path, open_store(folder).read(name))
+    except OSError as error:
+        raise WorkFailed(f"{url}: cannot be read ({reason(error)})") from error
+    return path
+
+
+def _download_step(location: str, name: str) -> Path:
+    """A copy of one checkpoint, apart from the copy of its run, whose newest checkpoint counts."""
+    run = local_copy_of(f"{location}/checkpoints/{name}")
+    path = run / "checkpoints" / name
+    try:
+        if not path.exists():
+            _download(location, name, run)
+    except OSError as error:
+        raise WorkFailed(f"{location}: {name} cannot be copied to {run} ({reason(error)})") from error
+    return path
 
 
 def download_run(location: str, run: Path) -> Path:

@@ -6,8 +6,11 @@ from pathlib import Path
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.storage.store import write_folder
-from trainer.checkpoints.checkpoint import State
+from pipeline.teachers import run_folder
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.checkpoint import CheckpointInfo, State
 from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
+from trainer.checkpoints.model import save_described
 
 FOLDER = "snapshots"
 POOR = 0.05  # of the profile; below it an average is hard to tell from the one that training would have kept
@@ -61,6 +64,7 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     Raises:
         BadInput: no snapshots, none at that step, or a width that no average has; or `out` cannot be written.
     """
+    run = run_folder.find_run(run)
     by_step = read(run)
     step = max(by_step) if step is None else step
     if step not in by_step:
@@ -71,7 +75,15 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
     network = networks.load(snapshots[0].path)
     network.load_state_dict(state)
     try:
-        networks.save(out, network)
+        save_described(out, network, _describe(run, step))
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
     return profile_error([(one.num_images, one.sigma_rel) for one in snapshots], num_images, sigma_rel)
+
+
+def _describe(run: Path, step: int) -> CheckpointInfo | None:
+    """What the newest checkpoint says of the training, but after `step` steps; None without checkpoints."""
+    checkpoints = checkpoint.find_all(run)
+    if not checkpoints:
+        return None
+    return checkpoint.read_info(checkpoints[-1]).model_copy(update={"step": step, "files": {}})

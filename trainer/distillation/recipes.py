@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.common.config import CONFIGS
+from pipeline.common.config import CONFIGS, expand_home
 from pipeline.common.errors import reason
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.dataset.plan import Plan
@@ -119,7 +119,7 @@ def load_recipe(source: object) -> object:
     """
     if not isinstance(source, str):
         return source
-    path = next((p for p in (FOLDER / f"{source}.yaml", Path(source)) if p.is_file()), None)
+    path = next((p for p in (FOLDER / f"{source}.yaml", Path(str(expand_home(source)))) if p.is_file()), None)
     if path is None:
         raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases")
     try:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 from pipeline.storage.store import write_folder
-from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.checkpoints.model import find_model
 from trainer.export.card import card_text
 from trainer.export.formats import Evaluate, ExportedFlow, Format, find_format
 
@@ -23,28 +22,23 @@ TRACED_BATCH = 2  # torch.export takes a dimension of 1 for a constant
 CHECKED_BATCHES = (1, 5)
 
 
-def export(path: Path, kind: str, out: Path) -> Path:
-    """Write the EMA network of the checkpoint or run at `path`, and its card, to the new folder `out`.
+def export(source: str | Path, kind: str, out: Path) -> Path:
+    """Write the network that `source` names (see `find_model`), and its card, to the new folder `out`.
 
     `kind` is a key of `FORMATS`. `out` is written completely, or not at all. Returns the path of the network's file.
 
     Raises:
-        BadInput: no such format, a package of it is missing, there is no checkpoint at `path`, or `out` is not empty.
+        BadInput: no such format, a package of it is missing, `source` names no network, or `out` is not empty.
         WorkFailed: it cannot be converted or written, or what was written does not answer as the network does.
     """
     form = find_format(kind)
     _require_vacant(out)
-    folder = checkpoint.find(path)
-    info, network = checkpoint.read_info(folder), networks.load(folder / checkpoint.EMA)
-    if network.config.second_time != (info.trains == "student"):
-        raise BadInput(
-            f"{folder}: wanted the network of a {info.trains}, as its checkpoint.json says; it is another one"
-        )
-    flow, name = ExportedFlow(network), info.trains + form.suffix
+    model = find_model(source)
+    flow, info, name = ExportedFlow(model.load()), model.info, model.info.trains + form.suffix
     try:
         with write_folder(out) as aside:
             error = _convert(form, flow, info, aside / name)
-            (aside / CARD).write_text(card_text(kind, flow, info, aside / name, folder / checkpoint.EMA, error))
+            (aside / CARD).write_text(card_text(kind, flow, info, aside / name, model.weights, error))
     except OSError as problem:
         raise WorkFailed(f"{out}: cannot be written ({reason(problem)}); nothing was kept") from problem
     return out / name
@@ -63,7 +57,7 @@ def _convert(form: Format, flow: ExportedFlow, info: CheckpointInfo, path: Path)
     """Write the file and return its difference to the network, which is at most `TOLERANCE`."""
     try:
         with _quiet():
-            form.write(flow, flow.draw_inputs(TRACED_BATCH, info.t_start, info.t_end), path)
+            form.write(flow, flow.draw_inputs(TRACED_BATCH, info.t_start, info.t_end), path, info)
             error = _difference(form.load(path), flow, info)
     except OSError:
         raise

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
+from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.checkpoints.model import save_described
 from trainer.distillation.student import Student
 
 Inputs = dict[str, Tensor]
@@ -64,7 +66,7 @@ class Format:
 
     suffix: str
     packages: tuple[str, ...]  # that writing and checking it take
-    write: Callable[[ExportedFlow, Inputs, Path], None]
+    write: Callable[[ExportedFlow, Inputs, Path, CheckpointInfo], None]
     load: Callable[[Path], Evaluate]
     library: str  # that reads it, by its name on Hugging Face
     title: str
@@ -74,8 +76,8 @@ class Format:
     opening: str  # defines a function of arrays by name
 
 
-def _write_safetensors(flow: ExportedFlow, example: Inputs, path: Path) -> None:
-    networks.save(path, flow.network)
+def _write_safetensors(flow: ExportedFlow, example: Inputs, path: Path, info: CheckpointInfo) -> None:
+    save_described(path, flow.network, info)
 
 
 def _load_safetensors(path: Path) -> Evaluate:
@@ -92,7 +94,7 @@ def _trace(flow: ExportedFlow, example: Inputs) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_torch_export(flow: ExportedFlow, example: Inputs, path: Path) -> None:
+def _write_torch_export(flow: ExportedFlow, example: Inputs, path: Path, info: CheckpointInfo) -> None:
     torch.export.save(_trace(flow, example), path)
 
 
@@ -101,7 +103,7 @@ def _load_torch_export(path: Path) -> Evaluate:
     return lambda inputs: module(**inputs)
 
 
-def _write_onnx(flow: ExportedFlow, example: Inputs, path: Path) -> None:
+def _write_onnx(flow: ExportedFlow, example: Inputs, path: Path, info: CheckpointInfo) -> None:
     from onnxscript import opset20 as op
 
     def hypot(a: Any, b: Any) -> Any:  # the exporter knows none; these are of times, so that no square overflows

@@ -313,7 +313,7 @@ def test_a_files_owner_keeps_a_file_of_the_leases_name(tmp_path: Path) -> None:
     for other in ((), ("letter.txt",)):
         for name in other:
             (tmp_path / name).touch()
-        with pytest.raises(BadInput, match=r"not a driver's lease|not empty and holds no plan"):
+        with pytest.raises(BadInput, match=r"not a driver's lease|wanted a new or empty folder, or a data set"):
             generate(config(tmp_path))
         assert (tmp_path / "driver.json").read_text() == "mine"
 
@@ -360,7 +360,7 @@ def test_another_plan_in_the_folder_is_refused(tmp_path: Path) -> None:
         generate(config(tmp_path / "data", seed=1))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(BadInput, match="not empty and holds no plan"):
+    with pytest.raises(BadInput, match="wanted a new or empty folder, or a data set"):
         generate(config(tmp_path / "full"))
 
 

@@ -254,8 +254,9 @@ def check_plan(config: TrainConfig, plan: Plan) -> None:
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
         term.prepare(plan.shape)
-    if config.network is not None:
-        _check_fits(config.network, plan)
+    network = _completed(config, plan).network
+    if network is not None:
+        _check_fits(network, plan)
 
 
 def _load_teacher(config: TrainConfig, recorded: str, plan: Plan) -> tuple[TeacherSource, Teacher]:

@@ -75,13 +75,7 @@ def open_models(path: Path, weights: str, teacher: str | None, device: torch.dev
     """
     folder = checkpoint.find(path)
     info = checkpoint.read_info(folder)
-    file = folder / f"{weights}.safetensors"
-    if not file.is_file():
-        names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name != checkpoint.OPTIMIZER]
-        raise BadInput(
-            f"{folder}: wanted the weights {weights!r} ({file.name}); it holds {', '.join(names) or 'none'}: "
-            "name one of these with --set weights=NAME, or take another checkpoint"
-        )
+    file = find_weights(folder, weights)
     network = networks.load(file).to(device).requires_grad_(False)
     if network.config.second_time != (info.trains == "student"):
         raise BadInput(
@@ -95,6 +89,22 @@ def open_models(path: Path, weights: str, teacher: str | None, device: torch.dev
     ):
         raise BadInput(f"{file}: wanted the samples and classes of its teacher {loaded_teacher.name}; it has others")
     return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student)
+
+
+def find_weights(folder: Path, name: str) -> Path:
+    """The file of the weights called `name` in the checkpoint `folder`.
+
+    Raises:
+        BadInput: it lacks them.
+    """
+    file = folder / f"{name}.safetensors"
+    names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name != checkpoint.OPTIMIZER]
+    if name not in names:
+        raise BadInput(
+            f"{folder}: wanted the weights {name!r} ({file.name}); it holds {', '.join(names) or 'none'}: "
+            "name one of these as weights, or take another checkpoint"
+        )
+    return file
 
 
 def _load_teacher(

@@ -36,7 +36,8 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "settings", "samples", "trajectory_dataset", "run"},
-        {"student_sampler", "stages", "jobs"},
+        {"sample_source", "stages", "jobs"},
+        {"student_sampler", "sample_folder"},
         {"loading"},
         {"api", "cli"},
         {"__main__"},

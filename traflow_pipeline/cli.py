@@ -268,7 +268,8 @@ def train(
         newest = train_on_ray(settings, num_workers, address)
     else:
         newest = stage.train(settings)
-    say(f"{newest}: weights; samples: {newest.parent.parent / preview.FILE}")
+    picture = newest.parent.parent / preview.FILE
+    say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
     run = settings.mirror or settings.out
     if settings.recipe.trains == "student":
         say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
@@ -450,21 +451,53 @@ def compare(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    n: Annotated[int, typer.Option(help="Number of images.", min=1)] = 64,
-    first: Annotated[int, typer.Option(help="Index of the first image; an evaluation starts at 0.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Evaluations per image.", min=1)] = 1,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Draw from a teacher: whatever `teachers` takes.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="A grid (.png), arrays (.npy), images with labels (.npz), or a folder of one PNG each."),
+    ] = Path("samples.png"),
+    n: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
+    first: Annotated[int, typer.Option(help="Index of the first sample; an evaluation starts at 0.", min=0)] = 0,
+    label: Annotated[
+        int | None, typer.Option("--label", "--class", help="The class of all samples; default: one drawn for each.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps: a student's (default: 1), or a teacher's, by Euler or --solver.", min=1)
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
+    weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
+    guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw a grid of images from a student or a trained teacher."""
-    from eval.sampling import samplers
-    from pipeline.common.progress import say
-    from trainer.checkpoints import mirror
+    """Draw samples of a student or a teacher: a grid, a folder of pictures, or arrays."""
+    from pipeline.common.progress import bar, say
+    from traflow_pipeline.loading import open_source
+    from traflow_pipeline.sample_folder import save_folder
+    from traflow_pipeline.samples import check_file, save
 
-    samplers.save_grid(mirror.local(checkpoint), out, range(first, first + n), steps, seed, device)
-    say(f"{out}: {n} images, {steps} evaluation{'s' if steps > 1 else ''} each")
+    source = open_source(
+        checkpoint,
+        teacher,
+        weights=weights,
+        steps=steps,
+        solver=solver,
+        guidance_scale=guidance_scale,
+        device=device,
+    )
+    source.check_label(label)
+    indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
+    if not is_folder:
+        check_file(out, source.shape)
+    with bar("sample", n) as advance:
+        if is_folder:
+            save_folder(out, source, indices, seed, label, advance)
+        else:
+            save(out, source.batches(indices, seed, label, advance), n, source.shape)
+    say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
 
 
 teachers = typer.Typer(invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one.")

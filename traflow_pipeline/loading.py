@@ -2,26 +2,31 @@
 
 from pathlib import Path
 
+from eval.models import find_weights
 from pipeline import networks
+from pipeline.common.config import given, validate
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
+from pipeline.flow.solver import Solver
+from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers import loading
 from pipeline.teachers.teacher import Teacher
+from traflow_pipeline.sample_source import SampleSource, of_teacher
 from traflow_pipeline.student_sampler import StudentSampler
 from traflow_pipeline.trajectory_dataset import TrajectoryDataset
 from trainer.checkpoints import checkpoint, mirror
 from trainer.distillation.student import Student
 
 
-def load_student(path: str | Path, *, device: str = "auto") -> StudentSampler:
+def load_student(path: str | Path, *, device: str = "auto", weights: str = "ema") -> StudentSampler:
     """The student in the checkpoint at `path`, or in the newest one of the run at that path or URL.
 
-    `device` is auto, cpu, cuda, cuda:1, ...
+    `device` is auto, cpu, cuda, cuda:1, ...; `weights` is ema, network, or the name of another average.
 
     Raises:
-        BadInput: no such device, no checkpoint, or a teacher's.
+        BadInput: no such device, no checkpoint, no such weights, or a teacher's.
         WorkFailed: the run at a URL cannot be read.
     """
     where = pick_device(device)
@@ -29,8 +34,43 @@ def load_student(path: str | Path, *, device: str = "auto") -> StudentSampler:
     info = checkpoint.read_info(folder)
     if info.trains != "student":
         raise BadInput(f"{folder}: wanted a student; it is a trained teacher: use load_teacher")
-    network = networks.load(folder / checkpoint.EMA).to(where).requires_grad_(False)
-    return StudentSampler(folder, info, Student(network), where)
+    file = find_weights(folder, weights)
+    network = networks.load(file).to(where).requires_grad_(False)
+    return StudentSampler(folder, info, Student(network), where, file_sha256(file))
+
+
+def open_source(
+    path: str | None,
+    teacher: str | None,
+    *,
+    weights: str = "ema",
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float = 1.0,
+    device: str = "auto",
+) -> SampleSource:
+    """What samples are drawn from: the student or trained teacher at `path`, see `load_student`, or a teacher.
+
+    A student takes `steps` steps, by default one. A teacher takes `steps` steps of `solver`, by default Euler's; or,
+    without `steps`, those of an adaptive solver, by default dopri5.
+
+    Raises:
+        BadInput: see `load_student` and `load_teacher`; both or neither is given; or a setting is not one of its kind.
+    """
+    if (path is None) == (teacher is None):
+        raise BadInput("sample: wanted a checkpoint or a run, or --teacher TEACHER, and one of them only")
+    where = pick_device(device)
+    if path is not None:
+        folder = checkpoint.find(mirror.local(path))
+        if checkpoint.read_info(folder).trains == "student":
+            if solver is not None or guidance_scale != 1:
+                raise BadInput(f"{folder}: a student takes --steps only; --solver and --guidance-scale are a teacher's")
+            return load_student(folder, device=device, weights=weights).source(steps or 1)
+        teacher = str(find_weights(folder, weights))
+    assert teacher is not None
+    settings = {"name": solver or ("dopri5" if steps is None else "euler"), "num_steps": steps}
+    chosen = validate(Solver, given(settings), "solver")
+    return of_teacher(loading.load_teacher(teacher, where, guidance_scale), chosen, where)
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

@@ -3,23 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pipeline import networks
-from pipeline.common import image_grid
-from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
-from pipeline.common.image_grid import to_bytes
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.teachers.loading import load_teacher
-from pipeline.teachers.teacher import Teacher
-from trainer.checkpoints import checkpoint
+from pipeline.teachers.teacher import Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
 
 BATCH_SIZE = 256
@@ -47,9 +40,10 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Samples float32 [B, C, H, W] on the CPU, evaluations per sample, and the seconds that drawing took."""
+    """Samples float32 [B, *shape] and labels int64 [B] on the CPU, evaluations per sample, seconds of drawing."""
 
     samples: Tensor
+    labels: Tensor | None  # without classes
     nfe: int
     wall_seconds: float
 
@@ -78,7 +72,8 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
     times = uniform_times(1, teacher.t_start, teacher.t_end)
 
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
+        with errors_named_after(teacher):
+            solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
         return solution.states[-1], solution.nfe
 
     return Sampler("solver", str(solver), draw)
@@ -92,38 +87,20 @@ def draw_samples(
     indices: range,
     batch_size: int,
     device: torch.device,
+    label: int | None = None,
 ) -> Iterator[SampleBatch]:
-    """Batches of the samples `indices` of `seed`. Sample i does not depend on which others are drawn.
+    """Batches of the samples `indices` of `seed`, of the class `label` or of classes drawn uniformly.
+
+    Sample i does not depend on which others are drawn.
 
     (With an adaptive solver, only up to its tolerance: it chooses steps for a whole batch.)
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
-        noise, label = draw_start(seed, batch, shape, num_classes, device)
+        noise, labels = draw_start(seed, batch, shape, num_classes, device)
+        if labels is not None and label is not None:
+            labels = torch.full_like(labels, label)
         started = time.monotonic()
-        samples, nfe = sampler.draw(noise, label)
+        samples, nfe = sampler.draw(noise, labels)
         samples = samples.float().cpu()
-        yield SampleBatch(samples, nfe, time.monotonic() - started)
-
-
-def save_grid(path: Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
-    """Write a PNG of the samples `indices` of `seed`: by a student's Algorithm 1, or a trained teacher's Euler steps.
-
-    Raises:
-        BadInput: there is no checkpoint at `path`, or `out` cannot be written.
-    """
-    device = pick_device(device_name)
-    folder = checkpoint.find(path)
-    info = checkpoint.read_info(folder)
-    shape: tuple[int, ...]
-    if info.trains == "student":
-        network = networks.load(folder / checkpoint.EMA).to(device)
-        shape, num_classes = network.config.shape, network.config.num_classes
-        sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
-    else:
-        teacher = load_teacher(str(folder), device)
-        shape, num_classes = teacher.shape, teacher.num_classes
-        sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
-    batches = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
-    samples = torch.cat([batch.samples for batch in batches])
-    image_grid.save_square(out, to_bytes(samples.numpy(), info.data_range))
+        yield SampleBatch(samples, None if labels is None else labels.cpu(), nfe, time.monotonic() - started)

@@ -41,7 +41,7 @@ def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Rank
 
 
 def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
-    found = work.score(sampler, range_index, lambda amount, status="": None)
+    found = work.score(sampler, range_index, lambda amount, status="", **options: None)
     assert found is not None
     return found
 
@@ -50,7 +50,7 @@ def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
     for range_index in (0, 1):
         indices = range(range_index * NUM_SAMPLES, (range_index + 1) * NUM_SAMPLES)
         drawn = SampleRange(tmp_path / f"{range_index}", indices, SETTINGS.chunk_size)
-        drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
+        drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
         whole = torch.cat([b.samples for b in draw_samples(STUDENT, SHAPE, 0, 3, indices, 8, CPU)])
         images = np.clip(whole.numpy() * 127.5 + 128, 0, 255).astype(np.uint8)
         np.testing.assert_array_equal(drawn.extracted("pixels").features, SPACE.extract(images).features)
@@ -134,7 +134,7 @@ def test_a_sample_that_is_not_finite_stops_the_work(tmp_path: Path) -> None:
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     drawn = SampleRange(tmp_path, range(NUM_SAMPLES), SETTINGS.chunk_size)
-    drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
+    drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
     path = drawn.chunks[1][0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkFailed, match=r"000000016\.npz: cannot be read .* delete it and run again"):

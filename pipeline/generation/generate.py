@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.common.config import parse_count, resolved
+from pipeline.common.config import explain, parse_count, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
@@ -82,7 +82,7 @@ def _plan(config: GenerateConfig, of_teacher: dict[str, Any]) -> Plan:
     try:
         return Plan(**asked, **of_teacher)
     except ValidationError as error:
-        raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        raise BadInput(f"generate: {explain(error, Plan)}") from error
 
 
 def generate(config: GenerateConfig) -> Manifest:

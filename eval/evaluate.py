@@ -27,7 +27,7 @@ from eval.sampling.paths import draw_strips
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, is_drawable
-from pipeline.common.progress import bar
+from pipeline.common.progress import bar, weighted
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.lease import hold_lease
 from pipeline.storage.store import is_url, open_store
@@ -83,8 +83,10 @@ class _Evaluation:
         jobs = [(sampler, range_index) for sampler in self.samplers for range_index in range(self._num_ranges(sampler))]
         share = self.scorer.settings.share(self.config.num_samples, self.ranks)
         results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
-        with bar("evaluate", len(jobs) * share) as advance:
+        total = sum(sampler.cost for sampler, _ in jobs) * share
+        with bar("evaluate (%)", 100) as show:
             for sampler, range_index in jobs:
+                advance = weighted(show, 100 * sampler.cost / total)
                 if (result := self.scorer.score(sampler, range_index, advance)) is not None:
                     results[sampler].append(result)
         if not self.ranks.is_first:
@@ -113,7 +115,14 @@ class _Evaluation:
 
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
         shape = self.models.shape
-        default = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
+        default: tuple[str, ...] = ("digits",) if shape == DIGITS else ("inception", "inception-tf")
+        if self.config.features is None and not is_drawable(shape):
+            default = ()
+            self._skip(
+                distances.metric_keys(["inception"]),
+                f"samples of shape {list(shape)} are no images of 1 or 3 channels, which Inception takes: name "
+                "features of your own with --features module:factory, and a --reference",
+            )
         for name in default if self.config.features is None else self.config.features:
             try:
                 space = spaces.load_space(name, self.ranks.device)
@@ -126,6 +135,10 @@ class _Evaluation:
     def _open_reference(self) -> OpenedReference:
         """The reference; without statistics on ranks other than the first, which alone scores."""
         source = self.config.reference or ("digits" if self.models.shape == DIGITS else None)
+        if source is None and self.config.features is None and not is_drawable(self.models.shape):
+            return OpenedReference(
+                Reference(source="none", title="no reference", num_images=None, shape=None, sha256=""), {}
+            )
         if source is None:
             raise BadInput(
                 "evaluate: 'reference' is missing: wanted images or statistics to compare with, for example "
@@ -203,8 +216,11 @@ class _Evaluation:
         teacher, student, info = self.models.teacher, self.models.student, self.models.info
         if teacher is not None:
             yield teacher_sampler(teacher, self.config.teacher_solver)
-            for num_evaluations in self.config.baseline_evaluations:
-                yield from baselines.baseline_samplers(teacher, num_evaluations, self.config.baselines)
+            config = self.config
+            for num_evaluations in config.evaluations:
+                yield from baselines.baseline_samplers(
+                    teacher, num_evaluations, config.baselines, config.baseline_grids
+                )
         if student is not None:
             for steps in self.config.steps:
                 yield student_sampler(student, steps, info.t_start, info.t_end)
@@ -256,7 +272,7 @@ class _Evaluation:
             ),
             reference=self.reference.reference,
             not_computed=tuple(self.not_computed),
-            warnings=tuple(self._list_warnings()),
+            warnings=tuple(self.warnings),
             num_samples=self.config.num_samples,
             num_ranges=self.config.num_ranges,
             seed=self.config.seed,
@@ -312,8 +328,3 @@ class _Evaluation:
                 raise
             self.warnings.append(f"the student was not compared with trajectories: {error}")
             return None
-
-    def _list_warnings(self) -> Iterator[str]:
-        yield from self.warnings
-        if (note := baselines.missing_note()) is not None and self.models.teacher is not None:
-            yield note

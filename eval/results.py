@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
+from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
-FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
 
 
 class _Record(BaseModel):

@@ -18,7 +18,7 @@ ROOMS = {
     ],
     "trainer": [
         {"data", "checkpoints", "distributed"},
-        {"distillation"},
+        {"distillation", "settings"},
         {"config", "export"},
         {"setup", "step", "log", "preview"},
         {"train"},
@@ -26,6 +26,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "eval": [
+        {"sample_counts"},
         {"results", "models", "features"},
         {"sampling"},
         {"metrics"},

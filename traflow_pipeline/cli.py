@@ -3,12 +3,14 @@
 import signal
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.common.errors import BadInput, Stopped, WorkFailed
+from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, suggest
 from traflow_pipeline.installation import describe
 
 app = typer.Typer(
@@ -21,6 +23,13 @@ app = typer.Typer(
 INTERRUPTED = 130
 # click's own error, taken from typer, which may bundle its own click.
 UsageError: Any = typer.BadParameter.__base__
+
+# The models that settings are checked against, those that need no torch first.
+MODELS = {
+    "generate": ["pipeline.generation.config:GenerateConfig"],
+    "train": ["trainer.settings:TrainSettings", "trainer.config:TrainConfig"],
+    "evaluate": ["eval.config:EvaluateConfig"],
+}
 
 Config = Annotated[str | None, typer.Option(help="The name of a config in configs/, or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
@@ -83,10 +92,6 @@ def generate(
     set_: Set = None,
 ) -> None:
     """Integrate a teacher's ODE from noise to data and store the trajectories as WebDataset shards."""
-    from pipeline.common.progress import format_bytes, say
-    from pipeline.generation import generate as stage
-    from pipeline.generation.dry_run import dry_run
-
     accuracy = {"rtol": rtol, "atol": atol, "num_steps": num_steps}
     flags = {
         "teacher": teacher,
@@ -102,7 +107,11 @@ def generate(
         "address": address,
         "executor": executor,
     }
-    settings = _settings(stage.GenerateConfig, "generate", config, flags, set_)
+    settings = _settings("generate", config, flags, set_)
+    from pipeline.common.progress import format_bytes, say
+    from pipeline.generation import generate as stage
+    from pipeline.generation.dry_run import dry_run
+
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -110,7 +119,7 @@ def generate(
     manifest = stage.generate(settings)
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
-    say(f"next: traflow-pipeline train --data {settings.out} --out RUN --set trainer.num_steps=N")
+    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --set trainer.num_steps=N")
     say(f"digest {manifest.sha256}")
 
 
@@ -244,12 +253,6 @@ def train(
     set_: Set = None,
 ) -> None:
     """Train a student on a teacher's trajectories, or a teacher on images or trajectories."""
-    from pipeline.common.progress import say
-    from trainer import preview
-    from trainer import train as stage
-    from trainer.config import TrainConfig
-    from trainer.dry_run import dry_run
-
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     if on == "here" and (num_workers or address):
@@ -257,7 +260,12 @@ def train(
 
     flags: dict[str, Any] = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed}
     flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
-    settings = _settings(TrainConfig, "train", config, flags, set_)
+    settings = _settings("train", config, flags, set_)
+    from pipeline.common.progress import say
+    from trainer import preview
+    from trainer import train as stage
+    from trainer.dry_run import dry_run
+
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -270,11 +278,11 @@ def train(
         newest = stage.train(settings)
     picture = newest.parent.parent / preview.FILE
     say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
-    run = settings.mirror or settings.out
+    run, out = str(settings.mirror or settings.out), quote(str(settings.out))
     if settings.recipe.trains == "student":
-        say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
+        say(f"next: traflow-pipeline evaluate --checkpoint {quote(run)} --out {quote(f'{run}-report')}")
     else:
-        say(f"next: traflow-pipeline generate --teacher {settings.out} --n 100k --out {run}-data")
+        say(f"next: traflow-pipeline generate --teacher {out} --n 100k --out {quote(f'{run}-data')}")
 
 
 @app.command()
@@ -310,7 +318,7 @@ def run(
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
-        raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
+        raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}{suggest(only, plan.stages)}")
     if submit is not None:
         jobs.submit(plan, submit)
         return
@@ -321,7 +329,7 @@ def run(
         location = plan.evaluate.mirror or plan.evaluate.out
         console.print(tables.terminal(results.read_report(location)))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
-    say(f"state of each stage: traflow-pipeline status {plan.location}")
+    say(f"state of each stage: traflow-pipeline status {quote(plan.location)}")
 
 
 @app.command()
@@ -395,11 +403,6 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
-    from eval import evaluate as stage
-    from eval.config import EvaluateConfig
-    from eval.report import files, tables
-    from pipeline.common.progress import console, say
-
     flags = {
         "checkpoint": checkpoint,
         "out": out,
@@ -410,7 +413,11 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    settings = _settings(EvaluateConfig, "evaluate", config, flags, set_)
+    settings = _settings("evaluate", config, flags, set_)
+    from eval import evaluate as stage
+    from eval.report import files, tables
+    from pipeline.common.progress import console, say
+
     report = stage.evaluate(settings)
     if report is not None:  # the first rank's
         console.print(tables.terminal(report))
@@ -563,11 +570,16 @@ def check_teacher(
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
 
 
-def _settings(model: Any, stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
-    from pipeline.common.config import given
-    from traflow_pipeline.settings import build_settings
+def _settings(stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
+    """The settings of `stage`. Most faults are found before torch, which takes seconds, is imported."""
+    from pipeline.common.config import given, validate
+    from traflow_pipeline.settings import merge_settings
 
-    return build_settings(model, stage, config, given(flags), assignments or ())
+    values = merge_settings(stage, config, given(flags), assignments or ())
+    for name in MODELS[stage]:
+        module, _, model = name.partition(":")
+        settings = validate(getattr(import_module(module), model), values, stage)
+    return settings
 
 
 def main() -> None:
@@ -578,7 +590,7 @@ def main() -> None:
         if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
             raise KeyboardInterrupt
     except UsageError as error:
-        code = _fail(error.format_message(), 2)
+        code = _fail(_usage(error), 2)
     except BadInput as error:
         code = _fail(str(error), 2)
     except WorkFailed as error:
@@ -590,7 +602,13 @@ def main() -> None:
     sys.exit(code)
 
 
+def _usage(error: Any) -> str:
+    """The message of a mistake on the command line; a flag that is misspelt comes with the one that was meant."""
+    close = suggest(getattr(error, "option_name", ""), getattr(error, "possibilities", None) or ())
+    return f"{error.message}{close}" if close else str(error.format_message())
+
+
 def _fail(message: str, code: int) -> int:
     if message:  # empty where click has printed the help instead
-        typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+        typer.secho(f"error: {for_terminal(' '.join(message.split()))}", fg="red", err=True)
     return code

@@ -21,8 +21,15 @@ def build_settings(
     Raises:
         BadInput: no such config, an unknown or missing key, or a value that is out of range.
     """
+    return validate(model, merge_settings(stage, config, given, assignments), title or stage)
+
+
+def merge_settings(
+    stage: str, config: str | None, given: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The keys of `build_settings`, not validated."""
     section = load_section(config, stage)
     solver = given.get("solver")
     if isinstance(solver, Mapping) and solver.get("name"):
         section = {key: value for key, value in section.items() if key != "solver"}
-    return validate(model, merge(section, given, *map(parse_assignment, assignments)), title or stage)
+    return merge(section, given, *map(parse_assignment, assignments))

@@ -74,12 +74,13 @@ class SampleRange:
         for number, (path, indices) in enumerate(self.chunks):
             if number % ranks.world != ranks.rank:
                 continue
-            if not path.is_file():
-                chunk = _draw_chunk(sampler, settings, indices, ranks.device)
-                if number > 0:
-                    del chunk["samples"]  # only the first chunk's images are used again
-                _write(path, chunk)
-            advance(len(indices), sampler.title)
+            if path.is_file():
+                advance(len(indices), sampler.title, skipped=True)
+                continue
+            chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
+            if number > 0:
+                del chunk["samples"]  # only the first chunk's images are used again
+            _write(path, chunk)
 
     def extracted(self, space: str) -> Extracted:
         """The features of all samples in `space`, in index order.
@@ -122,7 +123,7 @@ class SampleRange:
 
 
 def _draw_chunk(
-    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device
+    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device, advance: Advance
 ) -> dict[str, NDArray[Any]]:
     samples, evaluations, seconds = [], 0, 0.0
     features: dict[str, list[NDArray[np.float32]]] = {}
@@ -136,6 +137,7 @@ def _draw_chunk(
         seconds += batch.wall_seconds
         for name, array in _extract(samples[-1], settings).items():
             features.setdefault(name, []).append(array)
+        advance(len(batch.samples), sampler.title)
     chunk = {name: np.concatenate(arrays) for name, arrays in features.items()}
     return {
         **chunk,

@@ -73,7 +73,7 @@ class Scorer:
                 write_file(file, result.model_dump_json().encode())
                 samples.discard()
         else:
-            advance(self.settings.share(self.num_samples, self.ranks), sampler.title)
+            advance(self.settings.share(self.num_samples, self.ranks), sampler.title, skipped=True)
         if self.ranks.is_first and sampler.group == "solver" and range_index == 0:
             self.teacher_samples = np.load(self._first_file(sampler), allow_pickle=False)
         return result if self.ranks.is_first else None

@@ -16,6 +16,7 @@ from pipeline.teachers.teacher import Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
 
 BATCH_SIZE = 256
+ADAPTIVE_EVALUATIONS = 100  # about as many as dopri5 takes at a tolerance of 1e-5
 
 # (noise [B, ...], label [B] or None) -> (samples [B, ...], evaluations per sample)
 Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
@@ -28,6 +29,12 @@ class Sampler:
     group: Literal["solver", "few-step", "student"]
     name: str
     draw: Draw
+    evaluations: int = 1  # of a sample, estimated where the solver is adaptive
+
+    @property
+    def cost(self) -> int:
+        """Of a sample, about: its evaluations, and one for its features."""
+        return self.evaluations + 1
 
     @property
     def model(self) -> Literal["teacher", "student"]:
@@ -64,7 +71,7 @@ def student_sampler(student: Student, steps: int | Sequence[float], t_start: flo
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         return sample(student, noise, times, label), len(times) - 1
 
-    return Sampler("student", name, draw)
+    return Sampler("student", name, draw, len(times) - 1)
 
 
 def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
@@ -76,7 +83,7 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
             solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
         return solution.states[-1], solution.nfe
 
-    return Sampler("solver", str(solver), draw)
+    return Sampler("solver", str(solver), draw, solver.num_steps or ADAPTIVE_EVALUATIONS)
 
 
 def draw_samples(

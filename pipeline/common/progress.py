@@ -48,6 +48,15 @@ class Advance(Protocol):
     def __call__(self, amount: float, status: str = "", *, skipped: bool = False) -> None: ...
 
 
+def weighted(advance: Advance, weight: float) -> Advance:
+    """`advance` by `weight` for each unit of work."""
+
+    def advance_weighted(amount: float, status: str = "", *, skipped: bool = False) -> None:
+        advance(weight * amount, status, skipped=skipped)
+
+    return advance_weighted
+
+
 class Pace:
     """How fast the work goes, from `done` to `total`: its rate is that of the last updates."""
 

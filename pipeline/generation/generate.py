@@ -3,67 +3,29 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from pipeline.common.config import explain, parse_count, resolved
+from pipeline.common.config import explain, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.manifest import DataSet, Ledger, Manifest, read_dataset, write_dataset, write_manifest
 from pipeline.dataset.plan import Plan, Shard, Shards
 from pipeline.dataset.shards import Marker, read_markers
-from pipeline.flow.solver import Solver
 from pipeline.generation import workers
+from pipeline.generation.config import GenerateConfig as GenerateConfig
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import LEASE, Lease, hold_lease
-from pipeline.storage.store import Location, Store, absolute, is_aside, open_store
+from pipeline.storage.store import Store, absolute, is_aside, open_store
 from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
 OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
-
-
-class GenerateConfig(BaseModel):
-    """The configuration of `traflow-pipeline generate`.
-
-    `out`, `n`, `workers`, `gpus_per_worker`, `executor` and `address` may change from run to run; all other fields
-    define the plan.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    teacher: str
-    n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
-    out: Location
-    guidance_scale: float = Field(default=1.0, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    states: int = Field(default=8, ge=0)
-    velocities: bool = True
-    solver: Solver = Solver()
-    dtype: Literal["float16", "float32"] = "float16"
-    shard_size: int = Field(default=1024, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    block_size: int = Field(default=64, ge=1)
-    workers: int | None = Field(default=None, ge=1)
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    executor: Literal["ray", "inline"] = "ray"
-    address: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.executor == "inline" and (self.workers or self.address or self.gpus_per_worker is not None):
-            raise ValueError(
-                "executor inline works in this process: it takes no workers, no gpus_per_worker, no address"
-            )
-        gpus = self.gpus_per_worker or 0
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_worker: Ray gives a part of one GPU or whole ones, got {gpus:g}")
-        return self
 
 
 def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
@@ -224,16 +186,19 @@ def _make(
         return
     job = Job(dataset.plan, dataset.teacher_source, absolute(config.out))
     backlog = Backlog(shards, stop)
-    if config.executor == "inline":
-        results = workers.run_inline(job, backlog)
-    else:
-        results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
+    is_inline = config.executor == "inline"
     started, made = time.monotonic(), 0
     with bar(f"generate {dataset.plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
+        if is_inline:
+            results = workers.run_inline(job, backlog, advance)
+        else:
+            results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
         for result in results:
             if isinstance(result, Marker):
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)
-                advance(result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each")
+                advance(
+                    0 if is_inline else result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each"
+                )
             yield result

@@ -1,6 +1,7 @@
 """Generate one shard: a pure function of (plan, shard, teacher)."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,15 @@ class Batch:
     times: Tensor  # float32 [K + 2]
 
 
-def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device) -> Marker:
-    """Generate `shard`, commit it to `store` and return its marker.
+def generate_and_commit(
+    plan: Plan,
+    shard: Shard,
+    teacher: Teacher,
+    store: Store,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
+) -> Marker:
+    """Generate `shard`, commit it to `store` and return its marker; `on_batch` is told the records of each batch.
 
     Raises:
         WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has too little
@@ -41,12 +49,17 @@ def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store
     if free is not None and free < needed:
         room = f"{store.location} has {format_bytes(free)} left"
         raise WorkFailed(f"{shard}: needs {format_bytes(needed)}, but {room}: make room")
-    payload, marker = generate_shard(plan, shard, teacher, store, device)
+    payload, marker = generate_shard(plan, shard, teacher, store, device, on_batch)
     return commit(store, payload, marker)
 
 
 def generate_shard(
-    plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
+    plan: Plan,
+    shard: Shard,
+    teacher: Teacher,
+    store: Store,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[bytes, Marker]:
     """The bytes of `shard` and its marker; only the start of a batch that fails is written to `store`."""
     started = time.monotonic()
@@ -66,6 +79,8 @@ def generate_shard(
             starts = range(0, stop, plan.block_size)
             blocks += [trajectories.rows(slice(i, min(i + plan.block_size, stop))) for i in starts]
             nfe.append(batch_nfe)
+            if on_batch is not None:
+                on_batch(stop)
         numerics = numerics_of(device)
     payload, index = write_shard(plan, blocks)
     return payload, Marker(

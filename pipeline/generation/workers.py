@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -115,10 +115,10 @@ class Worker:
             raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
         return teacher
 
-    def make(self, shard: Shard) -> Marker | Failure:
+    def make(self, shard: Shard, on_batch: Callable[[int], None] | None = None) -> Marker | Failure:
         """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards."""
         try:
-            return generate_and_commit(self.job.plan, shard, self.teacher, self.store, self.device)
+            return generate_and_commit(self.job.plan, shard, self.teacher, self.store, self.device, on_batch)
         except Exception as error:  # a user's own teacher may raise anything
             is_ours = isinstance(error, WorkFailed | BadInput)
             message = str(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
@@ -129,11 +129,11 @@ class Worker:
             return Failure(shard, message, isinstance(error, StoreFailed))
 
 
-def run_inline(job: Job, backlog: Backlog) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` one by one in this process."""
+def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+    """Make the shards of `backlog` one by one in this process; `on_batch` is told the records of each batch."""
     worker = Worker(job, torch.cuda.is_available())
     while backlog:
-        yield from backlog.final_results(worker.make(backlog.take()))
+        yield from backlog.final_results(worker.make(backlog.take(), on_batch))
 
 
 def run_on_ray(

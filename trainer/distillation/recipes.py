@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.common.config import CONFIGS
+from pipeline.common.errors import suggest
 from pipeline.dataset.plan import Plan
 from trainer.distillation.terms import Term
 
@@ -110,7 +111,10 @@ def load_recipe(source: object) -> object:
         return source
     path = next((p for p in (FOLDER / f"{source}.yaml", Path(source)) if p.is_file()), None)
     if path is None:
-        raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases")
+        known = suggest(source, recipe_names())
+        raise ValueError(
+            f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases{known}"
+        )
     content = yaml.safe_load(path.read_text())
     return {"name": path.stem, **content} if isinstance(content, dict) else content
 

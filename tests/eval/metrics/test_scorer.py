@@ -12,6 +12,7 @@ from eval.metrics.sample_chunks import SampleRange, SamplingSettings
 from eval.metrics.scorer import Result, Scorer
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline.common.errors import WorkFailed
+from pipeline.common.progress import Advance
 from pipeline.flow.solver import Solver
 from tests.support.problems import SHAPE, ExactStudent, GaussianFlow
 from tests.support.spaces import pixels
@@ -65,7 +66,7 @@ def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
         amounts: list[int] = []
         for rank in range(world):
             ranks = Ranks(rank, world, CPU)
-            drawn.draw(STUDENT, SETTINGS, ranks, lambda amount, status="", to=amounts: to.append(amount))
+            drawn.draw(STUDENT, SETTINGS, ranks, lambda amount, status="", to=amounts, **options: to.append(amount))
             assert sum(amounts) == sum(SETTINGS.share(NUM_SAMPLES, Ranks(r, world, CPU)) for r in range(rank + 1))
         assert sum(amounts) == NUM_SAMPLES
         found.append(drawn.extracted("pixels").features)
@@ -77,11 +78,13 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path: Path, monkeyp
     draw_chunk = sample_chunks._draw_chunk
     drawn: list[range] = []
 
-    def counted(sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device) -> Any:
+    def counted(
+        sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device, advance: Advance
+    ) -> Any:
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(indices)
-        return draw_chunk(sampler, settings, indices, device)
+        return draw_chunk(sampler, settings, indices, device, advance)
 
     monkeypatch.setattr(sample_chunks, "_draw_chunk", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -36,7 +36,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "settings", "samples", "trajectory_dataset", "run"},
+        {"installation", "settings", "samples", "trajectory_dataset", "run", "folder_status"},
         {"sample_source", "stages", "jobs"},
         {"student_sampler", "sample_folder"},
         {"loading"},

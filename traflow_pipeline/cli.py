@@ -33,6 +33,7 @@ MODELS = {
 
 Config = Annotated[str | None, typer.Option(help="The name of a config in configs/, or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
+WholeTable = Annotated[bool, typer.Option("--all", help="Print every row and metric of the report.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
 GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
@@ -302,6 +303,7 @@ def run(
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run one stage only: generate, train or evaluate.")] = None,
+    is_whole: WholeTable = False,
     after: Annotated[str | None, typer.Option(help="Wait for this job first.", hidden=True)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a key; may be repeated.")
@@ -327,20 +329,34 @@ def run(
     run_stages(plan, on == "ray" or address is not None, address, only)
     if plan.evaluate is not None and only in (None, "evaluate"):
         location = plan.evaluate.mirror or plan.evaluate.out
-        console.print(tables.terminal(results.read_report(location)))
+        console.print(tables.terminal(results.read_report(location), is_whole))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
     say(f"state of each stage: traflow-pipeline status {quote(plan.location)}")
 
 
 @app.command()
-def status(location: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
-    """Show the state of each stage of a run."""
+def status(
+    location: Annotated[
+        str, typer.Argument(help="Folder or URL of a run, data set, training or report.", metavar="FOLDER")
+    ],
+) -> None:
+    """Show how far the work in a folder is, how fast it goes, and whether it is running."""
     from pipeline.common.progress import say
-    from traflow_pipeline.run import read_run, stage_status
+    from pipeline.storage.store import open_store
+    from traflow_pipeline.folder_status import folder_status
+    from traflow_pipeline.run import CONFIG, read_run, stage_status
 
-    plan = read_run(location.rstrip("/"))
+    location = location.rstrip("/")
+    sizes = open_store(location).sizes()
+    if sizes and CONFIG not in sizes:
+        say(folder_status(location))
+        return
+    plan = read_run(location)
     for stage in plan.stages:
-        say(str(stage_status(plan, stage)))
+        known = stage_status(plan, stage)
+        say(str(known))
+        if not known.complete and open_store(known.location).sizes():
+            say(f"          {folder_status(known.location)}")
 
 
 @app.command()
@@ -399,6 +415,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    is_whole: WholeTable = False,
     config: Config = None,
     set_: Set = None,
 ) -> None:
@@ -420,7 +437,7 @@ def evaluate(
 
     report = stage.evaluate(settings)
     if report is not None:  # the first rank's
-        console.print(tables.terminal(report))
+        console.print(tables.terminal(report, is_whole))
         location = settings.mirror or settings.out
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
 

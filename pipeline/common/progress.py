@@ -123,7 +123,7 @@ def _drawn(title: str, pace: Pace) -> Iterator[Advance]:
 
         def advance(amount: float, status: str = "", *, skipped: bool = False) -> None:
             pace.advance(amount, skipped)
-            progress.update(task, completed=int(pace.done), status=status)
+            progress.update(task, completed=int(pace.done), **({"status": status} if status else {}))
 
         yield advance
 
@@ -134,7 +134,7 @@ def _told(title: str, pace: Pace) -> Iterator[Advance]:
 
     def advance(amount: float, status: str = "", *, skipped: bool = False) -> None:
         nonlocal shown
-        shown = status
+        shown = status or shown
         pace.advance(amount, skipped)
 
     def tell() -> None:

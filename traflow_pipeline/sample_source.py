@@ -50,7 +50,7 @@ class SampleSource:
         """The classes of the samples `indices` of `seed`."""
         if label is not None:
             return [label] * len(indices)
-        return draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL).tolist()
+        return list(map(int, draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL)))
 
     def check_label(self, label: int | None) -> None:
         """Raises `BadInput` unless `label` is None or a class."""

@@ -123,7 +123,9 @@ def _drawn(title: str, pace: Pace) -> Iterator[Advance]:
 
         def advance(amount: float, status: str = "", *, skipped: bool = False) -> None:
             pace.advance(amount, skipped)
-            progress.update(task, completed=int(pace.done), **({"status": status} if status else {}))
+            progress.update(task, completed=int(pace.done))
+            if status:
+                progress.update(task, status=status)
 
         yield advance
 

@@ -88,8 +88,12 @@ def test_an_interrupted_folder_draws_only_what_is_missing(tmp_path: Path) -> Non
     last.unlink()
     (tmp_path / ".000519.png.aside-1").write_bytes(b"half")
     asked: list[int] = []
-    counted = Sampler("student", "twice", lambda noise, label: (asked.append(len(noise)), (0.5 * noise, 1))[1])
-    save_folder(tmp_path, source(sampler=counted), range(520), 0, None, silent)
+
+    def count(noise: torch.Tensor, label: torch.Tensor | None) -> tuple[torch.Tensor, int]:
+        asked.append(len(noise))
+        return 0.5 * noise, 1
+
+    save_folder(tmp_path, source(sampler=Sampler("student", "twice", count)), range(520), 0, None, silent)
     assert asked == [8]
     assert (first.stat().st_mtime_ns, last.read_bytes()) == (before, payload)
     assert not list(tmp_path.glob(".*"))

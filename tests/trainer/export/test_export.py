@@ -203,7 +203,9 @@ def test_the_card_promises_what_the_student_has_learnt_and_no_more(
 ) -> None:
     recipe = {"phases": [{"terms": [{"loss": "output"}]}]}
     config = with_second_time(tiny_config(num_classes=3, label_dropout=0.1))
-    make_checkpoint(tmp_path / "c", config, config={"recipe": recipe})
+    make_checkpoint(tmp_path / "c", config)
+    info = json.loads((tmp_path / "c" / "checkpoint.json").read_text())
+    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps(info | {"config": {"recipe": recipe}}))
     export(tmp_path / "c", "safetensors", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "the class, 0 to 2; -1: none |" in text

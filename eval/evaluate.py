@@ -41,7 +41,7 @@ from eval.sampling.precision import check_precision, fixed_arithmetic, in_precis
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, is_drawable
-from pipeline.common.progress import bar
+from pipeline.common.progress import bar, weighted
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
 from trainer.checkpoints import mirror
@@ -130,8 +130,10 @@ class _Evaluation:
         share = self.scorer.settings.share(self.config.num_samples, self.ranks)
         pending: list[tuple[Sampler, Future[Result]]] = []
         results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
-        with bar("evaluate", len(jobs) * share) as advance, scoring_thread() as scoring:
+        total = sum(sampler.cost for sampler, _ in jobs) * share
+        with bar("evaluate (%)", 100) as show, scoring_thread() as scoring:
             for sampler, range_index in jobs:
+                advance = weighted(show, 100 * sampler.cost / total)
                 if (future := self.scorer.score(sampler, range_index, advance, scoring)) is not None:
                     pending.append((sampler, future))
                 _raise_failure(pending)
@@ -163,7 +165,15 @@ class _Evaluation:
 
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
         shape = self.models.shape
-        for name in _default_features(shape) if self.config.features is None else self.config.features:
+        default = _default_features(shape)
+        if self.config.features is None and not is_drawable(shape):
+            default = ()
+            self._skip(
+                distances.metric_keys(["inception"]),
+                f"samples of shape {list(shape)} are no images of 1 or 3 channels, which Inception takes: name "
+                "features of your own with --features module:factory, and a --reference",
+            )
+        for name in default if self.config.features is None else self.config.features:
             try:
                 space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
@@ -175,6 +185,10 @@ class _Evaluation:
     def _open_reference(self) -> OpenedReference:
         """The reference; without statistics on ranks other than the first, which alone scores."""
         source = self.config.reference or ("digits" if self.models.shape == DIGITS else None)
+        if source is None and self.config.features is None and not is_drawable(self.models.shape):
+            return OpenedReference(
+                Reference(source="none", title="no reference", num_images=None, shape=None, sha256=""), {}
+            )
         if source is None:
             raise BadInput(NO_REFERENCE)
         empty = OpenedReference(Reference(source=source, title=source, num_images=None, shape=None, sha256=""), {})
@@ -249,8 +263,11 @@ class _Evaluation:
         teacher, student, info = self.models.teacher, self.models.student, self.models.info
         if teacher is not None:
             yield teacher_sampler(teacher, self.config.teacher_solver)
-            for num_evaluations in self.config.baseline_evaluations:
-                yield from baselines.baseline_samplers(teacher, num_evaluations, self.config.baselines)
+            config = self.config
+            for num_evaluations in config.evaluations:
+                yield from baselines.baseline_samplers(
+                    teacher, num_evaluations, config.baselines, config.baseline_grids
+                )
         if student is not None:
             for steps in self.config.steps:
                 yield student_sampler(student, steps, info.t_start, info.t_end)
@@ -309,7 +326,7 @@ class _Evaluation:
             ),
             reference=self.reference.reference,
             not_computed=tuple(self.not_computed),
-            warnings=tuple(self._list_warnings()),
+            warnings=tuple(self.warnings),
             num_samples=self.config.num_samples,
             num_ranges=self.config.num_ranges,
             seed=self.config.seed,
@@ -371,11 +388,6 @@ class _Evaluation:
                 raise
             self.warnings.append(f"the student was not compared with trajectories: {error}")
             return None
-
-    def _list_warnings(self) -> Iterator[str]:
-        yield from self.warnings
-        if (note := baselines.missing_note()) is not None and self.models.teacher is not None:
-            yield note
 
 
 def _raise_failure(pending: Sequence[tuple[Sampler, "Future[Result]"]]) -> None:

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
+from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
 LARGEST = 1e100  # of a figure that is read: tables and charts square and scale them
-FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
 
 
 class _Record(BaseModel):

@@ -18,7 +18,7 @@ ROOMS = {
     ],
     "trainer": [
         {"data", "checkpoints", "distributed"},
-        {"distillation"},
+        {"distillation", "settings"},
         {"config", "export"},
         {"setup", "step", "log", "preview", "kernels"},
         {"train"},
@@ -26,6 +26,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "eval": [
+        {"sample_counts"},
         {"results", "models", "features"},
         {"sampling"},
         {"metrics"},
@@ -36,8 +37,8 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "once", "settings", "samples", "trajectory_dataset"},
-        {"student_sampler", "stages", "run"},
-        {"jobs"},
+        {"sample_source", "stages", "run"},
+        {"student_sampler", "sample_folder", "folder_status", "jobs"},
         {"loading"},
         {"api", "cli"},
         {"__main__"},

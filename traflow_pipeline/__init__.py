@@ -62,9 +62,10 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from traflow_pipeline.installation import check_rooms
+    from traflow_pipeline.installation import check_rooms, prepare_threads
 
     check_rooms()
+    prepare_threads()
     return getattr(import_module("traflow_pipeline.api"), name)
 
 

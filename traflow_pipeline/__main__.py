@@ -2,7 +2,7 @@
 
 import sys
 
-from traflow_pipeline.installation import check_rooms
+from traflow_pipeline.installation import check_rooms, prepare_threads
 
 
 def main() -> None:
@@ -11,6 +11,7 @@ def main() -> None:
         check_rooms()
     except ImportError as error:
         sys.exit(f"error: {error}")
+    prepare_threads()
     from traflow_pipeline.cli import main as run
 
     run()

@@ -3,12 +3,14 @@
 import signal
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.common.errors import BadInput, Stopped, WorkFailed
+from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, suggest
 from traflow_pipeline.installation import describe
 from traflow_pipeline.once import Once
 
@@ -23,8 +25,16 @@ INTERRUPTED = 130
 # click's own error, taken from typer, which may bundle its own click.
 UsageError: Any = typer.BadParameter.__base__
 
+# The models that settings are checked against, those that need no torch first.
+MODELS = {
+    "generate": ["pipeline.generation.config:GenerateConfig"],
+    "train": ["trainer.settings:TrainSettings", "trainer.config:TrainConfig"],
+    "evaluate": ["eval.config:EvaluateConfig"],
+}
+
 Config = Annotated[str | None, typer.Option(help="The name of a config in configs/, or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
+WholeTable = Annotated[bool, typer.Option("--all", help="Print every row and metric of the report.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
 GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
@@ -90,10 +100,6 @@ def generate(
     set_: Set = None,
 ) -> None:
     """Integrate a teacher's ODE from noise to data and store the trajectories as WebDataset shards."""
-    from pipeline.common.progress import format_bytes, say
-    from pipeline.generation import generate as stage
-    from pipeline.generation.dry_run import dry_run
-
     accuracy = {"rtol": rtol, "atol": atol, "num_steps": num_steps}
     flags = {
         "teacher": teacher,
@@ -111,7 +117,11 @@ def generate(
         "address": address,
         "executor": executor,
     }
-    settings = _settings(stage.GenerateConfig, "generate", config, flags, set_)
+    settings = _settings("generate", config, flags, set_)
+    from pipeline.common.progress import format_bytes, say
+    from pipeline.generation import generate as stage
+    from pipeline.generation.dry_run import dry_run
+
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -119,7 +129,7 @@ def generate(
     manifest = stage.generate(settings)
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
-    say(f"next: traflow-pipeline train --data {settings.out} --out RUN --set trainer.num_steps=N")
+    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --set trainer.num_steps=N")
     say(f"digest {manifest.sha256}")
 
 
@@ -276,12 +286,6 @@ def train(
     set_: Set = None,
 ) -> None:
     """Train a student on a teacher's trajectories, or a teacher on images or trajectories."""
-    from pipeline.common.progress import say
-    from trainer import preview
-    from trainer import train as stage
-    from trainer.config import TrainConfig
-    from trainer.dry_run import dry_run
-
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     if on == "here" and (num_workers or address):
@@ -289,7 +293,12 @@ def train(
 
     flags: dict[str, Any] = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed}
     flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
-    settings = _settings(TrainConfig, "train", config, flags, set_)
+    settings = _settings("train", config, flags, set_)
+    from pipeline.common.progress import say
+    from trainer import preview
+    from trainer import train as stage
+    from trainer.dry_run import dry_run
+
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
@@ -300,13 +309,13 @@ def train(
         newest = train_on_ray(settings, num_workers, address)
     else:
         newest = stage.train(settings)
-    samples = newest.parent.parent / preview.FILE
-    say(f"{newest}: weights" + (f"; samples: {samples}" if samples.is_file() else ""))
-    run = settings.mirror or settings.out
+    picture = newest.parent.parent / preview.FILE
+    say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
+    run, out = str(settings.mirror or settings.out), quote(str(settings.out))
     if settings.recipe.trains == "student":
-        say(f"next: traflow-pipeline evaluate --checkpoint {run} --out {run}-report")
+        say(f"next: traflow-pipeline evaluate --checkpoint {quote(run)} --out {quote(f'{run}-report')}")
     else:
-        say(f"next: traflow-pipeline generate --teacher {settings.out} --n 100k --out {run}-data")
+        say(f"next: traflow-pipeline generate --teacher {out} --n 100k --out {quote(f'{run}-data')}")
 
 
 @app.command()
@@ -326,6 +335,7 @@ def run(
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run one stage only: generate, train or evaluate.")] = None,
+    is_whole: WholeTable = False,
     after: Annotated[str | None, typer.Option(help="Wait for this job first.", hidden=True)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a key; may be repeated.")
@@ -342,7 +352,7 @@ def run(
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
-        raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}")
+        raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}{suggest(only, plan.stages)}")
     if submit is not None:
         jobs.submit(plan, submit)
         return
@@ -351,20 +361,34 @@ def run(
     run_stages(plan, on == "ray" or address is not None, address, only)
     if plan.evaluate is not None and only in (None, "evaluate"):
         location = plan.evaluate.mirror or plan.evaluate.out
-        console.print(tables.terminal(results.read_report(location)))
+        console.print(tables.terminal(results.read_report(location), is_whole))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
-    say(f"state of each stage: traflow-pipeline status {plan.location}")
+    say(f"state of each stage: traflow-pipeline status {quote(plan.location)}")
 
 
 @app.command()
-def status(location: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]) -> None:
-    """Show the state of each stage of a run."""
+def status(
+    location: Annotated[
+        str, typer.Argument(help="Folder or URL of a run, data set, training or report.", metavar="FOLDER")
+    ],
+) -> None:
+    """Show how far the work in a folder is, how fast it goes, and whether it is running."""
     from pipeline.common.progress import say
-    from traflow_pipeline.run import read_run, stage_status
+    from pipeline.storage.store import open_store
+    from traflow_pipeline.folder_status import folder_status
+    from traflow_pipeline.run import CONFIG, read_run, stage_status
 
-    plan = read_run(location.rstrip("/"))
+    location = location.rstrip("/")
+    sizes = open_store(location).sizes()
+    if sizes and CONFIG not in sizes:
+        say(folder_status(location))
+        return
+    plan = read_run(location)
     for stage in plan.stages:
-        say(str(stage_status(plan, stage)))
+        known = stage_status(plan, stage)
+        say(str(known))
+        if not known.complete and open_store(known.location).sizes():
+            say(f"          {folder_status(known.location)}")
 
 
 @app.command()
@@ -422,15 +446,11 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    is_whole: WholeTable = False,
     config: Config = None,
     set_: Set = None,
 ) -> None:
     """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
-    from eval import evaluate as stage
-    from eval.config import EvaluateConfig
-    from eval.report import files, tables
-    from pipeline.common.progress import console, say
-
     flags = {
         "checkpoint": checkpoint,
         "out": out,
@@ -441,10 +461,14 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    settings = _settings(EvaluateConfig, "evaluate", config, flags, set_)
+    settings = _settings("evaluate", config, flags, set_)
+    from eval import evaluate as stage
+    from eval.report import files, tables
+    from pipeline.common.progress import console, say
+
     report = stage.evaluate(settings)
     if report is not None:  # the first rank's
-        console.print(tables.terminal(report))
+        console.print(tables.terminal(report, is_whole))
         location = settings.mirror or settings.out
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
 
@@ -482,20 +506,53 @@ def compare(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    n: Annotated[int, typer.Option(help="Number of images.", min=1)] = 64,
-    first: Annotated[int, typer.Option(help="Index of the first image; an evaluation starts at 0.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Evaluations per image.", min=1)] = 1,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Draw from a teacher: whatever `teachers` takes.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="A grid (.png), arrays (.npy), images with labels (.npz), or a folder of one PNG each."),
+    ] = Path("samples.png"),
+    n: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
+    first: Annotated[int, typer.Option(help="Index of the first sample; an evaluation starts at 0.", min=0)] = 0,
+    label: Annotated[
+        int | None, typer.Option("--label", "--class", help="The class of all samples; default: one drawn for each.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps: a student's (default: 1), or a teacher's, by Euler or --solver.", min=1)
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
+    weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
+    guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw a grid of images from a student or a trained teacher."""
-    from eval.sampling import samplers
-    from pipeline.common.progress import say
+    """Draw samples of a student or a teacher: a grid, a folder of pictures, or arrays."""
+    from pipeline.common.progress import bar, say
+    from traflow_pipeline.loading import open_source
+    from traflow_pipeline.sample_folder import save_folder
+    from traflow_pipeline.samples import check_file, save
 
-    samplers.save_grid(checkpoint, out, range(first, first + n), steps, seed, device)
-    say(f"{out}: {n} images, {steps} evaluation{'s' if steps > 1 else ''} each")
+    source = open_source(
+        checkpoint,
+        teacher,
+        weights=weights,
+        steps=steps,
+        solver=solver,
+        guidance_scale=guidance_scale,
+        device=device,
+    )
+    source.check_label(label)
+    indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
+    if not is_folder:
+        check_file(out, source.shape)
+    with bar("sample", n) as advance:
+        if is_folder:
+            save_folder(out, source, indices, seed, label, advance)
+        else:
+            save(out, source.batches(indices, seed, label, advance), n, source.shape)
+    say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
 
 
 teachers = typer.Typer(invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one.")
@@ -564,11 +621,16 @@ def check_teacher(
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
 
 
-def _settings(model: Any, stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
-    from pipeline.common.config import given
-    from traflow_pipeline.settings import build_settings
+def _settings(stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
+    """The settings of `stage`. Most faults are found before torch, which takes seconds, is imported."""
+    from pipeline.common.config import given, validate
+    from traflow_pipeline.settings import merge_settings
 
-    return build_settings(model, stage, config, given(flags), assignments or ())
+    values = merge_settings(stage, config, given(flags), assignments or ())
+    for name in MODELS[stage]:
+        module, _, model = name.partition(":")
+        settings = validate(getattr(import_module(module), model), values, stage)
+    return settings
 
 
 for _command in (*app.registered_commands, *teachers.registered_commands):
@@ -583,7 +645,7 @@ def main() -> None:
         if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
             raise KeyboardInterrupt
     except UsageError as error:
-        code = _fail(error.format_message(), 2)
+        code = _fail(_usage(error), 2)
     except BadInput as error:
         code = _fail(str(error), 2)
     except WorkFailed as error:
@@ -595,7 +657,13 @@ def main() -> None:
     sys.exit(code)
 
 
+def _usage(error: Any) -> str:
+    """The message of a mistake on the command line; a flag that is misspelt comes with the one that was meant."""
+    close = suggest(getattr(error, "option_name", ""), getattr(error, "possibilities", None) or ())
+    return f"{error.message}{close}" if close else str(error.format_message())
+
+
 def _fail(message: str, code: int) -> int:
     if message:  # empty where click has printed the help instead
-        typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+        typer.secho(f"error: {for_terminal(' '.join(message.split()))}", fg="red", err=True)
     return code

@@ -3,6 +3,7 @@
 Their names are generic, so another distribution, or a file in the working folder, may stand in front of them.
 """
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +23,15 @@ def check_rooms() -> None:
                 f"package {name!r}: wanted {ROOT / name}, which comes with traflow-pipeline; Python finds "
                 f"{origin or 'none'}: install traflow-pipeline into its own environment, or rename the other {name!r}"
             )
+
+
+def prepare_threads() -> None:
+    """Let torch's threads sleep while they wait, unless the environment says otherwise; call it before torch's import.
+
+    Threads that spin burn the time slices of other processes, and each other's: with two threads on two cores, beside a
+    load of 8, an evaluation of the digits network on 256 samples took 1.0 to 1.8 s; with sleeping threads 0.15 s.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def describe() -> str:

@@ -2,33 +2,75 @@
 
 from pathlib import Path
 
+import torch
+
+from pipeline.common.config import given, validate
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
+from pipeline.flow.solver import Solver
+from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers import loading
 from pipeline.teachers.teacher import Teacher
+from traflow_pipeline.sample_source import SampleSource, of_teacher
 from traflow_pipeline.student_sampler import StudentSampler
 from traflow_pipeline.trajectory_dataset import TrajectoryDataset
-from trainer.checkpoints.model import find_model
+from trainer.checkpoints.model import Model, find_model
 from trainer.distillation.student import Student
 
 
-def load_student(path: str | Path, *, device: str = "auto") -> StudentSampler:
+def load_student(path: str | Path, *, device: str = "auto", weights: str = "ema") -> StudentSampler:
     """The student at `path`: a run, of which the newest checkpoint counts, a checkpoint, a file of weights, or a URL.
 
-    `device` is auto, cpu, cuda, cuda:1, ...
+    `device` is auto, cpu, cuda, cuda:1, ...; `weights` is ema, network, or the name of another average.
 
     Raises:
-        BadInput: no such device, no model, damaged weights, or a teacher's.
+        BadInput: no such device, no model, no such weights, damaged ones, or a teacher's.
         WorkFailed: the run at a URL cannot be read.
     """
-    where = pick_device(device)
-    model = find_model(path)
+    return _sampler_of(find_model(path, weights), pick_device(device))
+
+
+def _sampler_of(model: Model, device: torch.device) -> StudentSampler:
     if model.info.trains != "student":
         raise BadInput(f"{model.weights}: wanted a student; it is a trained teacher: use load_teacher")
-    network = model.load().to(where).requires_grad_(False)
-    return StudentSampler(model.folder, model.info, Student(network), where)
+    network = model.load().to(device).requires_grad_(False)
+    return StudentSampler(model.folder, model.info, Student(network), device, file_sha256(model.weights))
+
+
+def open_source(
+    path: str | None,
+    teacher: str | None,
+    *,
+    weights: str = "ema",
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float = 1.0,
+    device: str = "auto",
+) -> SampleSource:
+    """What samples are drawn from: the student or trained teacher at `path`, see `load_student`, or a teacher.
+
+    A student takes `steps` steps, by default one. A teacher takes `steps` steps of `solver`, by default Euler's; or,
+    without `steps`, those of an adaptive solver, by default dopri5.
+
+    Raises:
+        BadInput: see `load_student` and `load_teacher`; both or neither is given; or a setting is not one of its kind.
+    """
+    if (path is None) == (teacher is None):
+        raise BadInput("sample: wanted a checkpoint or a run, or --teacher TEACHER, and one of them only")
+    where = pick_device(device)
+    if path is not None:
+        model = find_model(path, weights)
+        if model.info.trains == "student":
+            if solver is not None or guidance_scale != 1:
+                raise BadInput(f"{path}: a student takes --steps only; --solver and --guidance-scale are a teacher's")
+            return _sampler_of(model, where).source(steps or 1)
+        teacher = str(model.weights)
+    assert teacher is not None
+    settings = {"name": solver or ("dopri5" if steps is None else "euler"), "num_steps": steps}
+    chosen = validate(Solver, given(settings), "solver")
+    return of_teacher(loading.load_teacher(teacher, where, guidance_scale), chosen, where)
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

@@ -1,15 +1,22 @@
-"""Samples of a student: arrays in the data's range, as bytes or as a picture."""
+"""Samples of a student or a teacher: arrays in the data's range, as bytes or as files."""
 
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.image_grid import is_drawable, save_square, to_bytes
+from pipeline.storage.store import aside_of
 
-ARRAYS = ".npy"
+ARRAY, ARCHIVE = ".npy", ".npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,36 +31,107 @@ class Samples:
         return len(self.arrays)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.arrays.shape[1:]
+
+    @property
     def images(self) -> NDArray[np.uint8]:
         """The samples as bytes, [N, H, W, C].
 
         Raises:
             BadInput: their shape is not an image's.
         """
-        return self._bytes().transpose(0, 2, 3, 1)
+        check_drawable(self.shape)
+        return to_bytes(self.arrays, self.data_range).transpose(0, 2, 3, 1)
 
     def save(self, path: str | Path) -> None:
-        """Write `arrays` to a .npy file, or a grid of the images to a .png (any ending that Pillow knows).
+        """Write one file, see `save`.
 
         Raises:
             BadInput: `path` cannot be written, or they are no images.
         """
-        path = Path(path)
-        if path.suffix != ARRAYS:
-            save_square(path, self._bytes())
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, self.arrays)
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be written ({reason(error)})") from error
+        save(Path(path), [self], len(self), self.shape)
 
-    def _bytes(self) -> NDArray[np.uint8]:
-        """[N, C, H, W]."""
-        shape = self.arrays.shape[1:]
-        if not is_drawable(shape):
-            raise BadInput(
-                f"samples of shape {list(shape)}: wanted images [C, H, W] of 1 or 3 channels; use `arrays`, or save "
-                f"to a {ARRAYS} file"
-            )
-        return to_bytes(self.arrays, self.data_range)
+
+def check_drawable(shape: tuple[int, ...]) -> None:
+    """Raises `BadInput` unless samples of `shape` are images."""
+    if not is_drawable(shape):
+        raise BadInput(
+            f"samples of shape {list(shape)}: wanted images [C, H, W] of 1 or 3 channels to draw; save these to a "
+            f"{ARRAY} or {ARCHIVE} file"
+        )
+
+
+def check_file(path: Path, shape: tuple[int, ...]) -> None:
+    """Raises `BadInput` unless samples of `shape` can be saved to a file with the suffix of `path`."""
+    if path.suffix in (ARRAY, ARCHIVE):
+        return
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise BadInput(f"{path}: wanted a picture such as samples.png, a {ARRAY} or a {ARCHIVE} file, or a folder")
+    check_drawable(shape)
+
+
+def save(path: Path, batches: Iterable[Samples], count: int, shape: tuple[int, ...]) -> None:
+    """Write `count` samples of `shape` to one file, whole or not at all.
+
+    A .npy file holds `arrays`; a .npz file, as ADM's evaluator reads it, `arr_0`: the images, uint8 [N, H, W, C], or
+    the arrays, float32 [N, *shape], where they are no images; and `labels` int64 [N] if there are classes. Both are
+    written batch by batch. Any other suffix that Pillow knows is a picture: the images in a grid.
+
+    Raises:
+        BadInput: `path` cannot be written, or they are no images.
+    """
+    check_file(path, shape)
+    if path.suffix not in (ARRAY, ARCHIVE):
+        parts = list(batches)
+        save_square(path, np.concatenate([part.images for part in parts]).transpose(0, 3, 1, 2))
+        return
+    with whole_file(path) as file:
+        (_write_array if path.suffix == ARRAY else _write_archive)(file, batches, count, shape)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that becomes `path` once it is complete.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    aside = aside_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            yield file
+        aside.replace(path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({reason(error)})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_array(file: IO[bytes], batches: Iterable[Samples], count: int, shape: tuple[int, ...]) -> None:
+    _write_header(file, "<f4", (count, *shape))
+    for batch in batches:
+        file.write(batch.arrays.astype("<f4", copy=False).tobytes())
+
+
+def _write_archive(file: IO[bytes], batches: Iterable[Samples], count: int, shape: tuple[int, ...]) -> None:
+    labels = []
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            if is_drawable(shape):
+                _write_header(member, "|u1", (count, *shape[1:], shape[0]))
+            else:
+                _write_header(member, "<f4", (count, *shape))
+            for batch in batches:
+                values = batch.images if is_drawable(shape) else batch.arrays.astype("<f4", copy=False)
+                member.write(values.tobytes())
+                labels += [] if batch.labels is None else [batch.labels]
+        if labels:
+            with archive.open("labels.npy", "w") as member:
+                npy.write_array(member, np.concatenate(labels))
+
+
+def _write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
+    npy.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})

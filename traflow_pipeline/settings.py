@@ -23,13 +23,20 @@ def build_settings(
     Raises:
         BadInput: no such config, an unknown or missing key, or a value that is out of range.
     """
+    return validate(model, merge_settings(stage, config, given, assignments), title or stage)
+
+
+def merge_settings(
+    stage: str, config: str | None, given: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The keys of `build_settings`, not validated."""
     section = load_section(config, stage)
     if config is not None and stage == "generate":
         section = follow_recipe(load_sections(config))[stage]
     solver = given.get("solver")
     if isinstance(solver, Mapping) and solver.get("name"):
         section = {key: value for key, value in section.items() if key != "solver"}
-    return validate(model, merge(section, given, *map(parse_assignment, assignments)), title or stage)
+    return merge(section, given, *map(parse_assignment, assignments))
 
 
 def follow_recipe(sections: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
@@ -37,13 +44,13 @@ def follow_recipe(sections: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[s
 
     They double the bytes of a data set, and most recipes never read them.
     """
-    from trainer.distillation.recipes import Recipe, RecipeSource
-
     data, training = sections.get("generate"), sections.get("train")
     if data is None or training is None or "velocities" in data:
         return sections
     if training.get("data") not in (None, data.get("out")):
         return sections
+    from trainer.distillation.recipes import Recipe, RecipeSource
+
     try:
         recipe: Recipe = TypeAdapter(RecipeSource).validate_python(training.get("recipe", "anchored"))
     except ValueError:  # train's own settings say so

@@ -1,18 +1,16 @@
 """A trained student that is ready to sample."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from eval.sampling.samplers import BATCH_SIZE, Sampler, draw_samples, student_sampler
+from eval.sampling.samplers import student_sampler
 from pipeline.common.errors import BadInput
-from pipeline.flow.noise import Stream, draw_labels
 from pipeline.teachers.classes import trained_labels
+from traflow_pipeline.sample_source import SampleSource
 from traflow_pipeline.samples import Samples
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.distillation.student import Student
@@ -22,12 +20,13 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, eq=False)
 class StudentSampler:
-    """The EMA weights of a checkpoint, which turn noise into samples in a few evaluations."""
+    """Weights of a checkpoint, by default its EMA, which turn noise into samples in a few evaluations."""
 
     checkpoint: Path
     info: CheckpointInfo
     student: Student
     device: torch.device
+    weights_sha256: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,33 +58,31 @@ class StudentSampler:
         _check(n=(n, 1, None), first=(first, 0, None), seed=(seed, 0, MAX_SEED))
         if isinstance(steps, int):
             _check(steps=(steps, 1, None))
-        indices = range(first, first + n)
-        labels = self._labels(seed, indices, label)
-        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
-        if label is not None:
-            sampler = _of_class(sampler, label)
-        batches = draw_samples(
-            sampler, self.shape, self.num_classes, seed, indices, BATCH_SIZE, self.device, self.classes
+        parts = list(self.source(steps).batches(range(first, first + n), seed, label))
+        labels = [part.labels for part in parts if part.labels is not None]
+        return Samples(
+            np.concatenate([part.arrays for part in parts]),
+            np.concatenate(labels) if labels else None,
+            self.info.data_range,
         )
-        arrays = torch.cat([batch.samples for batch in batches]).numpy()
-        return Samples(arrays, labels, self.info.data_range)
 
-    def _labels(self, seed: int, indices: range, label: int | None) -> NDArray[np.int64] | None:
-        if label is None:
-            drawn = draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL, self.classes)
-            return drawn if self.num_classes else None
-        if not self.num_classes:
-            raise BadInput(f"label {label}: {self.checkpoint} has no classes; leave label out")
-        _check(label=(label, 0, self.num_classes - 1))
-        return np.full(len(indices), label, np.int64)
+    def source(self, steps: int | Sequence[float]) -> SampleSource:
+        """What `sample` draws from.
 
-
-def _of_class(sampler: Sampler, label: int) -> Sampler:
-    def draw(noise: Tensor, drawn: Tensor | None) -> tuple[Tensor, int]:
-        assert drawn is not None
-        return sampler.draw(noise, torch.full_like(drawn, label))
-
-    return replace(sampler, draw=draw)
+        Raises:
+            BadInput: the times do not fall from info.t_start to info.t_end.
+        """
+        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
+        return SampleSource(
+            name=str(self.checkpoint),
+            identity=f"{self.weights_sha256} by {sampler.title}",
+            sampler=sampler,
+            shape=self.shape,
+            num_classes=self.num_classes,
+            data_range=self.info.data_range,
+            device=self.device,
+            classes=self.classes,
+        )
 
 
 def _check(**ranges: tuple[int, int, int | None]) -> None:

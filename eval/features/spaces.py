@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from eval.features import digit_classifier, weights
 from eval.features.weights import Unavailable
 from pipeline.common import plugins
-from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.errors import BadInput, WorkFailed, one_line, suggest
 from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
 from trainer.data.image_set import to_float
@@ -88,7 +88,9 @@ def load_space(name: str, device: torch.device) -> FeatureSpace:
         return FEATURES[name](device)
     if ":" in name:
         return _from_factory(name, device)
-    raise BadInput(f"no features {name!r}: wanted one of {', '.join(FEATURES)}, or module:factory")
+    raise BadInput(
+        f"no features {name!r}: wanted one of {', '.join(FEATURES)}, or module:factory{suggest(name, FEATURES)}"
+    )
 
 
 def digits(device: torch.device) -> FeatureSpace:

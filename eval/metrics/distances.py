@@ -13,11 +13,11 @@ from torch import Tensor
 
 from eval.features.spaces import Extracted, Features
 from eval.results import Metric, NotComputed
+from eval.sample_counts import MIN_SAMPLES as MIN_SAMPLES
+from eval.sample_counts import NEIGHBOURHOOD
 
 CPU = torch.device("cpu")
-NEIGHBOURHOOD = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 and ADM's evaluator use
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
-MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that set the radius of its ball
 MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over

@@ -81,12 +81,13 @@ class SampleRange:
         for number, (path, indices) in enumerate(self.chunks):
             if number % ranks.world != ranks.rank:
                 continue
-            if not path.is_file():
-                chunk = _draw_chunk(sampler, settings, indices, ranks.device)
-                if number > 0:
-                    del chunk["samples"]  # only the first chunk's images are used again
-                _write(path, chunk)
-            advance(len(indices), sampler.title)
+            if path.is_file():
+                advance(len(indices), sampler.title, skipped=True)
+                continue
+            chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
+            if number > 0:
+                del chunk["samples"]  # only the first chunk's images are used again
+            _write(path, chunk)
 
     @property
     def is_finite(self) -> bool:
@@ -134,7 +135,7 @@ class SampleRange:
 
 
 def _draw_chunk(
-    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device
+    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device, advance: Advance
 ) -> dict[str, NDArray[Any]]:
     samples, evaluations, seconds = [], 0, 0.0
     features = _BatchFeatures(settings.spaces_of(sampler), settings.data_range, _batches_behind(device))
@@ -146,7 +147,7 @@ def _draw_chunk(
         indices,
         settings.batch_size,
         device,
-        settings.classes,
+        classes=settings.classes,
     ):
         if sampler.group != "few-step" and not torch.isfinite(batch.samples).all():
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
@@ -154,6 +155,7 @@ def _draw_chunk(
         features.add(samples[-1])
         evaluations += batch.nfe * len(batch.samples)
         seconds += batch.wall_seconds
+        advance(len(batch.samples), sampler.title)
     drawn = np.concatenate(samples)
     return {
         **(features.result() if np.isfinite(drawn).all() else {"not_finite": np.array(True)}),

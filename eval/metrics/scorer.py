@@ -87,7 +87,7 @@ class Scorer:
             samples.draw(sampler, self.settings, self.ranks, advance)
             self.ranks.wait()
         else:
-            advance(self.settings.share(self.num_samples, self.ranks), sampler.title)
+            advance(self.settings.share(self.num_samples, self.ranks), sampler.title, skipped=True)
         if not self.ranks.is_first:
             return None
         future = _done(result) if result is not None else self._start(sampler, samples, range_index, file, scoring)

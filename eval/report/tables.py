@@ -193,28 +193,39 @@ def _features(space: Space) -> str:
     return f"{space.title}; resizing: {space.resizer}; weights sha256 {space.sha256}"
 
 
-def terminal(report: Report) -> Table:
-    """The table for a terminal of 100 columns, with the metrics of the first space."""
+def terminal(report: Report, is_whole: bool = False) -> Table:
+    """The table for a terminal: the student, its teacher and the best few-step samplers in 80 columns.
+
+    With `is_whole`, every row, and every metric of the first space, in 100 columns.
+    """
+    metrics = metric_columns(report, report.spaces[:1])
+    columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], SPEED]
+    rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
+    num_hidden = len(report.rows) - len(rows)
+    more = f"{num_hidden} more rows and all metrics: --all." if not is_whole and (num_hidden or metrics[1:]) else ""
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),
-        caption=Text("\n".join([*cautions(report), *legend(report), _cost_line(report)])),
+        caption=Text("\n".join([*cautions(report), *legend(report), _cost_line(report), *filter(None, [more])])),
         title_justify="left",
         caption_justify="left",
         padding=0,
     )
-    columns = [NFE, *metric_columns(report, report.spaces[:1]), *distance_columns(report)[:1], SPEED]
     table.add_column("sampler", overflow="fold")
     for column in columns:
-        width = max(len(_short(column, row, columns)) for row in report.rows)
+        width = max(len(_short(column, row, columns)) for row in rows)
         table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, rows in grouped(report.rows):
+    for title, members in _student_first(grouped(rows)):
         table.add_row(Text(title, style="dim"))
-        for row in rows:
+        for row in members:
             texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
             table.add_row(*map(Text, texts), style="bold" if row.best or row.group == "student" else "")
         table.add_section()
     return table
+
+
+def _student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    return sorted(groups, key=lambda group: group[0] != GROUPS["student"])
 
 
 def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.sampling.samplers import Sampler
-from pipeline.common.errors import BadInput
+from eval.sampling.samplers import Draw, Sampler
+from pipeline.common.errors import BadInput, suggest
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
 from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
@@ -79,14 +79,19 @@ def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
     return torch.cat([inner.new_tensor([start]), inner, inner.new_tensor([end])])
 
 
-# By the suffix of a sampler's name.
-GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {"": uniform_times, ", EDM grid": edm_times}
+# By its name: the suffix of a sampler's name, and the times.
+GRIDS: dict[str, tuple[str, Callable[[int, float, float], Tensor]]] = {
+    "even": ("", uniform_times),
+    "edm": (", EDM grid", edm_times),
+}
 
 
-def baseline_samplers(teacher: Teacher, num_evaluations: int, names: Sequence[str] | None = None) -> list[Sampler]:
+def baseline_samplers(
+    teacher: Teacher, num_evaluations: int, names: Sequence[str] = tuple(BASELINES), grids: Sequence[str] = tuple(GRIDS)
+) -> list[Sampler]:
     """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
-    `names` are those of `BASELINES`, by default all that are installed. A solver whose steps are all Euler steps, as
+    `names` are those of `BASELINES`, `grids` those of `GRIDS`. A solver whose steps are all Euler steps, as
     with one evaluation, is listed as Euler. The sampler "heun 4" takes 4 evaluations.
 
     Raises:
@@ -96,34 +101,26 @@ def baseline_samplers(teacher: Teacher, num_evaluations: int, names: Sequence[st
     for baseline in _select(names):
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
-        for suffix, grid in GRIDS.items():
+        for suffix, grid in (GRIDS[name] for name in grids):
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)
-                sampler = _sampler(teacher, f"{title} {num_evaluations}{suffix}", num_evaluations, steps, times)
+                draw = _draw(teacher, num_evaluations, steps, times)
+                sampler = Sampler("few-step", f"{title} {num_evaluations}{suffix}", draw, num_evaluations)
                 samplers.setdefault((steps, tuple(times.tolist())), sampler)
     return list(samplers.values())
 
 
-def missing_note() -> str | None:
-    """Which baselines are left out, and what to do; None if all are installed."""
-    if _has_diffusers():
-        return None
-    titles = [baseline.title for baseline in BASELINES.values() if baseline.needs_diffusers]
-    return f"the teacher's samplers {', '.join(titles)} are left out: pip install 'diffusers>=0.32'"
-
-
-def _select(names: Sequence[str] | None) -> list[Baseline]:
-    if unknown := [name for name in names or () if name not in BASELINES]:
-        raise BadInput(f"no baseline {unknown[0]!r}: wanted one of {', '.join(BASELINES)}")
-    chosen = [BASELINES[name] for name in (BASELINES if names is None else names)]
-    if not any(baseline.needs_diffusers for baseline in chosen) or _has_diffusers():
-        return chosen
-    if names is None:
-        return [baseline for baseline in chosen if not baseline.needs_diffusers]
+def _select(names: Sequence[str]) -> list[Baseline]:
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise BadInput(
+            f"no baseline {unknown[0]!r}: wanted one of {', '.join(BASELINES)}{suggest(unknown[0], BASELINES)}"
+        )
     wanted = [name for name in names if BASELINES[name].needs_diffusers]
-    raise BadInput(
-        f"baseline {wanted[0]}: wanted diffusers 0.32 or newer; pip install 'diffusers>=0.32', or leave it out"
-    )
+    if wanted and not _has_diffusers():
+        raise BadInput(
+            f"baseline {wanted[0]}: wanted diffusers 0.32 or newer; pip install 'diffusers>=0.32', or leave it out"
+        )
+    return [BASELINES[name] for name in names]
 
 
 def _has_diffusers() -> bool:
@@ -135,7 +132,7 @@ def _has_diffusers() -> bool:
     return "use_flow_sigmas" in inspect.signature(DEISMultistepScheduler).parameters
 
 
-def _sampler(teacher: Teacher, name: str, num_evaluations: int, steps: tuple[str, ...], times: Tensor) -> Sampler:
+def _draw(teacher: Teacher, num_evaluations: int, steps: tuple[str, ...], times: Tensor) -> Draw:
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         start = teacher.t_start * noise
         if steps[0] in SCHEDULERS:
@@ -145,7 +142,7 @@ def _sampler(teacher: Teacher, name: str, num_evaluations: int, steps: tuple[str
         except SolverFailed:  # fixed steps fail by a state that is not finite, and a sampler hands that out
             return torch.full_like(noise, torch.nan), num_evaluations
 
-    return Sampler("few-step", name, draw)
+    return draw
 
 
 def _integrate(

@@ -3,25 +3,20 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pipeline.common import image_grid
-from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
-from pipeline.common.image_grid import to_bytes
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.teachers.loading import load_teacher
-from pipeline.teachers.teacher import Teacher
-from trainer.checkpoints.model import find_model
+from pipeline.teachers.teacher import Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
 
 BATCH_SIZE = 256
+ADAPTIVE_EVALUATIONS = 100  # about as many as dopri5 takes at a tolerance of 1e-5
 
 # (noise [B, ...], label [B] or None) -> (samples [B, ...], evaluations per sample)
 Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
@@ -34,6 +29,12 @@ class Sampler:
     group: Literal["solver", "few-step", "student"]
     name: str
     draw: Draw
+    evaluations: int = 1  # of a sample, estimated where the solver is adaptive
+
+    @property
+    def cost(self) -> int:
+        """Of a sample, about: its evaluations, and one for its features."""
+        return self.evaluations + 1
 
     @property
     def model(self) -> Literal["teacher", "student"]:
@@ -46,9 +47,10 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Samples float32 [B, C, H, W] on the CPU, evaluations per sample, and the seconds that drawing took."""
+    """Samples float32 [B, *shape] and labels int64 [B] on the CPU, evaluations per sample, seconds of drawing."""
 
     samples: Tensor
+    labels: Tensor | None  # without classes
     nfe: int
     wall_seconds: float
 
@@ -69,7 +71,7 @@ def student_sampler(student: Student, steps: int | Sequence[float], t_start: flo
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         return sample(student, noise, times, label), len(times) - 1
 
-    return Sampler("student", name, draw)
+    return Sampler("student", name, draw, len(times) - 1)
 
 
 def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
@@ -77,10 +79,11 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
     times = uniform_times(1, teacher.t_start, teacher.t_end)
 
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
+        with errors_named_after(teacher):
+            solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, solver)
         return solution.states[-1], solution.nfe
 
-    return Sampler("solver", str(solver), draw)
+    return Sampler("solver", str(solver), draw, solver.num_steps or ADAPTIVE_EVALUATIONS)
 
 
 def draw_samples(
@@ -91,9 +94,10 @@ def draw_samples(
     indices: range,
     batch_size: int,
     device: torch.device,
+    label: int | None = None,
     classes: Sequence[int] | None = None,
 ) -> Iterator[SampleBatch]:
-    """Batches of the samples `indices` of `seed`, with labels of `classes`, by default of all.
+    """Batches of the samples `indices` of `seed`, of the class `label` or of `classes` (by default all) at random.
 
     Sample i does not depend on which others are drawn.
 
@@ -101,31 +105,10 @@ def draw_samples(
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
-        noise, label = draw_start(seed, batch, shape, num_classes, device, classes)
+        noise, labels = draw_start(seed, batch, shape, num_classes, device, classes)
+        if labels is not None and label is not None:
+            labels = torch.full_like(labels, label)
         started = time.monotonic()
-        samples, nfe = sampler.draw(noise, label)
+        samples, nfe = sampler.draw(noise, labels)
         samples = samples.float().cpu()
-        yield SampleBatch(samples, nfe, time.monotonic() - started)
-
-
-def save_grid(source: str | Path, out: Path, indices: range, num_steps: int, seed: int, device_name: str) -> None:
-    """Write a PNG of the samples `indices` of `seed`: by a student's Algorithm 1, or a trained teacher's Euler steps.
-
-    Raises:
-        BadInput: `source` names no model (see `find_model`), or `out` cannot be written.
-    """
-    device = pick_device(device_name)
-    model = find_model(source)
-    info = model.info
-    shape: tuple[int, ...]
-    if info.trains == "student":
-        network = model.load().to(device)
-        shape, num_classes = network.config.shape, network.config.num_classes
-        sampler = student_sampler(Student(network), num_steps, info.t_start, info.t_end)
-    else:
-        teacher = load_teacher(str(model.weights), device)
-        shape, num_classes = teacher.shape, teacher.num_classes
-        sampler = teacher_sampler(teacher, Solver(name="euler", num_steps=num_steps))
-    batches = draw_samples(sampler, shape, num_classes, seed, indices, BATCH_SIZE, device)
-    samples = torch.cat([batch.samples for batch in batches])
-    image_grid.save_square(out, to_bytes(samples.numpy(), info.data_range))
+        yield SampleBatch(samples, None if labels is None else labels.cpu(), nfe, time.monotonic() - started)

@@ -1,6 +1,7 @@
 """Configurations: a YAML file with a section per command, overridden by flags and --set, validated by one model."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -8,13 +9,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, suggest
 from pipeline.common.safe_yaml import parse_yaml, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+MAX_SHOWN = 80  # characters of a value in a message
 COMMANDS = ("generate", "train", "evaluate")
 MAX_FAULTS = 20  # in one message
-MAX_SHOWN = 200  # characters of a value in a message
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -70,8 +71,9 @@ def find_config(source: str) -> Path:
     given = Path(str(expand_home(source)))
     path = next((p for p in (CONFIGS / f"{source}.yaml", given) if p.is_file()), None)
     if path is None:
-        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
-        raise BadInput(f"no config {source!r}: wanted one of {names}, or the path of a YAML file")
+        names = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+        known = suggest(source, names)
+        raise BadInput(f"no config {source!r}: wanted one of {', '.join(names)}, or the path of a YAML file{known}")
     return path
 
 
@@ -136,26 +138,84 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(model, fault, command) for fault in error.errors()[:MAX_FAULTS]]
-        more = [f"and {error.error_count() - MAX_FAULTS} more"] if error.error_count() > MAX_FAULTS else []
-        raise BadInput(f"{command}: {'; '.join(faults + more)}") from error
+        raise BadInput(f"{command}: {explain(error, model, command)}") from error
 
 
-def _describe(model: type[BaseModel], fault: Any, command: str) -> str:
-    path, models = _locate(model, [str(part) for part in fault["loc"]])
-    key = ".".join(path)
+# What pydantic's types of faults ask for; {} is filled from the fault's context.
+WANTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_": "a mapping of keys to values",
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "{le:g} or less",
+    "less_than": "less than {lt:g}",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "too_short": "{min_length} or more values",
+    "too_long": "{max_length} values at most",
+    "missing": "a value",
+}
+# What pydantic adds to the path of a fault in a union: "int", "constrained-int", "tuple[float, ...]".
+UNION_MEMBER = re.compile(r"(constrained-)?(int|float|str|bool|none|list|tuple|dict|function-\w+)(\[.*)?")
+
+
+def explain(error: ValidationError, model: type[BaseModel], command: str = "") -> str:
+    """The faults of `error` in plain English: for each key what was wanted and what came, on one line."""
+    by_key: dict[str, list[Any]] = {}
+    for fault in error.errors():
+        path, models = _locate(model, [str(part) for part in fault["loc"]])
+        by_key.setdefault(".".join(path), []).append((fault, models))
+    faults = [_describe(key, faults, command) for key, faults in list(by_key.items())[:MAX_FAULTS]]
+    more = [f"and {len(by_key) - MAX_FAULTS} more"] if len(by_key) > MAX_FAULTS else []
+    return "; ".join(faults + more)
+
+
+def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], command: str) -> str:
+    """One line for the faults of `key`, of which there are several where it may be of several types."""
+    fault, models = faults[0]
     if fault["type"] == "extra_forbidden":
         valid = dict.fromkeys(name for candidate in models for name in candidate.model_fields)
-        return f"unknown key {key!r}; valid keys: {', '.join(valid)}"
-    if fault["type"] == "missing":
+        prefix, _, name = key.rpartition(".")
+        known = suggest(name, valid).replace("'", f"'{prefix}.", 1) if prefix else suggest(name, valid)
+        return f"unknown key {key!r}; valid keys: {', '.join(valid)}{known}"
+    if fault["type"] == "missing" and not str(fault["loc"][-1]).isdigit():
         by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
         return f"{key!r} is missing{by_flag}"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {_shown(fault['input'])}" if key else message
+    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults))
+    value = fault["input"]
+    name = f"{key}: " if key else ""
+    if isinstance(value, Mapping) or fault["type"] == "missing":
+        return f"{name}{message}"
+    known = (
+        suggest(value, fault["ctx"]["expected"].split("'"))
+        if fault["type"] == "literal_error" and isinstance(value, str)
+        else ""
+    )
+    return f"{name}{message}, got {_shorten(value)}{known}"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def _message(fault: Any) -> str:
+    """A fault as "wanted ..."; the message of a check of ours is taken as it is."""
+    kind = next((kind for kind in WANTED if fault["type"].startswith(kind)), None)
+    if kind is None:
+        return str(fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "))
+    return "wanted " + WANTED[kind].format_map(fault.get("ctx", {}))
+
+
+def _shorten(value: object) -> str:
+    """A value as it may be written in YAML, at most a line of it."""
+    text = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
@@ -170,6 +230,8 @@ def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[typ
         tagged = [candidate for candidate in models if _tag(candidate) == part]
         if tagged and i < len(loc) - 1:
             models = tagged
+            continue
+        if UNION_MEMBER.fullmatch(part) and not any(part in candidate.model_fields for candidate in models):
             continue
         keys.append(part)
         fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]

@@ -16,4 +16,10 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r} is not here; use auto, cpu or cuda") from error
+        raise BadInput(f"device {name!r}: wanted auto or one that torch has here: {', '.join(_devices())}") from error
+
+
+def _devices() -> list[str]:
+    """The devices of this machine."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return ["cpu", *(kind for kind, is_here in kinds.items() if is_here)]

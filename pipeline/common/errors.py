@@ -1,6 +1,15 @@
 """The two ways a command ends early; each message is one line: what was wanted, what came, what to do."""
 
+import difflib
 import re
+from collections.abc import Iterable
+
+# Characters that move the cursor, reorder or end a line, or cannot be encoded: C0 and C1 but the line feed, marks of
+# direction, separators of lines, and the halves of names that are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_URL_QUERY = re.compile(r"""(://[^\s?'"]*\?)[^\s'"]+?(?=[:;,.)]*(?:['"\s]|$))""")
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
+_SECRET = re.compile(r"(?i)((?:key|secret|token|signature|credential)[\w-]*=)[^\s&]+")
 
 
 class BadInput(Exception):
@@ -26,7 +35,23 @@ class Stopped(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, without the keys and signatures of signed URLs."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"(?i)((?:key|secret|token|signature|credential)[\w-]*=)[^\s&]+", r"\1...", text)
+    return _SECRET.sub(r"\1...", text)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for a `name` that is spelt like one of `known`, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def for_terminal(text: str) -> str:
+    """`text` as a terminal may show it: control characters as escapes such as \\x1b, URLs `redacted`."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], redacted(text))
+
+
+def redacted(text: str) -> str:
+    """`text` without the passwords and queries of its URLs, which may hold keys: s3://bucket/set?..."""
+    return _URL_QUERY.sub(r"\1...", _URL_PASSWORD.sub(r"\1...", text))
 
 
 def reason(error: OSError) -> str:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import SHARD_FILE, Block, Marker, read_markers
@@ -102,8 +103,8 @@ def read_dataset(store: Store) -> DataSet | None:
     except OSError as error:
         raise StoreFailed(f"{store.location}: {PLAN} cannot be read ({reason(error)})") from error
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise BadInput(f"{store.location}: {PLAN} is not a plan this version reads ({message})") from error
+        faults = explain(error, DataSet)
+        raise BadInput(f"{store.location}: {PLAN} is not a plan this version reads ({faults})") from error
 
 
 def write_dataset(store: Store, dataset: DataSet) -> None:

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput
 from pipeline.flow.solver import Velocity
+from pipeline.flow.solver_config import Precision as Precision
 
 # What a teacher computes its velocity in. The state, the solver's sums and the stored arrays' sums stay fp32.
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AMPERE = (8, 0)  # the first CUDA capability with TF32 and bf16
 

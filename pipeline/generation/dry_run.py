@@ -13,7 +13,7 @@ from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
 from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
-from pipeline.generation.generate import GenerateConfig, make_plan, missing_shards, read_ledger
+from pipeline.generation.generate import GenerateConfig, device_of, make_plan, missing_shards, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
 from pipeline.storage.store import open_store
 from pipeline.teachers.batch_sizes import BatchSizes, measure_batch_sizes
@@ -69,7 +69,7 @@ def dry_run(config: GenerateConfig) -> DryRun:
         BadInput: see `generate`.
         WorkFailed: the batch could not be integrated, or the store cannot be read.
     """
-    device = config.device or pick_device("auto")
+    device = device_of(config) or pick_device("auto")
     check_precision(config.precision, device)
     teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
     plan = make_plan(config, teacher)

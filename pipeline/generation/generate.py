@@ -4,13 +4,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from pipeline.common.config import PathText, parse_count, resolved
+from pipeline.common.config import explain, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
@@ -25,14 +25,14 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.plan import Plan, Shard, Shards
 from pipeline.dataset.shards import Marker
-from pipeline.flow.numerics import Precision, check_precision
-from pipeline.flow.solver import Solver
+from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
+from pipeline.generation.config import GenerateConfig as GenerateConfig
 from pipeline.generation.workers import Backlog, Failure, Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
-from pipeline.storage.store import Location, Store, absolute, open_store
-from pipeline.teachers.compilation import Compile, check_compiler
+from pipeline.storage.store import Store, absolute, open_store
+from pipeline.teachers.compilation import check_compiler
 from pipeline.teachers.loading import TeacherSource, resolve
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
@@ -41,65 +41,11 @@ SHOWN_FAILURES = 20
 OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
 
 
-def _split(value: object) -> object:
-    """ "3, 18" as a list, and 3 as one; the rest is for the model to check."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int) else value
-
-
-def _increasing(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    return None if classes is None else tuple(sorted(set(classes)))
-
-
-class GenerateConfig(BaseModel):
-    """The configuration of `traflow-pipeline generate`.
-
-    `out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address` and `compile` may change from run to run; all other
-    fields define the plan. Compiled code rounds otherwise, as another kind of machine does: the markers say which.
-    Labels are drawn from `classes`; by default from those that the teacher was trained on, where that is known, else
-    from all.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    teacher: PathText
-    n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
-    out: Location
-    guidance_scale: float = Field(default=1.0, ge=0)
-    classes: Annotated[tuple[int, ...] | None, BeforeValidator(_split), AfterValidator(_increasing)] = None
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    states: int = Field(default=8, ge=0)
-    velocities: bool = True
-    solver: Solver = Solver()
-    precision: Precision = "fp32"
-    dtype: Literal["float16", "float32"] = "float16"
-    shard_size: int = Field(default=1024, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    block_size: int = Field(default=64, ge=1)
-    workers: int | None = Field(default=None, ge=1)
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    executor: Literal["ray", "inline"] = "ray"
-    address: str | None = None
-    compile: Compile = "auto"
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.executor == "inline" and (self.workers or self.address or self.gpus_per_worker is not None):
-            raise ValueError(
-                "executor inline works in this process: it takes no workers, no gpus_per_worker, no address"
-            )
-        gpus = self.gpus_per_worker or 0
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_worker: Ray gives a part of one GPU or whole ones, got {gpus:g}")
-        return self
-
-    @property
-    def device(self) -> torch.device | None:
-        """The kind of device that the workers will have; None if only a cluster knows."""
-        if self.executor == "ray" and self.gpus_per_worker != 0 and (self.address or os.environ.get("RAY_ADDRESS")):
-            return None
-        return torch.device("cuda" if torch.cuda.is_available() and self.gpus_per_worker != 0 else "cpu")
+def device_of(config: GenerateConfig) -> torch.device | None:
+    """The kind of device that the workers will have; None if only a cluster knows."""
+    if config.executor == "ray" and config.gpus_per_worker != 0 and (config.address or os.environ.get("RAY_ADDRESS")):
+        return None
+    return torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
 
 
 def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
@@ -120,7 +66,7 @@ def _plan(config: GenerateConfig, classes: tuple[int, ...] | None, of_teacher: d
         is_all = classes is not None and classes == tuple(range(of_teacher["num_classes"]))
         return Plan(**asked, **of_teacher, classes=None if is_all else classes)
     except ValidationError as error:
-        raise BadInput("generate: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        raise BadInput(f"generate: {explain(error, Plan)}") from error
 
 
 def check_generate(config: GenerateConfig) -> Plan:
@@ -194,10 +140,11 @@ def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
 
 def _check_device(config: GenerateConfig) -> None:
     """Raises `BadInput` if the device that the workers will have, where it is known, lacks what was asked for."""
-    if config.device is not None:
-        check_precision(config.precision, config.device)
+    device = device_of(config)
+    if device is not None:
+        check_precision(config.precision, device)
         if config.compile is True:
-            check_compiler(config.device)
+            check_compiler(device)
 
 
 def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet | None) -> Plan | None:
@@ -298,16 +245,19 @@ def _make(
         return
     job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile)
     backlog = Backlog(shards, stop)
-    if config.executor == "inline":
-        results = workers.run_inline(job, backlog)
-    else:
-        results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
+    is_inline = config.executor == "inline"
     started, made = time.monotonic(), 0
     with bar(f"generate {dataset.plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
+        if is_inline:
+            results = workers.run_inline(job, backlog, advance)
+        else:
+            results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
         for result in results:
             if isinstance(result, Marker):
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)
-                advance(result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each")
+                advance(
+                    0 if is_inline else result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each"
+                )
             yield result

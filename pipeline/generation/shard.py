@@ -5,6 +5,7 @@ host, which builds, hashes and writes.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,8 +87,9 @@ def generate_and_commit(
     teacher: Teacher,
     store: Store,
     device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Marker:
-    """Generate `shard`, commit it to `store` and return its marker.
+    """Generate `shard`, commit it to `store` and return its marker; `on_batch` is told the records of each batch.
 
     Raises:
         WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has too little
@@ -95,11 +97,17 @@ def generate_and_commit(
         StoreFailed: `store` cannot be written.
     """
     check_room(plan, shard, store)
-    return commit_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device), store)
+    solved = integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device, on_batch)
+    return commit_shard(solved, store)
 
 
 def generate_shard(
-    plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
+    plan: Plan,
+    shard: Shard,
+    teacher: Teacher,
+    store: Store,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[bytes, Marker]:
     """The bytes of `shard` and its marker; only the start of a batch that fails is written to `store`."""
     return build_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device))
@@ -120,9 +128,17 @@ def draw_shard(plan: Plan, shard: Shard) -> list[Batch]:
 
 
 def integrate_shard(
-    plan: Plan, shard: Shard, starts: list[Batch], teacher: Teacher, store: Store, device: torch.device
+    plan: Plan,
+    shard: Shard,
+    starts: list[Batch],
+    teacher: Teacher,
+    store: Store,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
 ) -> SolvedShard:
     """Integrate the batches `starts` of `shard`; the start of one that fails is written to `store`.
+
+    `on_batch` is told the records of the shard in each batch that is done.
 
     Raises:
         WorkFailed: the flow could not be integrated.
@@ -136,6 +152,8 @@ def integrate_shard(
             except SolverFailed as error:
                 saved = _save_batch(store, start)
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
+            if on_batch is not None:
+                on_batch(min(plan.batch_size, shard.end - start.first_index))
         numerics = numerics_of(device, plan.precision, teacher.compiled)
     return SolvedShard(plan, shard, batches, numerics, time.monotonic() - started)
 

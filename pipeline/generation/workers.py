@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +17,10 @@ from pipeline.common.ray_cluster import connected, last_line, worker_slots
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
+from pipeline.generation.config import Compile
 from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
-from pipeline.teachers.compilation import Compile, compile_teacher
+from pipeline.teachers.compilation import compile_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 
@@ -124,16 +125,17 @@ class Worker:
             raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
         return compile_teacher(teacher, self.device, self.job.compile)
 
-    def make(self, shard: Shard) -> Marker | Failure:
+    def make(self, shard: Shard, on_batch: Callable[[int], None] | None = None) -> Marker | Failure:
         """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards.
 
         Called from several threads, it integrates one shard while others are drawn, built, hashed and written.
+        `on_batch` is told the records of each batch.
         """
         try:
             check_room(self.job.plan, shard, self.store)
             starts = draw_shard(self.job.plan, shard)
             with self._device_lock:
-                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device)
+                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, on_batch)
             return commit_shard(solved, self.store)
         except Exception as error:  # a user's own teacher may raise anything
             is_ours = isinstance(error, WorkFailed | BadInput)
@@ -148,23 +150,23 @@ class Worker:
             return Failure(shard, message, isinstance(error, StoreFailed))
 
 
-def run_inline(job: Job, backlog: Backlog) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` in this process."""
+def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+    """Make the shards of `backlog` in this process; `on_batch` is told the records of each batch."""
     wants_gpu = torch.cuda.is_available()
     worker = Worker(job, wants_gpu)
     if wants_gpu:
-        yield from _run_overlapped(worker, backlog)
+        yield from _run_overlapped(worker, backlog, on_batch)
     while backlog:
-        yield from backlog.final_results(worker.make(backlog.take()))
+        yield from backlog.final_results(worker.make(backlog.take(), on_batch))
 
 
-def _run_overlapped(worker: Worker, backlog: Backlog) -> Iterator[Marker | Failure]:
+def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
     """Make shards in threads: one is written while the next is integrated."""
     working: set[Future[Marker | Failure]] = set()
     with ThreadPoolExecutor(SHARDS_OF_GPU, "shard") as pool:
         while working or backlog:
             while backlog and len(working) < SHARDS_OF_GPU:
-                working.add(pool.submit(worker.make, backlog.take()))
+                working.add(pool.submit(worker.make, backlog.take(), on_batch))
             done, working = wait(working, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from backlog.final_results(future.result())

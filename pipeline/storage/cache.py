@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from pipeline.common.errors import BadInput
+from pipeline.storage.store import is_url
 
 
 def cache_folder(kind: str, variable: str = "") -> Path:
@@ -25,3 +26,10 @@ def cache_folder(kind: str, variable: str = "") -> Path:
 def local_copy_of(location: str) -> Path:
     """The local folder that mirrors the URL `location`."""
     return cache_folder("copies") / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:16]
+
+
+def with_mirror(values: object) -> object:
+    """The values of a configuration; an `out` that is a URL becomes the mirror of a folder in the user's cache."""
+    if isinstance(values, dict) and is_url(values.get("out")):
+        return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
+    return values

@@ -18,6 +18,7 @@ from pipeline.storage.store import Store
 
 LEASE = "driver.json"
 BEAT_SECONDS = 10.0
+SINCE = "%Y-%m-%d %H:%M:%S UTC"  # the format of a holder's start
 SILENT_BEATS = 4  # missed in a row: then a driver on another machine counts as dead
 
 
@@ -122,7 +123,7 @@ def _acquire(store: Store) -> Holder:
         machine=_machine(),
         process=process,
         process_start=_process_start(process) or "",
-        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        since=datetime.now(UTC).strftime(SINCE),
         token=uuid.uuid4().hex,
     )
     taken_over = False
@@ -143,9 +144,26 @@ def _is_kept(store: Store, ours: Holder) -> bool:
     return _holds(store, ours)
 
 
+def read_holder(store: Store) -> Holder | None:
+    """Who holds the lease of `store`, as its file says; None if nobody does.
+
+    Raises:
+        BadInput: the file is not a lease.
+    """
+    return _read(store)
+
+
+def is_alive(holder: Holder) -> bool | None:
+    """Whether the holder's process is at work; None on another machine, which cannot be asked."""
+    if (holder.host, holder.machine) != (socket.gethostname(), _machine()):
+        return None
+    return _process_start(holder.process) == holder.process_start
+
+
 def _is_dead(store: Store, holder: Holder) -> bool:
-    if (holder.host, holder.machine) == (socket.gethostname(), _machine()):
-        return _process_start(holder.process) != holder.process_start
+    alive = is_alive(holder)
+    if alive is not None:
+        return not alive
     # Its process cannot be checked from here, and clocks differ: only a renewed lease shows that it is alive.
     seconds = SILENT_BEATS * BEAT_SECONDS
     say(f"{store.location}: waiting up to {seconds:.0f} s for a sign of life of its last driver ({holder})")

@@ -12,12 +12,11 @@ from pipeline.common.errors import BadInput
 from pipeline.networks import lay_out
 from pipeline.teachers.teacher import Teacher
 
-Compile = bool | Literal["auto"]
 # Compiling takes half a minute: a smaller network is through with most data sets before that has paid.
 MIN_PARAMETERS = 10_000_000
 
 
-def compile_teacher(teacher: Teacher, device: torch.device, wanted: Compile) -> Teacher:
+def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Literal["auto"]) -> Teacher:
     """`teacher` with its network compiled for fixed shapes, if `wanted`; "auto" is where it `pays`.
 
     Raises:

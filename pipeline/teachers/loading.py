@@ -17,7 +17,7 @@ import torch
 
 from pipeline.common import plugins
 from pipeline.common.config import differences
-from pipeline.common.errors import BadInput, reason
+from pipeline.common.errors import BadInput, reason, suggest
 from pipeline.common.progress import say
 from pipeline.networks import Network
 from pipeline.networks.unet import UNetConfig
@@ -201,6 +201,7 @@ class _FactorySource(TeacherSource):
             raise BadInput(
                 f"no teacher {self.text!r}: wanted one of {', '.join(catalogue.named_teachers())}, the path of a "
                 ".safetensors file, training run, EDM .pkl or .yaml entry, or module:factory"
+                + suggest(self.text, catalogue.named_teachers())
             )
         teacher = plugins.call_factory(factory, device, Teacher, self.text, "teacher")
         plugins.remember(self.text, _named_factories(), ENTRY_POINTS)
@@ -251,7 +252,9 @@ def fetch_file(name: str) -> NamedTeacher:
         named = catalogue.find(name)
         if named is None or named.entry.source is None:
             fetchable = [key for key, other in catalogue.named_teachers().items() if other.entry.source]
-            raise BadInput(f"teachers fetch: wanted one of {', '.join(fetchable)}; got {name!r}")
+            raise BadInput(
+                f"teachers fetch: wanted one of {', '.join(fetchable)}; got {name!r}{suggest(name, fetchable)}"
+            )
         if not named.path.is_file():
             download.fetch(named.entry.source, named.path)
         sha256 = file_sha256(require_file(named))

@@ -45,6 +45,7 @@ def settings(root: Path) -> dict[str, Any]:
         "steps": (1, 2),
         "teacher_solver": {"name": "rk4", "num_steps": 4},
         "baselines": ("euler", "midpoint"),
+        "baseline_grids": ("even", "edm"),
         "baseline_evaluations": (1, 2),
         "num_trajectories": 16,
         "device": "cpu",
@@ -241,6 +242,24 @@ def test_a_run_and_its_report_may_lie_in_a_store(root: Path, tmp_path: Path, s3:
     evaluate(EvaluateConfig.model_validate(settings(root) | {"checkpoint": f"{s3}/run", "out": f"{s3}/report"}))
     assert set(open_store(f"{s3}/report").sizes()) == set(files.WRITTEN)
     assert files.CARD in open_store(f"{s3}/run").sizes()
+
+
+def test_the_teacher_s_few_step_samplers_take_the_student_s_steps_by_default() -> None:
+    config = EvaluateConfig.model_validate({"checkpoint": "run", "out": "report", "steps": [1, [1.0, 0.5, 0.0], 2, 3]})
+    assert (config.baselines, config.baseline_grids) == (("euler", "midpoint", "heun"), ("even",))
+    assert config.evaluations == (1, 2, 3)
+    assert config.model_copy(update={"baseline_evaluations": (5,)}).evaluations == (5,)
+
+
+def test_what_is_no_picture_is_compared_with_its_teacher_alone(tmp_path: Path) -> None:
+    data = make_data(tmp_path, teacher=str(save_tiny_teacher(tmp_path / "two.safetensors", image_channels=2)))
+    trainer = {"num_steps": 1, "batch_size": 8}
+    train(TrainConfig.model_validate({"data": data, "out": tmp_path / "run", "device": "cpu", "trainer": trainer}))
+    changes = {"features": None, "reference": None, "lpips": "auto", "steps": (1,), "baselines": (), "num_ranges": 1}
+    report = run(tmp_path, tmp_path / "report", **changes)
+    assert report.headline.key == "rmse"
+    (missing,) = report.not_computed
+    assert "samples of shape [2, 4, 4] are no images" in missing.reason
 
 
 def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:

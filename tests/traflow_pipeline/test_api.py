@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import traflow_pipeline as tp
-from eval.sampling.samplers import save_grid
+from tests.support.command import call
 from tests.support.problems import make_data, save_tiny_teacher, tiny_config
 from traflow_pipeline.installation import ROOT
 
@@ -62,7 +62,7 @@ def test_a_sample_depends_on_its_index_alone(run: Path) -> None:
 
 def test_the_noise_is_that_of_the_command(run: Path, tmp_path: Path) -> None:
     tp.load_student(run, device="cpu").sample(9, steps=2, seed=7, first=1).save(tmp_path / "api.png")
-    save_grid(run, tmp_path / "command.png", range(1, 10), 2, 7, "cpu")
+    call(tmp_path, "sample", run, "--n", 9, "--first", 1, "--steps", 2, "--seed", 7, "--out", "command.png")
     assert (tmp_path / "api.png").read_bytes() == (tmp_path / "command.png").read_bytes()
 
 

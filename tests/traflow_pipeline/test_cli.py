@@ -1,7 +1,9 @@
 """The command line as a user meets it, from noise to the page; what is promised of processes, in real ones."""
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.support.command import SCRIPT, assert_one_line, call, run
@@ -294,3 +297,81 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, traflow_pipeline.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# Torch takes seconds to import: a typing error is answered before.
+AT_ONCE = {
+    "train --config quickstart --set trainer.lr=abc": "trainer.lr: wanted a number, got 'abc'",
+    "train --config quickstart --set trainer.lrr=1": "did you mean 'trainer.lr'?",
+    "train --config quikstart": "did you mean 'quickstart'?",
+    "generate --config quickstart --set statse=1": "did you mean 'states'?",
+    "generate --config quickstart --solver rk45": "solver.name: wanted 'dopri5'",
+    "generate --teecher digits": "--teecher; did you mean '--teacher'?",
+    "evaluate --config quickstart --set stesp=1": "did you mean 'steps'?",
+    "evaluate --num-samples 4q": "wanted a count such as 4096",
+    "genrate": "Did you mean 'generate'?",
+    "teachers chek": "Did you mean 'check'?",
+}
+WITHOUT_TORCH = """
+import sys
+from traflow_pipeline.cli import main
+for line in sys.stdin:
+    sys.argv = ["traflow-pipeline", *line.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert not {"torch", "ray"} & set(sys.modules), line
+"""
+
+
+def test_mistakes_on_the_command_line_are_answered_at_once(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], input="\n".join(AT_ONCE), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    for line, part in zip(found.stderr.splitlines(), AT_ONCE.values(), strict=True):
+        assert line.startswith("error: ")
+        assert part in line
+
+
+@pytest.mark.parametrize("flag", ["2fr", "digit", "digts"])
+def test_a_misspelt_teacher_is_answered_with_the_one_that_was_meant(tmp_path: Path, flag: str) -> None:
+    found = call(tmp_path, "probe", "--teacher", flag, code=2)
+    assert_one_line(found, f"no teacher '{flag}'")
+    assert ("did you mean 'digits'" in found.stderr) == flag.startswith("dig")
+
+
+def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
+    save_tiny_teacher(tmp_path / "mine.safetensors")
+    sizes = ("--set", "shard_size=8", "--set", "batch_size=8", "--set", "block_size=8", "--executor", "inline")
+    out = ("--out", "my 'data' :100:", "--solver", "euler", "--num-steps", 2, "--states", 1)
+    said = call(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 8, *out, *sizes).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
+    assert "my 'data' :100:" in shlex.split(line)
+    assert "my 'data' :100:: 8 trajectories" in said
+
+
+def test_a_device_that_is_not_here_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    found = call(tmp_path, "sample", "--teacher", "digits", "--device", "cuda:99", code=2)
+    devices = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+    assert_one_line(found, f"device 'cuda:99': wanted auto or one that torch has here: {devices}")
+
+
+def test_secrets_and_escapes_in_what_was_asked_are_not_echoed(tmp_path: Path) -> None:
+    found = call(tmp_path, "inspect", "nothing://x/\x1b[2J?secret=abc", code=2)
+    assert_one_line(found, "nothing://x/\\x1b[2J?...")
+    assert "abc" not in found.stderr
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    "code", ["import traflow_pipeline as tp; tp.BadInput", "from traflow_pipeline.__main__ import main; main()"]
+)
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given: str | None, kept: str, code: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    says = "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    program = f"import atexit, os, sys; sys.argv = ['x', '--version']; {says}; {code}"
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1] == kept

@@ -12,56 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network, parse_config
-
-KINDS = ("decay", "half_life_images", "sigma_rel")
-# The paper's half-life, and EDM's ramp-up (Karras et al. 2022, arXiv 2206.00364, training code).
-DEFAULT = {"half_life_images": 10_000_000, "ramp_up": 0.05}
-MAX_SIGMA_REL = 0.28  # gamma is near 0 here, a plain mean; no profile is wider than 0.289
-
-
-class EmaConfig(BaseModel):
-    """One average, of exactly one of three kinds; without a kind it is `DEFAULT`.
-
-    - `decay`: the share of the old average in each step, whatever the batch.
-    - `half_life_images`: its weights halve every so many images. With `ramp_up` the half-life is at most this part of
-      the images seen, so that the start is forgotten.
-    - `sigma_rel`: a power function of this width, relative to the images seen; the kind `reconstruct` works with.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(default="ema", pattern="^[A-Za-z0-9_-]+$")  # part of a file's name
-    decay: float | None = Field(default=None, gt=0, lt=1)
-    half_life_images: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    ramp_up: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    sigma_rel: float | None = Field(default=None, gt=0, lt=MAX_SIGMA_REL)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, values: object) -> object:
-        if isinstance(values, dict) and all(values.get(key) is None for key in (*KINDS, "ramp_up")):
-            return {**values, **DEFAULT}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{self.name}: wanted one of {', '.join(KINDS)}; {' and '.join(given)} are given")
-        if self.ramp_up is not None and self.half_life_images is None:
-            raise ValueError(f"{self.name}: ramp_up shortens a half-life: give it with half_life_images or not at all")
-        return self
+from trainer.checkpoints.ema_config import MAX_SIGMA_REL as MAX_SIGMA_REL
+from trainer.checkpoints.ema_config import EmaConfig as EmaConfig
 
 
 class Ema:

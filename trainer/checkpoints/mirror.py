@@ -15,13 +15,6 @@ from trainer.checkpoints import checkpoint
 RUN_FILES = ("config.yaml", "log.jsonl", "samples.png")  # copied besides checkpoints, where they exist
 
 
-def with_mirror(values: object) -> object:
-    """The values of a configuration; an `out` that is a URL becomes the mirror of a folder in the user's cache."""
-    if isinstance(values, dict) and is_url(values.get("out")):
-        return values | {"mirror": values["out"], "out": local_copy_of(values["out"])}
-    return values
-
-
 def push(run: Path, location: str) -> None:
     """Upload the newest checkpoint, configuration and log of `run`; delete the checkpoints that `run` has pruned.
 

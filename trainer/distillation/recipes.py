@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.common.config import CONFIGS, expand_home
-from pipeline.common.errors import reason
+from pipeline.common.errors import reason, suggest
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.dataset.plan import Plan
 from trainer.distillation.terms import Term
@@ -121,7 +121,10 @@ def load_recipe(source: object) -> object:
         return source
     path = next((p for p in (FOLDER / f"{source}.yaml", Path(str(expand_home(source)))) if p.is_file()), None)
     if path is None:
-        raise ValueError(f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases")
+        known = suggest(source, recipe_names())
+        raise ValueError(
+            f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases{known}"
+        )
     try:
         content = parse_yaml(read_text(path))
     except OSError as error:

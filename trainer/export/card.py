@@ -20,6 +20,7 @@ WHAT = {
     "teacher": "The velocity v(x_t, t) of a flow from noise to images. Solving dx/dt = v from time 1, noise, down to "
     "time 0 draws an image.",
 }
+ONE_STEP = " Only the jump from noise to sample was trained: draw in one step, more steps make the samples worse."
 CITATIONS = {
     "student": """@article{wu2025traflow,
   title   = {TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow},
@@ -156,7 +157,7 @@ def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
     return CARD_TEXT.substitute(
         front_matter=front_matter(info.trains, form.library, [kind], unconditional),
         title=title(info.trains, info.teacher),
-        what=WHAT[info.trains],
+        what=WHAT[info.trains] + (ONE_STEP if is_one_step(info) else ""),
         facts=_facts(form, flow, info, path, weights, error),
         note=Template(form.note).substitute(file=path.name),
         t_start=info.t_start,
@@ -168,6 +169,13 @@ def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
         licence=licence(info.trains, info.teacher),
         citation=CITATIONS[info.trains],
     )
+
+
+def is_one_step(info: CheckpointInfo) -> bool:
+    """Whether the recipe trained one jump only, from noise to sample."""
+    recipe = info.config.get("recipe")
+    phases = recipe.get("phases", ()) if isinstance(recipe, dict) else ()
+    return {term.get("loss") for phase in phases for term in phase.get("terms", ())} == {"output"}
 
 
 def _table(rows: Mapping[str, str]) -> str:
@@ -201,9 +209,11 @@ def _signature(flow: ExportedFlow, info: CheckpointInfo) -> str:
         "`t`": f"float32 [B] | from {info.t_start} down to {info.t_end}",
     }
     if info.trains == "student":
-        rows["`s`"] = f"float32 [B] | the time to jump to, {info.t_end} <= s <= t"
+        only = "only this was trained" if is_one_step(info) else "<= s <= t"
+        rows["`s`"] = f"float32 [B] | the time to jump to, {info.t_end} {only}"
     if flow.config.num_classes:
-        rows["`label`"] = f"int64 [B] | the class, 0 to {flow.config.num_classes - 1}; -1: none"
+        none = "; -1: none" if flow.config.label_dropout else ""
+        rows["`label`"] = f"int64 [B] | the class, 0 to {flow.config.num_classes - 1}{none}"
     meaning = f"the state at time s; at s = {info.t_end} it is data, in [{low}, {high}]"
     meaning = meaning if info.trains == "student" else "dx/dt at time t"
     return _table({**rows, f"returns `{flow.output}`": f"float32 [B, {shape}] | {meaning}"})
@@ -217,7 +227,7 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
     arguments += ["s=np.full(len(x), s)"] if info.trains == "student" else []
     arguments += ["label=label"] if config.num_classes else []
     call = f"{symbol}({', '.join(arguments)})"
-    label = f"label = rng.integers({config.num_classes}, size=len(noise))  # a class for each; -1: none\n"
+    label = f"label = rng.integers({config.num_classes}, size=len(noise))  # a class for each\n"
     drawable = is_drawable(config.shape)
     return EXAMPLE.substitute(
         imports=form.imports if drawable else form.imports.replace("\nfrom PIL import Image", ""),
@@ -229,7 +239,7 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
         t_start=info.t_start,
         t_end=info.t_end,
         step=call if info.trains == "student" else f"x + (s - t) * {call}",
-        steps=STEPS[info.trains],
+        steps=(1,) if is_one_step(info) else STEPS[info.trains],
         low=low,
         high=high,
         save=_save_lines(config.image_channels, low, high)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import networks
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, suggest
 from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.checkpoints.model import save_described
@@ -208,7 +208,7 @@ def find_format(kind: str) -> Format:
         BadInput: no such format, or a package of it is missing.
     """
     if kind not in FORMATS:
-        raise BadInput(f"--format: wanted one of {', '.join(FORMATS)}; got {kind!r}")
+        raise BadInput(f"--format: wanted one of {', '.join(FORMATS)}; got {kind!r}{suggest(kind, FORMATS)}")
     missing = [name for name in FORMATS[kind].packages if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f"--format {kind} needs packages that are not installed: pip install {' '.join(missing)}")

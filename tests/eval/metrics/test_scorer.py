@@ -15,6 +15,7 @@ from eval.metrics.sample_chunks import SampleRange, SamplingSettings
 from eval.metrics.scorer import Result, Scorer, scoring_thread
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline.common.errors import WorkFailed
+from pipeline.common.progress import Advance
 from pipeline.flow.solver import Solver
 from tests.support.problems import SHAPE, ExactStudent, GaussianFlow
 from tests.support.spaces import pixels
@@ -43,9 +44,13 @@ def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Rank
     return Scorer(folder / "settings", SETTINGS, NUM_SAMPLES, stats, distance, ranks)
 
 
+def _silent(amount: float, status: str = "", *, skipped: bool = False) -> None:
+    """No bar is shown."""
+
+
 def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
     with scoring_thread() as scoring:
-        future = work.score(sampler, range_index, lambda amount, status="": None, scoring)
+        future = work.score(sampler, range_index, _silent, scoring)
         assert future is not None
         return future.result()
 
@@ -54,7 +59,7 @@ def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
     for range_index in (0, 1):
         indices = range(range_index * NUM_SAMPLES, (range_index + 1) * NUM_SAMPLES)
         drawn = SampleRange(tmp_path / f"{range_index}", indices, SETTINGS.chunk_size)
-        drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
+        drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
         whole = torch.cat([b.samples for b in draw_samples(STUDENT, SHAPE, 0, 3, indices, 8, CPU)])
         images = np.clip(whole.numpy() * 127.5 + 128, 0, 255).astype(np.uint8)
         np.testing.assert_array_equal(drawn.extracted("pixels").features, SPACE.extract(images).features)
@@ -69,7 +74,7 @@ def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
         amounts: list[int] = []
         for rank in range(world):
             ranks = Ranks(rank, world, CPU)
-            drawn.draw(STUDENT, SETTINGS, ranks, lambda amount, status="", to=amounts: to.append(amount))
+            drawn.draw(STUDENT, SETTINGS, ranks, lambda amount, status="", to=amounts, **options: to.append(amount))
             assert sum(amounts) == sum(SETTINGS.share(NUM_SAMPLES, Ranks(r, world, CPU)) for r in range(rank + 1))
         assert sum(amounts) == NUM_SAMPLES
         found.append(drawn.extracted("pixels").features)
@@ -81,11 +86,13 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path: Path, monkeyp
     draw_chunk = sample_chunks._draw_chunk
     drawn: list[range] = []
 
-    def counted(sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device) -> Any:
+    def counted(
+        sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device, advance: Advance
+    ) -> Any:
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(indices)
-        return draw_chunk(sampler, settings, indices, device)
+        return draw_chunk(sampler, settings, indices, device, advance)
 
     monkeypatch.setattr(sample_chunks, "_draw_chunk", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -208,7 +215,7 @@ def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(mon
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     drawn = SampleRange(tmp_path, range(NUM_SAMPLES), SETTINGS.chunk_size)
-    drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="": None)
+    drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
     path = drawn.chunks[1][0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkFailed, match=r"000000016\.npz: cannot be read .* delete it and run again"):

@@ -22,9 +22,9 @@ from tests.support.reports import (
 )
 
 
-def printed(report: Report, width: int = 100) -> str:
+def printed(report: Report, width: int = 100, is_whole: bool = True) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(tables.terminal(report))
+    console.print(tables.terminal(report, is_whole))
     return console.export_text()
 
 
@@ -45,6 +45,20 @@ def test_a_terminal_of_100_columns_shows_every_row_whole(report: Report) -> None
         (line,) = [line for line in lines if line.startswith(f"  {shown.sampler} ")]
         for text in (f"{shown.nfe:g}", f"{shown.rmse:.4f}", f"{shown.images_per_second:,.0f}"):
             assert text in line.split()
+
+
+@pytest.mark.parametrize("report", [digits_report(), inception_report()])
+def test_a_terminal_of_80_columns_reads_with_the_student_first(report: Report) -> None:
+    lines = printed(report, 80, is_whole=False).splitlines()
+    assert max(map(len, lines)) <= 80
+    samplers = [shown for shown in report.rows if any(line.startswith(f"  {shown.sampler} ") for line in lines)]
+    assert samplers == [shown for shown in report.rows if shown.group != "few-step" or shown.best]
+    titles = [line.strip() for line in lines if line.strip() in tables.GROUPS.values()]
+    assert titles[:2] == [tables.GROUPS["student"], tables.GROUPS["solver"]]
+    for shown in samplers:
+        (line,) = [line for line in lines if line.startswith(f"  {shown.sampler} ")]
+        assert f"{shown.rmse:.4f}" in line
+    assert "--all" in lines[-1]
 
 
 def test_a_name_that_is_too_long_is_folded_and_no_figure_is() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from eval.config import EvaluateConfig
 from pipeline.common.config import CONFIGS, given, load_section, merge, parse_assignment, parse_count, validate
 from pipeline.common.errors import BadInput
 from pipeline.generation.generate import GenerateConfig
@@ -75,3 +76,62 @@ def test_every_shipped_config_is_valid_and_says_how_to_run_it(path: Path) -> Non
             found += 1
     assert found
     assert path.read_text().startswith("# ")
+
+
+TRAINER = {"num_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "said"),
+    [
+        (TrainConfig, {"trainer": TRAINER | {"lr": "abc"}}, "trainer.lr: wanted a number, got 'abc'"),
+        (TrainConfig, {"trainer": TRAINER | {"lr": 0}}, "trainer.lr: wanted more than 0, got 0"),
+        (TrainConfig, {"trainer": TRAINER | {"batch_size": 1.5}}, "trainer.batch_size: wanted a whole number, got 1.5"),
+        (
+            TrainConfig,
+            {"trainer": TRAINER | {"batch_size": None}},
+            "trainer.batch_size: wanted a whole number, got null",
+        ),
+        (TrainConfig, {"trainer": TRAINER | {"betas": [0.9]}}, "trainer.betas.1: wanted a value"),
+        (TrainConfig, {"trainer": TRAINER | {"betas": 3}}, "trainer.betas: wanted a list, got 3"),
+        (
+            TrainConfig,
+            {"trainer": TRAINER | {"compile": "maybe"}},
+            "trainer.compile: wanted true or false, got 'maybe'",
+        ),
+        (TrainConfig, {"trainer": 7}, "trainer: wanted a mapping of keys to values, got 7"),
+        (
+            TrainConfig,
+            {"trainer": TRAINER | {"schedule": "cosin"}},
+            "trainer.schedule: wanted 'linear', 'cosine' or 'constant', got 'cosin'; did you mean 'cosine'?",
+        ),
+        (EvaluateConfig, {"steps": ["x"]}, "steps.0: wanted a whole number or wanted a list, got 'x'"),
+        (EvaluateConfig, {"steps": [0]}, "steps.0: wanted 1 or more or wanted a list, got 0"),
+        (GenerateConfig, {"teacher": "x" * 999, "n": 1, "seed": "y" * 999}, "seed: wanted a whole number, got 'yyy"),
+    ],
+    ids=str,
+)
+def test_a_value_that_does_not_fit_is_said_in_plain_english(
+    model: type[BaseModel], values: dict[str, Any], said: str
+) -> None:
+    given = {"out": "x", "checkpoint": "y"} if model is EvaluateConfig else {"out": "x"}
+    with pytest.raises(BadInput) as caught:
+        validate(model, given | values, "it")
+    assert str(caught.value).startswith(f"it: {said}")
+    for pydantic in ("Input should", "Value error", "http", "valid integer", "constrained"):
+        assert pydantic not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("trainer.lrr", "trainer.lr"), ("trainer.batchsize", "trainer.batch_size"), ("recipee", "recipe")],
+)
+def test_an_unknown_key_is_answered_with_the_one_that_was_meant(wrong: str, right: str) -> None:
+    with pytest.raises(BadInput, match=f"unknown key '{wrong}'; valid keys: .*; did you mean '{right}'"):
+        validate(TrainConfig, merge({"out": "x", "trainer": TRAINER}, parse_assignment(f"{wrong}=1")), "train")
+
+
+def test_an_unknown_config_is_answered_with_the_one_that_was_meant() -> None:
+    with pytest.raises(BadInput, match=r"no config 'quikstart'.*; did you mean 'quickstart'\?"):
+        load_section("quikstart", "train")

@@ -391,7 +391,7 @@ def test_a_person_is_sent_to_a_page() -> None:
 def test_a_download_that_is_interrupted_goes_on_later(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def interrupted(*_: object) -> Iterator[Advance]:
-        def advance(amount: int, status: str = "") -> None:
+        def advance(amount: float, status: str = "", *, skipped: bool = False) -> None:
             raise KeyboardInterrupt
 
         yield advance

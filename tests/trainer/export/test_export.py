@@ -191,13 +191,29 @@ def test_the_card_says_where_the_student_comes_from_and_what_it_takes(tmp_path: 
         "float32 [B, 1, 4, 4]",
         "from 1.0 down to 0.001",
         "data, in [0.0, 1.0]",
-        "0 to 2; -1: none",
+        "the class, 0 to 2 |",
         "num_steps: 800",
         "arXiv:2502.16972",
         "(digits: MIT) may bind the student",
     ):
         assert said in text
     assert "$" not in text
+
+
+def test_the_card_promises_what_the_student_has_learnt_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"phases": [{"terms": [{"loss": "output"}]}]}
+    config = with_second_time(tiny_config(num_classes=3, label_dropout=0.1))
+    make_checkpoint(tmp_path / "c", config)
+    info = json.loads((tmp_path / "c" / "checkpoint.json").read_text())
+    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps(info | {"config": {"recipe": recipe}}))
+    export(tmp_path / "c", "safetensors", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "the class, 0 to 2; -1: none |" in text
+    assert "draw in one step" in text
+    run_example(tmp_path / "out", monkeypatch)
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"1-steps.png"}
 
 
 def test_the_card_of_an_unconditional_student_names_its_task_and_no_label(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""How many samples figures take. Nothing here needs torch, so that a configuration is checked at once."""
+
+FULL_NUM_SAMPLES = 50_000  # as in published figures; with fewer samples, FID is biased upwards
+NEIGHBOURHOOD = 3  # k of precision and recall, as Kynkaanniemi et al. 2019 and ADM's evaluator use
+MIN_SAMPLES = NEIGHBOURHOOD + 1  # a sample, and the neighbours that set the radius of its ball

@@ -1,0 +1,74 @@
+"""`traflow-pipeline status` of any folder of ours."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import BadInput
+from pipeline.storage.lease import LEASE, hold_lease
+from pipeline.storage.store import open_store
+from tests.support.command import call
+from tests.support.problems import make_data
+from traflow_pipeline.folder_status import folder_status
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("status"))
+
+
+def training(folder: Path, step: int) -> Path:
+    """A folder as a training of 100 steps leaves it after `step`."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("train: {trainer: {num_steps: 100, batch_size: 64}}")
+    lines = [json.dumps({"step": s, "images_per_second": 32.0}) for s in range(10, step + 1, 10)]
+    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 9']))
+    return folder
+
+
+def test_a_data_set(data: Path) -> None:
+    assert folder_status(str(data)) == f"{data}: data set, 2 of 2 shards; complete"
+    marker = data / "shard-000001.json"
+    try:
+        marker.rename(data / "away")
+        assert folder_status(str(data)).endswith("data set, 1 of 2 shards; stopped")
+        with hold_lease(open_store(str(data))):
+            lease = json.loads((data / LEASE).read_text())
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 320))
+            (data / LEASE).write_text(json.dumps(lease | {"since": since}))
+            said = folder_status(str(data))
+        assert ", 1 of 2 shards, 0 samples/s, 5:2" in said
+        assert f"running (host {os.uname().nodename}, process {os.getpid()}, since {since})" in said
+    finally:
+        (data / "away").rename(marker)
+
+
+def test_a_training_at_work_stopped_and_complete(tmp_path: Path) -> None:
+    folder = training(tmp_path / "run", 40)
+    known = f"{folder}: training, 40 of 100 steps, 32 images/s, 2:00 left"
+    assert folder_status(str(folder)) == f"{known}; running"
+    an_hour_ago = time.time() - 3600
+    os.utime(folder / "log.jsonl", (an_hour_ago, an_hour_ago))
+    assert folder_status(str(folder)) == f"{known}; stopped"
+    assert folder_status(str(training(tmp_path / "whole", 100))).endswith("training, 100 of 100 steps; complete")
+
+
+def test_a_report_in_the_making(tmp_path: Path) -> None:
+    row = tmp_path / "samples" / "0123" / "student" / "1-step"
+    row.mkdir(parents=True)
+    (row / "range-0.json").touch()
+    assert folder_status(str(tmp_path)).endswith("report, 1 ranges scored; stopped")
+
+
+def test_a_folder_of_others_is_said(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(BadInput, match="wanted a run, data set, training or report"):
+        folder_status(str(tmp_path))
+    assert "wanted a run" in call(tmp_path, "status", "nowhere", code=2).stderr
+
+
+def test_the_command_takes_any_folder(data: Path, tmp_path: Path) -> None:
+    assert "data set, 2 of 2 shards; complete" in call(tmp_path, "status", data).stdout

@@ -1,0 +1,86 @@
+"""What samples are drawn from: a student or a teacher, and one way from noise to samples."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from eval.sampling.samplers import BATCH_SIZE, Sampler, draw_samples, teacher_sampler
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.progress import Advance
+from pipeline.flow.noise import Stream, draw_labels
+from pipeline.flow.solver import Solver
+from pipeline.teachers.teacher import Teacher
+from traflow_pipeline.samples import Samples
+
+
+def _silent(amount: float, status: str = "", *, skipped: bool = False) -> None:
+    """No bar is shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSource:
+    """A sampler with all that its samples depend on but their index, seed and class."""
+
+    name: str  # for messages
+    identity: str  # the weights' digest and the sampler: the same identity draws the same samples
+    sampler: Sampler
+    shape: tuple[int, ...]  # of one sample
+    num_classes: int  # 0 without classes
+    data_range: tuple[float, float]
+    device: torch.device
+    classes: tuple[int, ...] | None = None  # those that are drawn, where not all were trained
+
+    def batches(
+        self, indices: range, seed: int, label: int | None = None, advance: Advance = _silent
+    ) -> Iterator[Samples]:
+        """The samples `indices` of `seed`, in batches; each of the class `label`, or of one drawn uniformly.
+
+        Raises:
+            BadInput: `label` is no class.
+            WorkFailed: a sample is not finite.
+        """
+        self.check_label(label)
+        return self._draw(indices, seed, label, advance)
+
+    def split(self, indices: range) -> Iterator[range]:
+        """The indices of each batch."""
+        return (indices[start : start + BATCH_SIZE] for start in range(0, len(indices), BATCH_SIZE))
+
+    def labels(self, indices: range, seed: int, label: int | None = None) -> list[int]:
+        """The classes of the samples `indices` of `seed`."""
+        if label is not None:
+            return [label] * len(indices)
+        return list(map(int, draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL, self.classes)))
+
+    def check_label(self, label: int | None) -> None:
+        """Raises `BadInput` unless `label` is None or a class."""
+        if label is not None and not self.num_classes:
+            raise BadInput(f"label {label}: {self.name} has no classes; leave label out")
+        if label is not None and not 0 <= label < self.num_classes:
+            raise BadInput(f"label: wanted 0 to {self.num_classes - 1}, got {label}")
+
+    def _draw(self, indices: range, seed: int, label: int | None, advance: Advance) -> Iterator[Samples]:
+        drawn = draw_samples(
+            self.sampler, self.shape, self.num_classes, seed, indices, BATCH_SIZE, self.device, label, self.classes
+        )
+        for batch in drawn:
+            if not torch.isfinite(batch.samples).all():
+                raise WorkFailed(f"{self.name}: {self.sampler.title}: a sample is not finite; its weights are broken")
+            labels = None if batch.labels is None else batch.labels.numpy()
+            yield Samples(batch.samples.numpy(), labels, self.data_range)
+            advance(len(batch.samples))
+
+
+def of_teacher(teacher: Teacher, solver: Solver, device: torch.device) -> SampleSource:
+    """The samples of `teacher` by `solver`."""
+    return SampleSource(
+        name=f"teacher {teacher.name}",
+        identity=f"{teacher.sha256} by {solver}",
+        sampler=teacher_sampler(teacher, solver),
+        shape=teacher.shape,
+        num_classes=teacher.num_classes,
+        data_range=teacher.data_range,
+        device=device,
+        classes=teacher.labels,
+    )

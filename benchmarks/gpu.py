@@ -190,7 +190,7 @@ def random_network(config: UNetConfig, device: torch.device) -> networks.Network
     torch.manual_seed(0)
     with device:
         network = networks.build(config)
-    network = network.to(device, memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    network = networks.lay_out(network).eval().requires_grad_(False)
     for parameter in network.parameters():
         if not parameter.any():
             parameter.normal_(std=INIT_STD)

@@ -48,13 +48,17 @@ few = settings(settings.get_profile("mutations"), max_examples=25, derandomize=T
 many = settings(settings.get_profile("mutations"), max_examples=2000)
 
 
+Change = Callable[[bytearray, int, int, st.DrawFn], None]
+
+
 @st.composite
 def mutated(draw: st.DrawFn, original: bytes) -> bytes:
     """`original` after one to three changes."""
     payload = bytearray(original)
+    changes: list[Change] = [_flip, _cut, _swap, _double, _garble, _replace_token, _replace_token]
     for _ in range(draw(st.integers(1, 3))):
-        change = draw(st.sampled_from([_flip, _cut, _swap, _double, _garble, _replace_token, _replace_token]))
-        change(payload, *(draw(st.integers(0, max(len(payload) - 1, 0))) for _ in range(2)), draw)
+        at, other = (draw(st.integers(0, max(len(payload) - 1, 0))) for _ in range(2))
+        draw(st.sampled_from(changes))(payload, at, other, draw)
     return bytes(payload)
 
 

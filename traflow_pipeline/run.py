@@ -260,7 +260,8 @@ def check_stages(run: Run, on_cluster: bool, address: str | None) -> None:
     if "generate" in to_do and "train" in run.stages:
         _check_growth(run)
     if run.evaluate is not None and "evaluate" in to_do:
-        check_evaluate(run.evaluate, plan and plan.shape, run.generate and run.generate.out)
+        data = None if run.generate is None else run.generate.out
+        check_evaluate(run.evaluate, None if plan is None else plan.shape, data)
 
 
 def _check_growth(run: Run) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import NETWORKS, Run, measure
+from benchmarks.training import LOSSES
 from pipeline import networks
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_every_part_gives_its_figures(run: Run) -> None:
     assert run.remarks == []
     found = json.loads(run.out.read_text())["parts"]
     assert len(found["evaluation"]) == len(gpu.EVALUATIONS)
-    assert {row["loss"] for row in found["training"]} == {*gpu.LOSSES, "anchored"}
+    assert {row["loss"] for row in found["training"]} == {*LOSSES, "anchored"}
     assert found["shard"][0]["same_bytes_twice"]
     assert 0 < found["shard"][0]["teachers_share"] < 1
     assert all(row["holds"] for row in found["check"])

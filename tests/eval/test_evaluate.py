@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import evaluate as evaluation
 from eval.config import EvaluateConfig
 from eval.evaluate import evaluate
 from eval.metrics import sample_chunks
@@ -160,7 +159,7 @@ def test_a_sampler_of_others_that_is_not_finite_is_a_row_that_says_so(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Sampler("few-step", "newton 2", lambda x, label: (x / 0, 2))
-    monkeypatch.setattr(evaluation.baselines, "baseline_samplers", lambda *_: [broken])
+    monkeypatch.setattr("eval.sampling.baselines.baseline_samplers", lambda *_: [broken])
     run(root, tmp_path, baseline_evaluations=(2,))
     report = read_report(tmp_path)
     assert [(row.sampler, row.scores) for row in report.rows if not row.is_finite] == [("newton 2", {})]

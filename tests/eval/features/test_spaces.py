@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.profiler import ProfilerActivity, nn, profile
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from eval.features import digit_classifier, spaces, weights
 from eval.features.spaces import FEATURES, Extracted, Extractor, FeatureSpace, load_space, resizer
@@ -79,7 +79,8 @@ def test_distances_are_clean_fids_own(mode: str, tmp_path: Path) -> None:
 
     theirs = compute_fid(*folders, mode=mode, num_workers=0, device=CPU, custom_feat_extractor=network, verbose=False)
     extract = Extractor(resizer(mode), lambda x: (network(x), None), CPU)
-    ours = frechet_distance(*[moments(extract(images).features) for images in sets])
+    one, other = (moments(extract(images).features) for images in sets)
+    ours = frechet_distance(one, other)
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert ours > 1
 

@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from eval.features.spaces import FeatureSpace
+from eval.features.spaces import Extracted, FeatureSpace
 from eval.metrics import sample_chunks
 from eval.metrics.distances import ReferenceStats, moments
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
@@ -174,7 +175,11 @@ def test_few_step_rows_are_measured_in_the_headlines_space_alone(tmp_path: Path)
     looks: list[str] = []
 
     def watched(name: str) -> FeatureSpace:
-        return replace(SPACE, name=name, extract=lambda images: (looks.append(name), SPACE.extract(images))[1])
+        def extract(images: Any) -> Extracted:
+            looks.append(name)
+            return SPACE.extract(images)
+
+        return replace(SPACE, name=name, extract=extract)
 
     spaces = {name: watched(name) for name in ("pixels", "other")}
     work = scorer(tmp_path)
@@ -194,7 +199,7 @@ def test_features_that_lag_behind_their_samples_are_the_same(tmp_path: Path, mon
     chunks = []
     for behind in (0, 1, 3):
         monkeypatch.setattr(sample_chunks, "_batches_behind", lambda device, behind=behind: behind)
-        chunks.append(sample_chunks._draw_chunk(STUDENT, SETTINGS, range(40), CPU))
+        chunks.append(sample_chunks._draw_chunk(STUDENT, SETTINGS, range(40), CPU, _silent))
     for name in ("pixels.features", "samples", "evaluations"):
         assert all(np.array_equal(chunk[name], chunks[0][name]) for chunk in chunks)
 
@@ -203,13 +208,21 @@ def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(mon
     order: list[str] = []
 
     def begin(self: FeatureSpace, images: Any) -> Callable[[], Any]:
-        order.append("begin")
-        return lambda: (order.append("finish"), SPACE.extract(images))[1]
+        def finish() -> Any:
+            order.append("finish")
+            return SPACE.extract(images)
 
-    drawing = replace(STUDENT, draw=lambda x, label: (order.append("draw"), STUDENT.draw(x, label))[1])
+        order.append("begin")
+        return finish
+
+    def draw(x: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        order.append("draw")
+        return STUDENT.draw(x, label)
+
+    drawing = replace(STUDENT, draw=draw)
     monkeypatch.setattr(FeatureSpace, "begin", begin)
     monkeypatch.setattr(sample_chunks, "_batches_behind", lambda device: 1)
-    sample_chunks._draw_chunk(drawing, SETTINGS, range(24), CPU)
+    sample_chunks._draw_chunk(drawing, SETTINGS, range(24), CPU, _silent)
     assert order == ["draw", "begin", *["draw", "begin", "finish"] * 2, "finish"]
 
 

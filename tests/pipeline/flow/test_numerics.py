@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from pipeline.common.errors import BadInput
-from pipeline.flow.numerics import Numerics, check_precision, fixed_numerics, has_precision, in_precision, numerics_of
+from pipeline.flow.numerics import (
+    Numerics,
+    Precision,
+    check_precision,
+    fixed_numerics,
+    has_precision,
+    in_precision,
+    numerics_of,
+)
 from tests.support.problems import SHAPE, tiny_network
 
 CPU = torch.device("cpu")
@@ -22,7 +30,8 @@ def test_a_cpu_has_all_precisions_but_tf32() -> None:
 
 def test_tf32_is_allowed_only_where_the_precision_says_so() -> None:
     before = torch.get_float32_matmul_precision()
-    for precision, allowed in (("fp32", False), ("bf16", False), ("tf32", True)):
+    cases: list[tuple[Precision, bool]] = [("fp32", False), ("bf16", False), ("tf32", True)]
+    for precision, allowed in cases:
         with fixed_numerics(precision):
             assert torch.backends.cudnn.allow_tf32 == allowed
             assert (torch.get_float32_matmul_precision() == "high") == allowed

@@ -13,6 +13,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import Marker, parse_marker
 from pipeline.generation import workers
 from pipeline.generation.generate import generate, make_plan
+from pipeline.generation.shard import commit_shard, integrate_shard
 from pipeline.generation.verify import recheck, verify
 from pipeline.generation.workers import Backlog, Failure, Job, Worker
 from pipeline.storage.store import Folder
@@ -32,13 +33,13 @@ def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def overlapped(folder: Path, stop: threading.Event) -> Iterator[Marker | Failure]:
     plan = make_plan(config(folder), GaussianFlow().teacher())
     worker = Worker(Job(plan, SOURCE, str(folder)), wants_gpu=False)
-    return workers._run_overlapped(worker, Backlog(plan.shards(20), stop))
+    return workers._run_overlapped(worker, Backlog(plan.shards(20), stop), lambda _: None)
 
 
 def test_a_shard_is_written_while_the_next_is_integrated_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_by_one: Manifest
 ) -> None:
-    integrate, commit = workers.integrate_shard, workers.commit_shard
+    integrate, commit = integrate_shard, commit_shard
     begun = [threading.Event() for _ in range(6)]
     inside, most_inside = [0], [0]
 
@@ -64,7 +65,7 @@ def test_a_shard_is_written_while_the_next_is_integrated_to_the_same_bytes(
 
 
 def test_an_error_of_writing_belongs_to_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = workers.commit_shard
+    commit = commit_shard
 
     def refused(solved: object, store: object) -> Marker:
         if solved.shard.number == 2:  # type: ignore[attr-defined]
@@ -79,7 +80,7 @@ def test_an_error_of_writing_belongs_to_its_shard(tmp_path: Path, monkeypatch: p
 
 
 def test_a_stop_waits_for_the_shards_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, commit = threading.Event(), workers.commit_shard
+    stop, commit = threading.Event(), commit_shard
 
     def stopped(solved: object, store: object) -> Marker:
         stop.set()

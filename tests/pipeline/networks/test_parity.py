@@ -144,6 +144,7 @@ def test_prefixes_that_every_name_has_are_taken_off(prefix: str, tmp_path: Path)
 
 def test_a_configuration_that_its_file_cannot_hold_is_refused_before_it_is_built(tmp_path: Path) -> None:
     config, state = config_of("adm"), original("adm").state()
+    assert isinstance(config, DhariwalUNetConfig)
     for change in ({"num_blocks": 10**7}, {"channels": 2**30}, {"channel_mult": (10**9, 2)}):
         with pytest.raises(BadInput, match=r"its network would have [\d,]+ blocks"):
             adm.convert(tmp_path, config.model_copy(update=change), state)

@@ -96,7 +96,7 @@ def test_a_fixed_step_solver_steps_where_generate_does() -> None:
 
 
 def test_an_interrupt_keeps_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(amount: int, status: str = "") -> None:
+    def interrupt(amount: float, status: str = "", *, skipped: bool = False) -> None:
         raise KeyboardInterrupt
 
     found = probe(GaussianFlow().teacher(), 4, 0, CPU, interrupt)

@@ -500,7 +500,7 @@ def test_hugging_face_columns_of_numbers_or_names_are_classes_with_a_fake_module
 
 def test_a_hugging_face_column_that_is_not_taken_is_noted_with_a_fake_module(fake_datasets: SimpleNamespace) -> None:
     images = [Image.fromarray(picture) for picture in random_bytes(3, 4, 4)]
-    columns = {"image": images, "label": [0.5, 1.5, 2.5]}
+    columns: dict[str, list[Any]] = {"image": images, "label": [0.5, 1.5, 2.5]}
     features = {"image": fake_datasets.Image(), "label": SimpleNamespace(dtype="float64")}
     fake_datasets.stored["set"] = {"train": FakeRows(columns, features)}
     found = load_images("hf:set")

@@ -145,7 +145,9 @@ def test_all_ranks_together_fetch_every_byte_once_an_epoch(monkeypatch: pytest.M
 
 
 def test_velocities_that_a_recipe_does_not_need_are_left_on_the_disk(folder: Path) -> None:
-    with_them, without = (TrajectoryStream(manifest(folder), 0, 7, velocities=wanted).batch(0) for wanted in (1, 0))
+    with_them, without = (
+        TrajectoryStream(manifest(folder), 0, 7, velocities=wanted).batch(0) for wanted in (True, False)
+    )
     assert with_them.velocity is not None
     assert without.velocity is None
     torch.testing.assert_close(without.x, with_them.x, rtol=0, atol=0)

@@ -84,9 +84,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
 def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number: signal.Signals, executor: str) -> None:
     data = tmp_path / "data"
     cheap = ("--n", 1024, "--states", 2, "--num-steps", 3, "--set", "shard_size=64")
-    flags = ("--config", "quickstart", *cheap, "--out", data, "--executor", executor)
+    flags = ("--config", "quickstart", *cheap, "--out", data)
     process = subprocess.Popen(
-        [str(SCRIPT), "generate", *map(str, flags)],
+        [str(SCRIPT), "generate", *map(str, flags), "--executor", executor],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from pipeline.common.errors import BadInput
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, Velocity, integrate
 from pipeline.networks.convention import T_MAX, T_MIN
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import OwnedVelocity, Teacher
 from tests.support.problems import SHAPE, GaussianFlow, MixtureFlow
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # numpy's, of diffusers and torch
@@ -91,13 +91,15 @@ def test_evaluations_are_those_asked_for_and_inside_the_flow(
     t_start: float, t_end: float, num_evaluations: int
 ) -> None:
     of = teacher(MixtureFlow(), t_start, t_end)
-    assert isinstance(of.velocity, Watched)
+    assert isinstance(of.velocity, OwnedVelocity)
+    watched = of.velocity.velocity
+    assert isinstance(watched, Watched)
     low, high = torch.tensor([t_end, t_start]).tolist()  # in single precision, as a network is asked
     for sampler in baseline_samplers(of, num_evaluations):
-        of.velocity.times.clear()
+        watched.times.clear()
         samples, nfe = sampler.draw(NOISE[:2], None)
-        assert nfe == len(of.velocity.times) == num_evaluations, sampler.name
-        assert low <= min(of.velocity.times) <= max(of.velocity.times) <= high, sampler.name
+        assert nfe == len(watched.times) == num_evaluations, sampler.name
+        assert low <= min(watched.times) <= max(watched.times) <= high, sampler.name
         assert samples.dtype == torch.float32
         assert samples.isfinite().all()
 

@@ -31,11 +31,11 @@ FLOW = GaussianFlow()
 
 
 def dies_once(device: torch.device) -> Teacher:
-    """Kills the process that asks it for the first velocity, as a preempted machine would."""
+    """Kills the process that begins the first integration, as a preempted machine would."""
     marker = Path(os.environ["TRAFLOW_TEST_MARKER"])
 
     def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        if not marker.exists():
+        if t[0] == 1 and not marker.exists():  # when the teacher is loaded it is asked between the ends
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return FLOW.velocity(x, t)

@@ -72,7 +72,7 @@ class FakeWorker:
     def __init__(self, job: Job, wants_gpu: bool) -> None:
         self.job = job
 
-    def make(self, shard: Shard) -> Marker:
+    def make(self, shard: Shard, on_batch: Callable[[int], None] | None = None) -> Marker:
         with faking():
             return marker(self.job.plan, shard)
 

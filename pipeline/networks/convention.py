@@ -113,11 +113,10 @@ class Adm:
     num_steps = 1000
 
     def noise_label(self, t: Tensor) -> Tensor:
-        # In single precision the step near data would be wrong by more than a thousandth.
-        return self.step(t.double()).clamp(0, self.num_steps - 1).to(t.dtype)
+        return self.step(t).clamp(0, self.num_steps - 1).to(t.dtype)
 
     def step(self, t: Tensor) -> Tensor:
-        """The step tau whose noise level is t / (1 - t), for float64 `t`; any number beyond its ends."""
+        """The step tau whose noise level is t / (1 - t); any number beyond its ends."""
         raise NotImplementedError
 
     def velocity(self, predict: Predict, x: Tensor, t: Tensor) -> Tensor:
@@ -130,9 +129,12 @@ class AdmCosine(Adm):
     offset = 0.008
 
     def step(self, t: Tensor) -> Tensor:
-        # 1 / sqrt(1 + sigma^2), the root of alpha-bar, is (1 - t) / sqrt((1 - t)^2 + t^2).
-        angle = (math.sin(math.pi / 2 / (1 + self.offset)) * (1 - t) / torch.hypot(1 - t, t)).asin()
-        return self.num_steps - 1 - 2 / math.pi * self.num_steps * (1 + self.offset) * angle
+        # The root of alpha-bar, (1 - t) / sqrt((1 - t)^2 + t^2), is cos(angle) / sin(end). Its arc cosine would lose
+        # the digits of a small angle; this tangent, of the same angle, keeps them in single precision.
+        end = math.pi / 2 / (1 + self.offset)
+        x = math.sin(end) * (1 - t)
+        angle = (torch.hypot(t, math.cos(end) * (1 - t)) / x).atan()
+        return 2 / math.pi * self.num_steps * (1 + self.offset) * angle - (1 + self.num_steps * self.offset)
 
 
 class AdmLinear(Adm):
@@ -142,6 +144,7 @@ class AdmLinear(Adm):
     """
 
     def step(self, t: Tensor) -> Tensor:
+        t = t.double()  # in single precision the step near data would be wrong by more than a thousandth
         betas = torch.linspace(1e-4, 0.02, self.num_steps, dtype=torch.float64, device=t.device)
         # sigma^2 = 1 / alpha-bar - 1
         levels = (-(-betas).log1p().cumsum(0)).expm1().log() / 2

@@ -126,7 +126,7 @@ def at_random(root: Path) -> list[int]:
     seconds = time.monotonic() - started
     for _ in range(20):
         child = fork(lambda: generate(config(root / "killed", n)))
-        time.sleep(rng.uniform(0, seconds / 4))
+        time.sleep(rng.uniform(0, seconds / 2))
         os.kill(child, signal.SIGKILL)
         ended(child)
         committed.append(len(list((root / "killed").glob("*.tar"))))

@@ -218,7 +218,7 @@ def test_flow_matching_finds_the_velocity_of_a_single_image() -> None:
         ({"recipe": "flow-matching"}, "it takes 'images' and 'network'"),
         ({"trainer": {"batch_size": 9}}, "multiple of the recipe's strides"),
         ({"recipe": "lagrangian", "trainer": {"compile": True}}, "differentiates forward, which torch.compile"),
-        ({"device": "abacus"}, "device 'abacus' is not here"),
+        ({"device": "abacus"}, "device 'abacus': wanted auto or one that torch has here"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

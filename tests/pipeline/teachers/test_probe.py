@@ -105,4 +105,4 @@ def test_an_interrupt_keeps_what_is_measured(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("pipeline.teachers.probe.probe", lambda *_, **__: found)
     shown = call(tmp_path, "probe", "--teacher", "digits", code=130)
     assert "dopri5 0.01" in shown.stdout
-    assert "1 of 26 settings are measured" in shown.stdout
+    assert "1 of 26 settings measured" in shown.stdout

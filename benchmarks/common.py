@@ -11,9 +11,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from pipeline.dataset.commit import commit
 from pipeline.dataset.manifest import DataSet, Manifest, derive, write_dataset, write_manifest
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Marker, Trajectories, commit, sha256, write_shard
+from pipeline.dataset.shards import Marker, Trajectories, sha256, write_shard
 from pipeline.flow.numerics import Numerics
 from pipeline.flow.solver import Solver
 from pipeline.storage.store import Store

@@ -21,9 +21,10 @@ from eval.report.page import render_comparison
 from eval.results import METRICS, read_report
 from pipeline.common.config import CONFIGS, load_sections, validate
 from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.dataset.commit import parse_marker, read_markers
 from pipeline.dataset.manifest import MANIFEST, PLAN, DataSet, derive, read_dataset, read_manifest, write_manifest
 from pipeline.dataset.reader import BlockReader
-from pipeline.dataset.shards import MEMBERS, Trajectories, parse_marker, read_markers, sha256
+from pipeline.dataset.shards import MEMBERS, Trajectories, sha256
 from pipeline.dataset.summary import summarise
 from pipeline.generation.generate import generate
 from pipeline.generation.verify import verify

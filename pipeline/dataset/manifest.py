@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.dataset.commit import read_markers
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import SHARD_FILE, Block, Marker, read_markers
+from pipeline.dataset.shards import SHARD_FILE, Block, Marker
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 

@@ -11,19 +11,16 @@ import math
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.common.errors import StoreFailed, reason
-from pipeline.dataset.plan import SHA256, Count, Plan, Shard, Shards
+from pipeline.dataset.plan import SHA256, Count, Plan, Shard
 from pipeline.flow.numerics import Numerics
-from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ NPY_HEADER = re.compile(
 )
 NPY_HEADER_BYTES = 512  # more than numpy writes for any array of ours
 SHARD_FILE = re.compile(r"shard-(\d{6}|[1-9]\d{6,17})\.(?:tar|json)")
-MARKERS_AT_ONCE = 1000  # held in memory
-COMMIT_ATTEMPTS = 3  # in a race with another machine whose bytes differ
 MEMBERS = tuple(field.name for field in fields(Trajectories))  # in the order in which a block holds them
 
 
@@ -228,81 +223,6 @@ def read_block(payload: bytes | memoryview, layout: Layout | None = None) -> Tra
     for name, (offset, dtype, shape) in (layout or read_layout(payload)).items():
         arrays[name] = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
     return Trajectories(**arrays)
-
-
-def marker_name(shard: Shard) -> str:
-    """The file name of the marker of `shard`."""
-    return shard.name.removesuffix(".tar") + ".json"
-
-
-def commit(store: Store, payload: bytes, marker: Marker) -> Marker:
-    """Write a shard and then its marker to `store`; a crash leaves the shard either whole or uncommitted.
-
-    Two writers of one shard write the same bytes, and the first marker stays. If their machines make different bytes,
-    the later writer removes the other's marker, writes its own shard, and then its own marker.
-
-    Returns:
-        The marker that is now in the store.
-
-    Raises:
-        StoreFailed: the store cannot be written; no file there is half-written.
-    """
-    shard, name = marker.shard, marker_name(marker.shard)
-    try:
-        for _ in range(COMMIT_ATTEMPTS):
-            markers = store.read_all([name])
-            existing = parse_marker(markers[name]) if name in markers else None
-            agrees = existing is not None and existing.agrees(marker)
-            if name in markers and not agrees:
-                store.remove(name)
-            store.write(shard.name, payload)
-            if existing is not None and agrees:
-                return existing
-            if store.create(name, marker.model_dump_json().encode()):
-                return marker
-    except OSError as error:
-        raise StoreFailed(f"{shard}: cannot be written to {store.location} ({reason(error)})") from error
-    raise StoreFailed(
-        f"{shard}: others keep committing other bytes to {store.location}: is another driver at work there?"
-    )
-
-
-def shards_present(plan: Plan, num_records: int, names: Iterable[str]) -> Shards:
-    """The shards of the first `num_records` records that have a file among `names`.
-
-    A number of records is a claim, which a damaged plan.json makes too large: what lies in the store bounds the work.
-    """
-    last = len(plan.shards(num_records)) - 1
-    numbers = {int(match[1]) for match in map(SHARD_FILE.fullmatch, names) if match}
-    return Shards(plan, num_records, sorted(number for number in numbers if number <= last))
-
-
-def read_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]:
-    """Yield the markers of the shards of the first `num_records` records that are committed, in bounded memory.
-
-    The last shard of a data set that grew may be committed with fewer records; its marker is yielded as it is.
-
-    Raises:
-        OSError: the store cannot be read.
-    """
-    sizes = store.sizes()
-    shards = shards_present(plan, num_records, sizes)
-    present = ((marker_name(shard), shard) for shard in shards if {shard.name, marker_name(shard)} <= sizes.keys())
-    while chunk := dict(islice(present, MARKERS_AT_ONCE)):
-        for name, payload in store.read_all(list(chunk)).items():
-            shard, marker = chunk[name], parse_marker(payload)
-            if marker is None or not marker.is_of(plan) or sizes[shard.name] != marker.num_bytes:
-                continue
-            if marker.shard.number == shard.number and marker.shard.num_records <= shard.num_records:
-                yield marker
-
-
-def parse_marker(text: bytes) -> Marker | None:
-    """The marker in `text`; None if it is not one."""
-    try:
-        return Marker.model_validate_json(text)
-    except ValidationError:
-        return None
 
 
 def sha256(payload: bytes | memoryview) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import format_bytes
+from pipeline.dataset.commit import commit
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Marker, Trajectories, commit, sha256, write_shard
+from pipeline.dataset.shards import Marker, Trajectories, sha256, write_shard
 from pipeline.flow.noise import draw_noise
 from pipeline.flow.numerics import Numerics, fixed_numerics, in_precision, numerics_of
 from pipeline.flow.solver import SolverFailed, integrate

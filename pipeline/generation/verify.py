@@ -12,6 +12,7 @@ import torch
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.progress import bar, format_bytes
+from pipeline.dataset.commit import marker_name, parse_marker, shards_present
 from pipeline.dataset.manifest import (
     MANIFEST,
     PLAN,
@@ -23,19 +24,7 @@ from pipeline.dataset.manifest import (
     write_manifest,
 )
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import (
-    MEMBERS,
-    Block,
-    Marker,
-    Trajectories,
-    check_layout,
-    marker_name,
-    parse_marker,
-    read_block,
-    read_layout,
-    sha256,
-    shards_present,
-)
+from pipeline.dataset.shards import MEMBERS, Block, Marker, Trajectories, check_layout, read_block, read_layout, sha256
 from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
 from pipeline.generation.generate import CONFIG
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch

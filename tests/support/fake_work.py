@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+from pipeline.dataset.commit import marker_name
 from pipeline.dataset.manifest import DataSet, Manifest, write_dataset
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Block, Marker, marker_name
+from pipeline.dataset.shards import Block, Marker
 from pipeline.flow.numerics import Numerics
 from pipeline.generation import workers
 from pipeline.generation.generate import GenerateConfig, generate, make_plan

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.errors import BadInput
+from pipeline.dataset.commit import parse_marker
 from pipeline.dataset.manifest import MANIFEST, PLAN, Manifest, read_manifest
-from pipeline.dataset.shards import parse_marker
 from pipeline.dataset.summary import summarise
 from pipeline.generation.generate import generate
 from pipeline.generation.verify import verify

@@ -8,9 +8,10 @@ import pytest
 import webdataset as wds
 
 from pipeline.common.errors import WorkFailed
+from pipeline.dataset.commit import commit, read_markers
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import MEMBERS, Trajectories, commit, read_block, read_markers, write_shard
+from pipeline.dataset.shards import MEMBERS, Trajectories, read_block, write_shard
 from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import Folder
 from tests.support.plans import make_plan

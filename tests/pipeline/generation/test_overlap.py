@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline.common.errors import BadInput, StoreFailed
+from pipeline.dataset.commit import parse_marker
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.shards import Marker, parse_marker
+from pipeline.dataset.shards import Marker
 from pipeline.generation import workers
 from pipeline.generation.generate import generate, make_plan
 from pipeline.generation.shard import commit_shard, integrate_shard

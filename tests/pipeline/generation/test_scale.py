@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.dataset.commit import parse_marker
 from pipeline.dataset.manifest import MANIFEST, SCHEMA, DataSet, Ledger, derive, digest, read_manifest, write_manifest
 from pipeline.dataset.plan import Plan, Shards
-from pipeline.dataset.shards import Marker, parse_marker
+from pipeline.dataset.shards import Marker
 from pipeline.generation.generate import generate, missing_shards
 from pipeline.storage.store import Folder
 from tests.support import fake_work

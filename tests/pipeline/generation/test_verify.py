@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.common.errors import BadInput
+from pipeline.dataset.commit import parse_marker
 from pipeline.dataset.manifest import MANIFEST, read_dataset, write_dataset
-from pipeline.dataset.shards import parse_marker
 from pipeline.flow.numerics import Numerics
 from pipeline.generation.generate import generate
 from pipeline.generation.verify import VerifyResult, recheck, repair, verify

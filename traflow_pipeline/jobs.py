@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import console, say
-from traflow_pipeline.run import CONFIG, Run, check_stages, resumable_status, save_run
+from traflow_pipeline.run import CONFIG, Run, resumable_status, save_run
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,11 +26,11 @@ def submit(run: Run, address: str) -> None:
         WorkFailed: a stage failed; the jobs after it end by themselves.
     """
     client = _client(address)
-    check_stages(run, on_cluster=False, address=None)
+    # Files and modules are the cluster's: each job checks them there, before its stage works.
+    statuses = {stage: resumable_status(run, stage) for stage in run.stages}
     save_run(run)
     jobs: list[str] = []
-    for stage in run.stages:
-        status = resumable_status(run, stage)
+    for stage, status in statuses.items():
         if status.complete:
             say(status.message)
             continue

@@ -130,7 +130,7 @@ class _Evaluation:
         share = self.scorer.settings.share(self.config.num_samples, self.ranks)
         pending: list[tuple[Sampler, Future[Result]]] = []
         results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
-        total = sum(sampler.cost for sampler, _ in jobs) * share
+        total = max(sum(sampler.cost for sampler, _ in jobs) * share, 1)  # a rank may have no share
         with bar("evaluate (%)", 100) as show, scoring_thread() as scoring:
             for sampler, range_index in jobs:
                 advance = weighted(show, 100 * sampler.cost / total)

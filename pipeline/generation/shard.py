@@ -82,15 +82,8 @@ class SolvedShard:
         return blocks
 
 
-def generate_and_commit(
-    plan: Plan,
-    shard: Shard,
-    teacher: Teacher,
-    store: Store,
-    device: torch.device,
-    on_batch: Callable[[int], None] | None = None,
-) -> Marker:
-    """Generate `shard`, commit it to `store` and return its marker; `on_batch` is told the records of each batch.
+def generate_and_commit(plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device) -> Marker:
+    """Generate `shard`, commit it to `store` and return its marker.
 
     Raises:
         WorkFailed: the flow could not be integrated, and the batch is saved in `store`; or `store` has too little
@@ -98,17 +91,11 @@ def generate_and_commit(
         StoreFailed: `store` cannot be written.
     """
     check_room(plan, shard, store)
-    solved = integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device, on_batch)
-    return commit_shard(solved, store)
+    return commit_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device), store)
 
 
 def generate_shard(
-    plan: Plan,
-    shard: Shard,
-    teacher: Teacher,
-    store: Store,
-    device: torch.device,
-    on_batch: Callable[[int], None] | None = None,
+    plan: Plan, shard: Shard, teacher: Teacher, store: Store, device: torch.device
 ) -> tuple[bytes, Marker]:
     """The bytes of `shard` and its marker; only the start of a batch that fails is written to `store`."""
     return build_shard(integrate_shard(plan, shard, draw_shard(plan, shard), teacher, store, device))

@@ -4,6 +4,7 @@ A checkpoint's files are only used if they have the sha256 that its checkpoint.j
 """
 
 import json
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from pipeline.teachers.classes import TrainedClass
 WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
 EXPORTED = ("student.safetensors", "teacher.safetensors")
 STAGE = "train"  # the training inside a whole run
+STEP = re.compile("step-[0-9]{1,18}")
 DIFFUSERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -37,7 +39,17 @@ def find_run(path: Path) -> Path:
 
 def find_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of the training run in `run`, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.partition("-")[2]))
+    return sorted((path for path in (run / "checkpoints").glob("step-*") if is_step(path.name)), key=step_of)
+
+
+def is_step(name: str) -> bool:
+    """Whether `name` is a checkpoint's, "step-000800"; others' folders may lie beside them ("step-best")."""
+    return STEP.fullmatch(name) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.partition("-")[2])
 
 
 def find_weights(path: Path, name: str = WEIGHTS) -> Path:

@@ -9,7 +9,7 @@ from pipeline.common.errors import WorkFailed, reason
 from pipeline.common.progress import say
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Store, is_url, open_store, write_file, write_folder
-from pipeline.teachers.run_folder import STAGE
+from pipeline.teachers.run_folder import STAGE, is_step
 from trainer.checkpoints import checkpoint
 
 RUN_FILES = ("config.yaml", "log.jsonl", "samples.png")  # copied besides checkpoints, where they exist
@@ -52,7 +52,7 @@ def local(location: str) -> Path:
     run, _, step = location.rstrip("/").rpartition("/checkpoints/")
     if location.endswith(".safetensors"):
         return _download_file(location)
-    if run and step.startswith("step-"):
+    if run and is_step(step):
         return _download_step(run, step)
     runs = (location, f"{location.rstrip('/')}/{STAGE}")  # a training, or the one of a whole run
     found = next((candidate for candidate in runs if _has_steps(candidate)), location)
@@ -124,8 +124,8 @@ def _download(location: str, name: str, run: Path) -> None:
 
 def steps(location: str) -> list[str]:
     """The names of the checkpoints of the run at `location`, a folder or URL, oldest first."""
-    names = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes() if name.startswith("step-")]
-    return sorted(names, key=_step)
+    names = [name.rstrip("/") for name in open_store(f"{location}/checkpoints").sizes()]
+    return sorted(filter(is_step, names), key=_step)
 
 
 def _step(name: str) -> int:

@@ -1,19 +1,32 @@
 """Snapshots of a run's power-function averages, and averages of other widths made from them after training."""
 
-import json
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, reason
+from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_folder
 from pipeline.teachers import run_folder
+from pipeline.teachers.run_folder import is_step, step_of
 from trainer.checkpoints import checkpoint
-from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.checkpoints.checkpoint import CheckpointInfo, FileName, State
 from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
 from trainer.checkpoints.model import save_described
 
-FOLDER = "snapshots"
+FOLDER, DESCRIPTION = "snapshots", "snapshot.json"
 POOR = 0.05  # of the profile; below it an average is hard to tell from the one that training would have kept
+
+
+class _Description(BaseModel):
+    """The content of snapshot.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_images: int = Field(gt=0, lt=2**63)
+    sigma_rel: dict[FileName, float]  # of each average, by name
+    files: dict[FileName, str] = {}  # the sha256 of each; older snapshots have none
 
 
 def save(run: Path, state: State, step: int, batch_size: int) -> None:
@@ -22,17 +35,19 @@ def save(run: Path, state: State, step: int, batch_size: int) -> None:
     Raises:
         WorkFailed: it cannot be written.
     """
-    kept = [average for average in state.averages if average.config.sigma_rel is not None]
+    widths = {average.config.name: average.config.sigma_rel for average in state.averages}
+    kept = {name: width for name, width in widths.items() if width is not None}
     if not kept:
         return
     folder = run / FOLDER / f"step-{step:06d}"
-    widths = {average.config.name: average.config.sigma_rel for average in kept}
-    description = {"num_images": step * batch_size, "sigma_rel": widths}
     try:
         with write_folder(folder, replace=True) as aside:
-            for average in kept:
-                networks.save(aside / f"{average.config.name}.safetensors", average.network)
-            (aside / "snapshot.json").write_text(json.dumps(description))
+            for average in state.averages:
+                if average.config.name in kept:
+                    networks.save(aside / f"{average.config.name}.safetensors", average.network)
+            files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+            description = _Description(num_images=step * batch_size, sigma_rel=kept, files=files)
+            (aside / DESCRIPTION).write_text(description.model_dump_json())
     except OSError as error:
         raise WorkFailed(f"{folder}: cannot be written ({reason(error)}); make room and run again") from error
 
@@ -41,14 +56,14 @@ def read(run: Path) -> dict[int, list[Snapshot]]:
     """By step, the snapshots of a run.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are none, or one is damaged.
     """
     by_step: dict[int, list[Snapshot]] = {}
-    for about in sorted((run / FOLDER).glob("step-*/snapshot.json")):
-        content = json.loads(about.read_text())
-        by_step[int(about.parent.name.partition("-")[2])] = [
-            Snapshot(content["num_images"], sigma_rel, about.with_name(f"{name}.safetensors"))
-            for name, sigma_rel in content["sigma_rel"].items()
+    for folder in filter(lambda path: is_step(path.name), sorted((run / FOLDER).glob("step-*"))):
+        about = _read_description(folder)
+        by_step[step_of(folder)] = [
+            Snapshot(about.num_images, sigma_rel, folder / f"{name}.safetensors")
+            for name, sigma_rel in about.sigma_rel.items()
         ]
     if not by_step:
         raise BadInput(
@@ -56,6 +71,21 @@ def read(run: Path) -> dict[int, list[Snapshot]]:
             'for example --set "trainer.ema=[{}, {name: narrow, sigma_rel: 0.05}, {name: wide, sigma_rel: 0.1}]"'
         )
     return by_step
+
+
+def _read_description(folder: Path) -> _Description:
+    try:
+        about = _Description.model_validate_json((folder / DESCRIPTION).read_bytes())
+        damaged = [name for name, digest in about.files.items() if file_sha256(folder / name) != digest]
+    except (OSError, ValidationError) as error:
+        raise BadInput(
+            f"{folder}: not a whole snapshot that this version reads; remove it to average others"
+        ) from error
+    if damaged:
+        raise BadInput(
+            f"{folder / damaged[0]}: its bytes are not those that were written; remove the snapshot, {folder}"
+        )
+    return about
 
 
 def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> float:

@@ -57,6 +57,20 @@ def test_what_cannot_be_averaged_is_said(run: Path, tmp_path_factory: pytest.Tem
     assert not (run / "made.safetensors").exists()
 
 
+def test_a_damaged_snapshot_is_named_and_folders_of_others_are_left_alone(run: Path) -> None:
+    (run / "snapshots" / "step-best").mkdir()
+    assert list(posthoc_ema.read(run)) == list(range(8, 65, 8))
+    weights = run / "snapshots" / "step-000016" / "at-05.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BadInput, match=r"step-000016/at-05\.safetensors: its bytes are not those that were written"):
+        posthoc_ema.average(run, 0.1, run / "made.safetensors")
+    (weights.with_name("snapshot.json")).write_text('{"num_images": -1}')
+    with pytest.raises(BadInput, match=r"step-000016: not a whole snapshot"):
+        posthoc_ema.average(run, 0.1, run / "made.safetensors")
+
+
 def test_what_cannot_be_written_is_one_line(run: Path) -> None:
     with pytest.raises(BadInput, match=r"made.safetensors: cannot be written"):
         posthoc_ema.average(run, 0.1, _file(run / "run") / "made.safetensors")

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline import networks
-from pipeline.common.config import differences
+from pipeline.common.config import differences, explain
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
@@ -114,8 +114,7 @@ def _complete(network: UNetConfig, shape: tuple[int, ...], num_classes: int) -> 
     try:
         return network.completed(shape, num_classes)
     except ValidationError as error:
-        fault = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise BadInput(f"network, for data of {list(shape)}: {fault}") from error
+        raise BadInput(f"network, for data of {list(shape)}: {explain(error, type(network))}") from error
 
 
 def _check_images(source: str, images: ImageSet, network: UNetConfig) -> None:

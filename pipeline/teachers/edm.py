@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from pipeline.common.config import explain
 from pipeline.common.errors import BadInput
 from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
 from pipeline.networks.layers import Attention
@@ -118,12 +119,11 @@ def _config(path: Path, arguments: Mapping[str, Any]) -> Config:
         raise BadInput(f"{path}: its network has arguments that ours has not: {unknown}")
     values = {ours: given[theirs] for theirs, ours in ARGUMENTS.items() if theirs in given}
     fixed = {"convention": "edm", "time_scale": 1.0}
+    kind = SongUNetConfig if model == "SongUNet" else DhariwalUNetConfig
     try:
-        return (SongUNetConfig if model == "SongUNet" else DhariwalUNetConfig).model_validate(values | fixed)
+        return kind.model_validate(values | fixed)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise BadInput(f"{path}: its network's arguments make none of ours: {where} {fault['msg']}") from error
+        raise BadInput(f"{path}: its network's arguments make none of ours: {explain(error, kind)}") from error
 
 
 def _embeddings(into: Conversion, config: Config) -> None:

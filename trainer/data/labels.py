@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, one_line
 
 INDEX = "dataset.json"
@@ -80,9 +81,7 @@ def _parse_index(location: str, content: bytes) -> list[tuple[str, int]] | None:
         text = content.decode(json.detect_encoding(content))  # Windows' tools put a byte order mark first
         return _Index.model_validate_json(text).labels
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = "".join(f"[{part!r}]" for part in fault["loc"])
-        problem = f"{where} {one_line(Exception(fault['msg']))}"
+        problem = explain(error, _Index)
     except ValueError as error:
         problem = one_line(error)
     raise BadInput(

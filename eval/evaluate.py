@@ -378,7 +378,7 @@ class _Evaluation:
     def _fit_trajectories(self) -> TrajectoryFit | None:
         """The student's fit to the configured trajectories, by default those of its training if they still exist."""
         info, student = self.models.info, self.models.student
-        source = self.config.data or info.config.get("data")
+        source = self.config.data or self.models.training_data
         if student is None or source is None:
             return None
         try:

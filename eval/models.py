@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import BadInput
+from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
+from pipeline.storage.store import is_url, open_store
 from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.loading import load_teacher, resolve_recorded
 from pipeline.teachers.teacher import Teacher
@@ -60,6 +62,15 @@ class EvaluatedModels:
     def run(self) -> Path:
         """The folder of the training run, or of the checkpoint if that is not in a run."""
         return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+
+    @property
+    def training_data(self) -> str | None:
+        """The trajectories of the training: where they were then, or in the whole run if that was moved; None: none."""
+        recorded: str | None = self.info.config.get("data")
+        beside = self.run.parent / "data"
+        if recorded is None or is_url(recorded) or Path(recorded).is_dir() or not (beside / MANIFEST).is_file():
+            return recorded
+        return str(beside) if read_manifest(open_store(str(beside))).sha256 == self.info.data_sha256 else recorded
 
     def networks(self) -> dict[str, Network]:
         """The networks by "teacher" and "student"; a teacher that is only a function has none."""

@@ -2,8 +2,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from eval.models import open_models
 from eval.results import read_report
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
@@ -128,6 +130,7 @@ def test_a_run_that_was_moved_is_complete_from_any_folder(
     complete(Path("moved"), "ignored")
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["moved"]
     assert not (tmp_path / "run").exists()
+    assert open_models("moved", "ema", "none", torch.device("cpu")).training_data == "moved/data"
 
 
 def test_a_run_of_before_keeps_its_paths(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, suggest
+from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason, suggest
 from traflow_pipeline.installation import describe
 from traflow_pipeline.once import Once
 
@@ -650,6 +650,9 @@ def main() -> None:
         code = _fail(str(error), 2)
     except WorkFailed as error:
         code = _fail(str(error), 1)
+    except OSError as error:  # of a file that no stage named: a full disk, a path that is too long
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"{where}{reason(error)}", 1)
     except Stopped as error:
         code = _fail(f"{error}; run the same command to resume", 128 + error.signal)
     except (KeyboardInterrupt, typer.Abort):

@@ -232,6 +232,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["sample", "status", "run", "evaluate --out report --checkpoint"])
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, command: str) -> None:
+    found = call(tmp_path, *command.split(), "a" * 300, code=1)
+    assert_one_line(found, "File name too long")
+
+
 def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
     found = run(tmp_path, "generate", "--config", "quickstart", "--address", "localhost", code=2)
     assert_one_line(found, "wanted host:port or auto")

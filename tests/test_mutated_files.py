@@ -1,10 +1,12 @@
 """Whatever stands in a file that a command reads, the outcome is a right answer or one line."""
 
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +39,7 @@ from trainer.config import TrainConfig
 from trainer.distillation.recipes import FOLDER
 
 SHARD, MARKER = "shard-000001.tar", "shard-000001.json"
-SECONDS = 2.0
+SECONDS, BYTES = 2.0, 500e6
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 HOSTILE = (
     *("-1", "0", "7", "1e999", "9" * 20, "9" * 5000, "1e308", "NaN", "null", "true", "[]", "{}", "[[[[1]]]]", '""'),
@@ -93,8 +95,30 @@ def _replace_token(payload: bytearray, number: int, _: int, draw: st.DrawFn) -> 
         payload[start:end] = draw(st.sampled_from(HOSTILE)).encode()
 
 
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Fails if this process grows by more than `BYTES` at any moment; where the system does not tell, it does not."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        yield
+        return
+    reset.write_text("5")  # the peak begins anew
+    before = _kilobytes(status, "VmRSS")
+    yield
+    assert (_kilobytes(status, "VmHWM") - before) * 1024 < BYTES
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    return int(re.findall(rf"{field}:\s+(\d+)", status.read_text())[0])
+
+
 def answer(work: Callable[[], Any]) -> Any:
-    """The answer of `work`, or None where one line says why there is none; in time."""
+    """The answer of `work`, or None where one line says why there is none; in time and within memory."""
+    with bounded_memory():
+        return _answer(work)
+
+
+def _answer(work: Callable[[], Any]) -> Any:
     started = time.process_time()
     try:
         found = work()

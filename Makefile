@@ -13,7 +13,7 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not proof and not cluster"
 
-# Runs on clusters of several nodes, which lose some, and runs submitted as jobs.
+# Runs on clusters of several nodes, which lose some, and runs submitted as jobs, to Ray and to a real Slurm.
 cluster: .venv/installed-dev
 	$(BIN)/python -m pytest -m cluster
 

@@ -36,9 +36,9 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "once", "settings", "samples", "trajectory_dataset"},
+        {"installation", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
         {"sample_source", "stages", "run"},
-        {"student_sampler", "sample_folder", "folder_status", "jobs"},
+        {"student_sampler", "sample_folder", "folder_status", "jobs", "slurm"},
         {"loading"},
         {"api", "cli"},
         {"__main__"},

@@ -1,5 +1,6 @@
 """The command line of traflow-pipeline. Heavy imports stay inside the commands, so that --help answers at once."""
 
+import os
 import signal
 import sys
 from contextlib import nullcontext
@@ -37,6 +38,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 WholeTable = Annotated[bool, typer.Option("--all", help="Print every row and metric of the report.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
+PartOption = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Make every N-th shard from the K-th on, in this process: 3/16.")
+]
 GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
 
 
@@ -93,6 +97,10 @@ def generate(
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
     executor: Annotated[str | None, typer.Option(help="ray, or inline to work in this process.")] = None,
+    part: PartOption = None,
+    steals: Annotated[
+        bool, typer.Option("--steal", help="When the part is complete, make what is missing of the others.")
+    ] = False,
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Integrate one batch and estimate the cost of all.")
     ] = False,
@@ -118,15 +126,27 @@ def generate(
         "executor": executor,
     }
     settings = _settings("generate", config, flags, set_)
+    if steals and part is None:
+        raise BadInput("--steal: wanted --part too, such as --part 3/16 --steal")
+    if part is not None and (workers or address or gpus_per_worker is not None or executor == "ray" or is_dry_run):
+        raise BadInput(
+            "--part works in this process, without Ray: it takes no --workers, --gpus-per-worker, --address, "
+            "--executor ray or --dry-run"
+        )
     from pipeline.common.progress import format_bytes, say
     from pipeline.generation import generate as stage
+    from pipeline.generation import parts
     from pipeline.generation.dry_run import dry_run
+
+    share = None if part is None else parts.Part.parse(part)
 
     if is_dry_run:
         for line in dry_run(settings).lines():
             say(line)
         return
-    manifest = stage.generate(settings)
+    manifest = stage.generate(settings) if share is None else parts.generate_part(settings, share, steals)
+    if manifest is None:
+        return
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
     say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --set trainer.num_steps=N")
@@ -176,6 +196,22 @@ def verify(
     num_removed = len(findings.bad_shards)
     removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
     raise WorkFailed(f"{data}: {findings}; {removed}: run traflow-pipeline generate again")
+
+
+@app.command()
+def merge(
+    data: Annotated[list[str], typer.Argument(help="Folders or URLs of data sets of one plan.", metavar="DATA...")],
+    out: Annotated[str, typer.Option(help="Folder or URL of the joined set: new, or one of them.")],
+) -> None:
+    """Join data sets of one plan that were made in different places."""
+    from pipeline.common.progress import say
+    from pipeline.dataset import merge as merging
+
+    manifest = merging.merge(data, out)
+    total = manifest.dataset.num_records
+    say(f"{out}: {manifest.num_records} of {total} records; digest {manifest.sha256}")
+    if manifest.num_records < total:
+        say(f"next: run traflow-pipeline generate --out {quote(out)} with the same plan, which makes the rest")
 
 
 @app.command()
@@ -256,7 +292,7 @@ def probe(
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
     images: Annotated[
         str | None, typer.Option(help="Image set, for a teacher: digits, an .npz, a .zip or a folder.")
     ] = None,
@@ -291,7 +327,18 @@ def train(
     if on == "here" and (num_workers or address):
         raise BadInput("--num-workers and --address need --on ray; torchrun starts its own ranks")
 
-    flags: dict[str, Any] = {"data": data, "images": images, "out": out, "recipe": recipe, "seed": seed}
+    if data and len(data) > 1:
+        raise BadInput(
+            f"--data: wanted one data set, got {len(data)}; sets of one plan are joined by traflow-pipeline merge "
+            f"{' '.join(map(quote, data))} --out DATA"
+        )
+    flags: dict[str, Any] = {
+        "data": data[0] if data else None,
+        "images": images,
+        "out": out,
+        "recipe": recipe,
+        "seed": seed,
+    }
     flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
     settings = _settings("train", config, flags, set_)
     from pipeline.common.progress import say
@@ -328,13 +375,16 @@ def run(
         str | None, typer.Option(help="Folder or URL of the whole run; default: as the config says.")
     ] = None,
     submit: Annotated[
-        str | None, typer.Option(help="A Ray dashboard (http://HOST:8265): submit each stage there as a job.")
+        str | None,
+        typer.Option(help="Submit each stage as a job: to a Ray dashboard (http://HOST:8265), or to slurm."),
     ] = None,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="With --submit slurm: print the jobs' files.")] = False,
     on: Annotated[str, typer.Option(help="here, or ray to train and evaluate on a Ray cluster too.")] = "here",
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run one stage only: generate, train or evaluate.")] = None,
+    part: PartOption = None,
     is_whole: WholeTable = False,
     after: Annotated[str | None, typer.Option(help="Wait for this job first.", hidden=True)] = None,
     set_: Annotated[
@@ -345,7 +395,8 @@ def run(
     from eval import results
     from eval.report import files, tables
     from pipeline.common.progress import console, say
-    from traflow_pipeline import jobs
+    from pipeline.generation.parts import Part
+    from traflow_pipeline import jobs, slurm
     from traflow_pipeline.run import open_run, run_stages
 
     if on not in ("here", "ray"):
@@ -353,12 +404,24 @@ def run(
     plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
         raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}{suggest(only, plan.stages)}")
+    if is_dry_run and submit != "slurm":
+        raise BadInput("--dry-run: wanted --submit slurm too; generate and train have a --dry-run of their own")
+    if part is not None and only != "generate":
+        raise BadInput("--part: wanted --only generate too, whose shards it shares")
+    if is_dry_run:
+        for stage, script in slurm.job_scripts(plan).items():
+            typer.echo(f"# {stage}\n{script}")
+        return
+    if submit == "slurm":
+        slurm.submit(plan)
+        return
     if submit is not None:
         jobs.submit(plan, submit)
         return
     if after is not None:
         jobs.wait_for(after)
-    run_stages(plan, on == "ray" or address is not None, address, only)
+    console.quiet = os.environ.get("RANK", "0") != "0"  # the first of torchrun's ranks speaks for all
+    run_stages(plan, on == "ray" or address is not None, address, only, None if part is None else Part.parse(part))
     if plan.evaluate is not None and only in (None, "evaluate"):
         location = plan.evaluate.mirror or plan.evaluate.out
         console.print(tables.terminal(results.read_report(location), is_whole))
@@ -375,6 +438,7 @@ def status(
     """Show how far the work in a folder is, how fast it goes, and whether it is running."""
     from pipeline.common.progress import say
     from pipeline.storage.store import open_store
+    from traflow_pipeline import slurm
     from traflow_pipeline.folder_status import folder_status
     from traflow_pipeline.run import CONFIG, read_run, stage_status
 
@@ -384,10 +448,16 @@ def status(
         say(folder_status(location))
         return
     plan = read_run(location)
+    jobs = slurm.job_states(location)
     for stage in plan.stages:
         known = stage_status(plan, stage)
         say(str(known))
-        if not known.complete and open_store(known.location).sizes():
+        if known.complete:
+            continue
+        if stage in jobs:
+            say(f"          {jobs[stage]}")
+        holds_no_lease = stage == "generate" and stage in jobs  # its parts are at work or not, as their job says
+        if not holds_no_lease and open_store(known.location).sizes():
             say(f"          {folder_status(known.location)}")
 
 

@@ -15,6 +15,7 @@ from eval.report import files
 from eval.results import METRICS, Report
 from pipeline.common.config import (
     COMMANDS,
+    SLURM,
     expand_home,
     find_config,
     load_sections,
@@ -29,10 +30,12 @@ from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
+from pipeline.generation.parts import Part, generate_part
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Location, absolute, is_url, open_store
 from pipeline.teachers import catalogue
 from traflow_pipeline.settings import follow_recipe
+from traflow_pipeline.slurm_config import SlurmConfig
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.config import TrainConfig
@@ -56,6 +59,7 @@ class Run(BaseModel):
     generate: GenerateConfig | None = None
     train: TrainConfig | None = None
     evaluate: EvaluateConfig | None = None
+    slurm: SlurmConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,10 +79,11 @@ class Run(BaseModel):
         return {stage: config for stage, config in configs.items() if config is not None}
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The resolved configuration of each stage, as in a YAML file."""
-        return {
+        """The resolved configuration of each stage, and of Slurm if there is one, as in a YAML file."""
+        sections = {
             stage: _as_given(yaml.safe_load(resolved(config, stage))[stage]) for stage, config in self.stages.items()
         }
+        return sections if self.slurm is None else sections | {SLURM: self.slurm.model_dump(mode="json")}
 
 
 def _as_given(section: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def open_run(
         location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
     sections = merge(given, *map(parse_assignment, assignments))
     location = absolute(location) if anywhere else location
-    if unknown := [stage for stage in sections if stage not in COMMANDS]:
+    if unknown := [stage for stage in sections if stage not in (*COMMANDS, SLURM)]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
     sections = _independent(sections)
     locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
@@ -224,8 +229,12 @@ def save_run(run: Run) -> None:
         raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
 
 
-def run_stages(run: Run, on_cluster: bool, address: str | None, only: str | None = None) -> None:
+def run_stages(
+    run: Run, on_cluster: bool, address: str | None, only: str | None = None, part: Part | None = None
+) -> None:
     """Complete every stage, or only the stage `only`, on a Ray cluster or in this process.
+
+    With `part`, the stage generate is completed together with other parts, see `generate_part`.
 
     Raises:
         BadInput, WorkFailed: see the stages; or a stage's inputs have changed since its outputs were made.
@@ -236,7 +245,7 @@ def run_stages(run: Run, on_cluster: bool, address: str | None, only: str | None
         status = resumable_status(run, stage)
         say(status.message)
         # A complete stage still checks that it is what the config asks for, which needs no cluster.
-        _run_stage(run.stages[stage], status, on_cluster and not status.complete, address)
+        _run_stage(run.stages[stage], status, on_cluster and not status.complete, address, part)
 
 
 def check_stages(run: Run, on_cluster: bool, address: str | None) -> None:
@@ -277,8 +286,12 @@ def _check_growth(run: Run) -> None:
         )
 
 
-def _run_stage(config: StageConfig, status: StageStatus, on_cluster: bool, address: str | None) -> None:
+def _run_stage(
+    config: StageConfig, status: StageStatus, on_cluster: bool, address: str | None, part: Part | None
+) -> None:
     match config:
+        case GenerateConfig() if part is not None and not status.complete:
+            generate_part(config, part, steals=True)
         case GenerateConfig():
             generate(config)
         case TrainConfig():

@@ -15,6 +15,7 @@ from pipeline.common.safe_yaml import parse_yaml, read_text
 CONFIGS = Path(__file__).parents[2] / "configs"
 MAX_SHOWN = 80  # characters of a value in a message
 COMMANDS = ("generate", "train", "evaluate")
+SLURM = "slurm"  # the section on where the commands run
 MAX_FAULTS = 20  # in one message
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -87,9 +88,9 @@ def parse_sections(text: bytes, location: str) -> dict[str, dict[str, Any]]:
         sections = parse_yaml(text) or {}
     except ValueError as error:
         raise BadInput(f"{location}: not YAML: {error}") from error
-    if not isinstance(sections, dict) or not set(sections) <= set(COMMANDS):
+    if not isinstance(sections, dict) or not set(sections) <= {*COMMANDS, SLURM}:
         got = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
-        raise BadInput(f"{location}: wanted sections named {', '.join(COMMANDS)}; found {got}")
+        raise BadInput(f"{location}: wanted sections named {', '.join((*COMMANDS, SLURM))}; found {got}")
     for command, section in sections.items():
         if not isinstance(section, dict | None):
             raise BadInput(f"{location}: section {command!r} is not a mapping of keys to values")

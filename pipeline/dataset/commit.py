@@ -1,6 +1,6 @@
 """The commit of a shard: its bytes, then its marker; and finding what is committed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 
 from pydantic import ValidationError
@@ -79,6 +79,25 @@ def read_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]
                 continue
             if marker.shard.number == shard.number and marker.shard.num_records <= shard.num_records:
                 yield marker
+
+
+def find_marker(store: Store, plan: Plan, shard: Shard) -> Marker | None:
+    """The marker of `shard` of `plan`; None unless the whole shard is committed.
+
+    Raises:
+        StoreFailed: the store cannot be read.
+    """
+    name = marker_name(shard)
+    try:
+        marker = parse_marker(store.read_all([name]).get(name, b""))
+    except OSError as error:
+        raise StoreFailed(f"{shard}: {store.location} cannot be read ({reason(error)})") from error
+    return marker if marker is not None and marker.is_of(plan) and marker.shard == shard else None
+
+
+def uncommitted(shards: Iterable[Shard], names: Set[str]) -> Iterator[Shard]:
+    """Those of `shards` that lack their file or their marker among `names`."""
+    return (shard for shard in shards if not {shard.name, marker_name(shard)} <= names)
 
 
 def parse_marker(text: bytes) -> Marker | None:

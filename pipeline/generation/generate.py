@@ -27,8 +27,9 @@ from pipeline.dataset.plan import Plan, Shard, Shards
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
+from pipeline.generation.backlog import Backlog, Failure
 from pipeline.generation.config import GenerateConfig as GenerateConfig
-from pipeline.generation.workers import Backlog, Failure, Job
+from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
@@ -38,6 +39,7 @@ from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
+STOPPING = "stopping when the shards in flight are committed"
 OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
 
 
@@ -77,19 +79,25 @@ def check_generate(config: GenerateConfig) -> Plan:
         StoreFailed: the store cannot be read.
     """
     store = open_store(config.out)
-    _, _, plan = _plan_of(config, store, quiet=True)
+    _, _, plan = plan_of(config, store, quiet=True)
     read_ledger(config, store, plan, read_dataset(store))
     return plan
 
 
-def _plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple[TeacherSource, Plan | None, Plan]:
-    """The teacher's source, the plan if `store` says enough of the teacher, and the plan, else by loading it."""
+def plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple[TeacherSource, Plan | None, Plan]:
+    """The teacher's source, the plan if `store` says enough of the teacher, and the plan, else by loading it.
+
+    Says what the user should know of it, unless `quiet`.
+    """
     existing = read_dataset(store)
     check_output(store, Output.DATA)
     source = resolve(config.teacher)
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
-    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
+    plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
+    for note in () if quiet else _notes(config, plan):
+        say(f"note: {note}")
+    return source, known, plan
 
 
 def generate(config: GenerateConfig) -> Manifest:
@@ -101,19 +109,37 @@ def generate(config: GenerateConfig) -> Manifest:
         WorkFailed: shards failed; the others are committed.
         KeyboardInterrupt: a signal asked to stop; the shards in flight were committed.
     """
-    _check_device(config)
+    check_device(config)
     store = open_store(config.out)
-    source, known, plan = _plan_of(config, store)
-    for note in _notes(config, plan):
-        say(f"note: {note}")
+    source, known, plan = plan_of(config, store)
     with hold_lease(store) as lease:
         dataset, ledger = _claim(config, store, plan, source)
         missing = missing_shards(plan, config.n, ledger)
         if missing and known:
-            make_plan(config, source.load(guidance_scale=config.guidance_scale)).check_same(known, config.out)
-        with stoppable("stopping when the shards in flight are committed") as stop:
+            check_teacher(config, source, known)
+        with stoppable(STOPPING) as stop:
             lease.on_loss = stop.set
             failures = _fill(config, dataset, ledger, missing, lease, stop)
+    report(failures, len(plan.shards(config.n)), stop)
+    if len(ledger.numerics) > 1:
+        say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
+    if not missing:
+        say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
+    return ledger.manifest(store, dataset)
+
+
+def check_teacher(config: GenerateConfig, source: TeacherSource, plan: Plan) -> None:
+    """Raises `BadInput` unless the teacher that `source` loads is that of `plan`."""
+    make_plan(config, source.load(guidance_scale=config.guidance_scale)).check_same(plan, config.out)
+
+
+def report(failures: Sequence[str], num_shards: int, stop: threading.Event) -> None:
+    """Say what failed of `num_shards` shards.
+
+    Raises:
+        WorkFailed: some failed.
+        KeyboardInterrupt: `stop` is set.
+    """
     for failure in failures[:SHOWN_FAILURES]:
         say(f"failed: {failure}")
     if len(failures) > SHOWN_FAILURES:
@@ -121,13 +147,7 @@ def generate(config: GenerateConfig) -> Manifest:
     if stop.is_set():
         raise KeyboardInterrupt
     if failures:
-        num_shards = len(plan.shards(config.n))
         raise WorkFailed(f"{len(failures)} of {num_shards} shards failed: {failures[0]}; the others are committed")
-    if len(ledger.numerics) > 1:
-        say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
-    if not missing:
-        say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
-    return ledger.manifest(store, dataset)
 
 
 def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
@@ -138,7 +158,7 @@ def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
         yield f"labels are drawn from the {len(plan.classes)} of {plan.num_classes} classes that were trained"
 
 
-def _check_device(config: GenerateConfig) -> None:
+def check_device(config: GenerateConfig) -> None:
     """Raises `BadInput` if the device that the workers will have, where it is known, lacks what was asked for."""
     device = device_of(config)
     if device is not None:
@@ -221,7 +241,7 @@ def _fill(
     """Generate `missing`, record the markers in `ledger`, and write the manifest; return the errors."""
     failures: list[str] = []
     try:
-        for result in _make(config, dataset, missing, stop):
+        for result in make_shards(config, dataset, missing, stop):
             lease.check()
             if isinstance(result, Failure):
                 failures.append(result.error)
@@ -238,16 +258,18 @@ def _fill(
     return failures
 
 
-def _make(
-    config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event
+def make_shards(
+    config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event, is_part: bool = False
 ) -> Iterator[Marker | Failure]:
+    """Make `shards` with the executor of `config`; those of a part are skipped where others have committed them."""
     if not shards:
         return
-    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile)
-    backlog = Backlog(shards, stop)
-    is_inline = config.executor == "inline"
+    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile, is_part=is_part)
+    backlog, is_inline = Backlog(shards, stop), config.executor == "inline"
+    num_records = sum(shard.num_records for shard in shards)
+    total = num_records if is_part else config.n
     started, made = time.monotonic(), 0
-    with bar(f"generate {dataset.plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
+    with bar(f"generate {dataset.plan.teacher}", total, total - num_records) as advance:
         if is_inline:
             results = workers.run_inline(job, backlog, advance)
         else:

@@ -1,9 +1,9 @@
 """Distribute shards over workers: Ray actors, or this process."""
 
+import re
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
+from pipeline.common.progress import say
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
+from pipeline.dataset.commit import find_marker
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
+from pipeline.generation.backlog import MAX_ATTEMPTS, Backlog, Cause, Failure, Health
 from pipeline.generation.config import Compile
 from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
@@ -24,12 +27,11 @@ from pipeline.teachers.compilation import compile_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 
-# Of a shard whose worker died or whose store failed; a teacher's own error would only repeat itself.
-MAX_ATTEMPTS = 3
 POLL_SECONDS = 0.5  # the longest that a signal waits
 # Shards that a worker holds at once. On a GPU one is built, hashed and written while the next is integrated; on a CPU,
 # with a worker for each core, writing would only take the core from integrating.
 SHARDS_OF_GPU, SHARDS_OF_CPU = 2, 1
+DEVICE_ERROR = re.compile("CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|HIP error")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Job:
     location: str
     version: str = field(default_factory=lambda: program_version())  # the driver's
     compile: Compile = "auto"
+    is_part: bool = False  # others are at work on the same shards, and nobody hands them out
 
 
 def program_version() -> str:
@@ -51,47 +54,8 @@ def program_version() -> str:
         return "of a source tree"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A shard that could not be made, and why."""
-
-    shard: Shard
-    error: str
-    is_transient: bool = False  # a retry may succeed
-
-
-@dataclass
-class Backlog:
-    """The shards to be made, with retries. A failed shard reports its first error."""
-
-    shards: Sequence[Shard]
-    stop: threading.Event  # once set, no more shards are handed out
-    _num_taken: int = field(init=False, default=0)
-    _retries: deque[Shard] = field(init=False, default_factory=deque)
-    _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
-
-    def __len__(self) -> int:
-        return 0 if self.stop.is_set() else len(self.shards) - self._num_taken + len(self._retries)
-
-    def take(self) -> Shard:
-        """The next shard; there is one while the backlog is truthy."""
-        if self._num_taken == len(self.shards):
-            return self._retries.popleft()
-        self._num_taken += 1
-        return self.shards[self._num_taken - 1]
-
-    def final_results(self, result: Marker | Failure) -> Iterator[Marker | Failure]:
-        """Yield `result`, unless it is a failure to retry: then its shard goes to the end of the backlog."""
-        if isinstance(result, Marker):
-            yield result
-            return
-        errors = self._failures.setdefault(result.shard.number, [])
-        errors.append(result.error)
-        if result.is_transient and len(errors) < MAX_ATTEMPTS:
-            self._retries.append(result.shard)
-        else:
-            attempts = f" (tried {len(errors)} times)" if len(errors) > 1 else ""
-            yield Failure(result.shard, errors[0] + attempts)
+class Unfit(WorkFailed):
+    """This worker cannot make any shard: for the lack of a teacher, a device or the right version."""
 
 
 class Worker:
@@ -111,7 +75,17 @@ class Worker:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Loaded with the first shard, so that a missing teacher fails a shard and not the worker."""
+        """Loaded with the first shard.
+
+        Raises:
+            Unfit: it cannot be loaded here.
+        """
+        try:
+            return self._load()
+        except Exception as error:  # a user's own factory may raise anything
+            raise Unfit(_message(error)) from error
+
+    def _load(self) -> Teacher:
         if program_version() != self.job.version:
             raise WorkFailed(
                 f"{socket.gethostname()} has traflow-pipeline {program_version()}, the driver {self.job.version}: "
@@ -132,14 +106,17 @@ class Worker:
         `on_batch` is told the records of each batch.
         """
         try:
+            if self.job.is_part and (marker := find_marker(self.store, self.job.plan, shard)):
+                if on_batch is not None:
+                    on_batch(shard.num_records)
+                return marker
             check_room(self.job.plan, shard, self.store)
             starts = draw_shard(self.job.plan, shard)
             with self._device_lock:
                 solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, on_batch)
             return commit_shard(solved, self.store)
         except Exception as error:  # a user's own teacher may raise anything
-            is_ours = isinstance(error, WorkFailed | BadInput)
-            message = str(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
+            message = _message(error)
             if not message.startswith(str(shard)):
                 message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
@@ -147,7 +124,21 @@ class Worker:
                 message += (
                     f"; use fewer workers, or plan a smaller batch_size than {size}: generate --dry-run tries some"
                 )
-            return Failure(shard, message, isinstance(error, StoreFailed))
+            return Failure(shard, message, _cause(error), socket.gethostname())
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, WorkFailed | BadInput) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _cause(error: BaseException) -> Cause:
+    if isinstance(error, Unfit):
+        return "loading"
+    if isinstance(error, StoreFailed):
+        return "lost"
+    if isinstance(error, torch.AcceleratorError) or DEVICE_ERROR.search(str(error)):
+        return "device"
+    return "shard" if error.__cause__ is None else _cause(error.__cause__)
 
 
 def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
@@ -156,8 +147,8 @@ def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> I
     worker = Worker(job, wants_gpu)
     if wants_gpu:
         yield from _run_overlapped(worker, backlog, on_batch)
-    while backlog:
-        yield from backlog.final_results(worker.make(backlog.take(), on_batch))
+    while shard := backlog.take():
+        yield from backlog.final_results(worker.make(shard, on_batch))
 
 
 def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
@@ -165,8 +156,8 @@ def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], 
     working: set[Future[Marker | Failure]] = set()
     with ThreadPoolExecutor(SHARDS_OF_GPU, "shard") as pool:
         while working or backlog:
-            while backlog and len(working) < SHARDS_OF_GPU:
-                working.add(pool.submit(worker.make, backlog.take(), on_batch))
+            while len(working) < SHARDS_OF_GPU and (shard := backlog.take()):
+                working.add(pool.submit(worker.make, shard, on_batch))
             done, working = wait(working, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from backlog.final_results(future.result())
@@ -197,10 +188,19 @@ def run_on_ray(
         yield from _ActorPool(job, backlog, num_workers, gpus).results()
 
 
-class _ActorPool:
-    """Ray actors, working on a shard or pending.
+@dataclass(eq=False)
+class _Hand:
+    """An actor, and what is known of it; its identity is its name in the backlog."""
 
-    An actor gets a shard only once it is scheduled, so that stopping never waits for pending actors.
+    actor: Any
+    health: Health = field(default_factory=Health)
+
+
+class _ActorPool:
+    """Ray actors, each working on shards, idle, or pending.
+
+    An actor gets a shard only once it is scheduled, so that stopping never waits for pending actors. One that is unfit
+    is retired; another takes its place if it had made a shard, so that a machine that cannot make any is tried once.
     """
 
     def __init__(self, job: Job, backlog: Backlog, num_workers: int, gpus: float) -> None:
@@ -210,38 +210,64 @@ class _ActorPool:
         self._shards_at_once = SHARDS_OF_GPU if gpus else SHARDS_OF_CPU
         actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
         self._actor = actor.options(max_concurrency=self._shards_at_once)
-        self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference to the result
-        self._pending: dict[Any, Any] = {}  # by the reference of `ready`
-        self._failed_starts = 0
+        self._working: dict[Any, tuple[Shard, _Hand]] = {}  # by the reference to the result
+        self._pending: dict[Any, _Hand] = {}  # by the reference of `ready`
+        self._idle: list[_Hand] = []  # an entry for each shard that the worker could take
+        self._failed_starts = 0  # since the last shard that was made
+        self._last_error = ""
 
     def results(self) -> Iterator[Marker | Failure]:
         import ray
 
         for _ in range(min(self._num_workers, len(self._backlog.shards))):
             self._start()
-        while self._working or self._backlog:
+        while self._backlog.num_in_work or self._backlog:
+            if not (self._working or (self._pending and not self._idle)):
+                yield from self._give_up()
+                break
             done, _ = ray.wait([*self._working, *self._pending], timeout=POLL_SECONDS)
             for reference in done:
                 if reference in self._pending:
                     self._on_ready(reference)
-                else:
+                elif reference in self._working:
                     yield from self._on_result(reference)
+            if self._backlog or not done:
+                self._employ_idle()
+        for _, hand in self._working.values():  # at copies of shards that others have made
+            ray.kill(hand.actor)
+
+    def _give_up(self) -> Iterator[Failure]:
+        """Yield the shards that failed on every worker.
+
+        Raises:
+            WorkFailed: others were never tried, because no worker is left.
+        """
+        yield from self._backlog.give_up()
+        if self._backlog:
+            raise WorkFailed(f"no worker is left for {len(self._backlog)} shards; the last one: {self._last_error}")
 
     def _start(self) -> None:
-        worker = self._actor.remote(self._job, self._wants_gpu)
-        self._pending[worker.ready.remote()] = worker
+        hand = _Hand(self._actor.remote(self._job, self._wants_gpu))
+        self._pending[hand.actor.ready.remote()] = hand
 
-    def _assign_shard(self, worker: Any) -> None:
-        """Give `worker` the next shard. Without one it is released, and a pending actor takes its resources."""
-        if self._backlog:
-            shard = self._backlog.take()
-            self._working[worker.make.remote(shard)] = (shard, worker)
+    def _assign_shard(self, hand: _Hand) -> None:
+        """Give `hand` the next shard, or let it wait for one."""
+        shard = self._backlog.take(hand)
+        if shard is None:
+            self._idle.append(hand)
+        else:
+            self._working[hand.actor.make.remote(shard)] = (shard, hand)
+
+    def _employ_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for hand in idle:
+            self._assign_shard(hand)
 
     def _on_ready(self, reference: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
-        worker = self._pending.pop(reference)
+        hand = self._pending.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
@@ -250,26 +276,48 @@ class _ActorPool:
                 raise WorkFailed(f"workers die before they start ({last_line(error)})") from error
             self._start()
         else:
-            self._assign_shard(worker)
+            self._assign_shard(hand)
             # Further ones only where the other actors that are to come will still find one each.
             for _ in range(self._shards_at_once - 1):
                 if len(self._backlog) > len(self._pending):
-                    self._assign_shard(worker)
+                    self._assign_shard(hand)
 
     def _on_result(self, reference: Any) -> Iterator[Marker | Failure]:
         import ray
         from ray.exceptions import RayError
 
-        shard, worker = self._working.pop(reference)
+        shard, hand = self._working.pop(reference)
+        is_first = not self._backlog.has_failed(shard)
         try:
             result: Marker | Failure = ray.get(reference)
         except RayError as error:
             detail = last_line(error).partition(" Some common causes")[0]
             message = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
-            yield from self._backlog.final_results(Failure(shard, f"{shard}: {message}", is_transient=True))
-            is_last = all(other is not worker for _, other in self._working.values())
+            yield from self._backlog.final_results(Failure(shard, f"{shard}: {message}", "lost"), hand)
+            self._idle = [other for other in self._idle if other is not hand]
+            is_last = all(other is not hand for _, other in self._working.values())
             if self._backlog and is_last:  # one actor takes the place of one, however many shards died with it
                 self._start()
-        else:
-            yield from self._backlog.final_results(result)
-            self._assign_shard(worker)
+            return
+        yield from self._backlog.final_results(result, hand)
+        if isinstance(result, Marker):
+            self._failed_starts = 0
+        if hand.health.is_fit_after(result, is_first):
+            self._assign_shard(hand)
+        elif isinstance(result, Failure):
+            self._retire(hand, result)
+
+    def _retire(self, hand: _Hand, failure: Failure) -> None:
+        """End an unfit worker; its other shards go back to the backlog."""
+        import ray
+
+        self._last_error = f"on {failure.machine}: {failure.error}"
+        say(f"note: a worker is retired {self._last_error}")
+        for reference, (shard, other) in list(self._working.items()):
+            if other is hand:
+                del self._working[reference]
+                self._backlog.give_back(shard)
+        self._idle = [other for other in self._idle if other is not hand]
+        ray.kill(hand.actor)
+        if hand.health.num_made:
+            self._start()

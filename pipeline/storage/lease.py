@@ -22,6 +22,10 @@ SINCE = "%Y-%m-%d %H:%M:%S UTC"  # the format of a holder's start
 SILENT_BEATS = 4  # missed in a row: then a driver on another machine counts as dead
 
 
+class Held(BadInput):
+    """Another driver that is alive holds the lease."""
+
+
 class Holder(BaseModel):
     """The content of the lease: its holder, and the number of renewals."""
 
@@ -104,7 +108,8 @@ def hold_lease(store: Store) -> Iterator[Lease]:
     """Hold the lease of `store`.
 
     Raises:
-        BadInput: another driver holds it, or the store cannot be written.
+        Held: another driver holds it.
+        BadInput: the store cannot be written.
     """
     try:
         lease = Lease(store, _acquire(store))
@@ -132,7 +137,7 @@ def _acquire(store: Store) -> Holder:
         if holder is None:
             continue  # just released
         if not _is_dead(store, holder):
-            raise BadInput(f"{store.location}: another driver is at work there ({holder}); wait for it or stop it")
+            raise Held(f"{store.location}: another driver is at work there ({holder}); wait for it or stop it")
         store.remove(LEASE)
         taken_over = True
     return ours

@@ -8,7 +8,7 @@ from pipeline.common.errors import BadInput, reason
 from pipeline.storage.lease import LEASE, Lease, hold_lease
 from pipeline.storage.store import Store, is_aside, open_store
 
-IGNORED = {LEASE, "ray/"}  # of a driver, and of Ray Train
+IGNORED = {LEASE, "ray/", "slurm/"}  # of a driver, of Ray Train, and of a run's jobs
 
 
 class Output(Enum):

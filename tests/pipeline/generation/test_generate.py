@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,10 +18,10 @@ from torch import Tensor
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.ray_cluster import count_workers, worker_slots
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.dataset.plan import Shard
 from pipeline.generation import workers
+from pipeline.generation.backlog import Backlog, Failure
 from pipeline.generation.generate import generate, make_plan
-from pipeline.generation.workers import Backlog, Failure, Job
+from pipeline.generation.workers import Job
 from pipeline.storage.lease import LEASE, Holder
 from pipeline.storage.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
@@ -53,6 +54,31 @@ def fails_for_one_shard(device: torch.device) -> Teacher:
         return FLOW.velocity(x, t) + torch.where((x[-1:] == bad).all(), torch.nan, 0.0)
 
     return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def is_sick_in_one_process(device: torch.device) -> Teacher:
+    """In the first process that asks, its device fails for good after two shards' starts."""
+    marker, asked = Path(os.environ["TRAFLOW_TEST_MARKER"]), [0]
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if t[0] == 1:
+            asked[0] += 1
+            if not marker.exists():
+                marker.write_text(str(os.getpid()))
+        if asked[0] and marker.read_text() == str(os.getpid()):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def fails_to_load_in_one_process(device: torch.device) -> Teacher:
+    """As on a machine without the teacher's file."""
+    try:
+        os.link(__file__, os.environ["TRAFLOW_TEST_MARKER"])
+    except OSError:
+        return FLOW.teacher()
+    raise BadInput("no teacher.pkl on this machine")
 
 
 def waits_for_a_loss(device: torch.device) -> Teacher:
@@ -122,6 +148,33 @@ def test_a_worker_that_dies_is_replaced_and_leaves_no_trace(
     disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source, address=address))
     assert marker.exists()
     assert shard_bytes(disturbed) == shard_bytes(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error"),
+    [
+        ("is_sick_in_one_process", "CUDA error: an illegal memory access"),
+        ("fails_to_load_in_one_process", "no teacher.pkl on this machine"),
+    ],
+)
+def test_a_sick_worker_is_retired_and_spoils_nothing(
+    tmp_path: Path,
+    undisturbed: Manifest,
+    address: str,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
+    teacher: str,
+    error: str,
+) -> None:
+    marker.unlink(missing_ok=True)
+    source = f"tests.pipeline.generation.test_generate:{teacher}"
+    generate(config(tmp_path / "ray", n=4, executor="inline"))  # the plan is known, so that only workers load
+    asked = config(tmp_path / "ray", executor="ray", workers=2, teacher=source, address=address)
+    disturbed = generate(asked)
+    assert shard_bytes(disturbed) == shard_bytes(undisturbed)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"a worker is retired on {socket.gethostname()}: shard" in said
+    assert error in said
 
 
 @pytest.mark.cluster
@@ -200,18 +253,6 @@ def test_there_are_as_many_workers_as_slots() -> None:
         worker_slots({}, None, None)
 
 
-def test_a_transient_failure_is_tried_three_times_and_reports_its_first_error() -> None:
-    shard = Shard(number=0, first_index=0, num_records=4)
-    backlog = Backlog([shard], threading.Event())
-    reported = []
-    for reason in ("first", "second", "third"):
-        assert backlog.take() == shard
-        reported += list(backlog.final_results(Failure(shard, reason, is_transient=True)))
-    assert reported == [Failure(shard, "first (tried 3 times)")]
-    assert not backlog
-    assert list(backlog.final_results(Failure(shard, "for good"))) == [Failure(shard, "first (tried 4 times)")]
-
-
 def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path, address: str) -> None:
     places = 2
     asked = config(tmp_path / "data", n=4 * 8 * places, executor="ray")
@@ -222,14 +263,6 @@ def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path,
         made += 1
         stop.set()
     assert 1 <= made <= 1 + places
-
-
-def test_a_backlog_that_is_stopped_hands_out_nothing_more() -> None:
-    stop = threading.Event()
-    backlog = Backlog([Shard(number=0, first_index=0, num_records=4)], stop)
-    assert backlog
-    stop.set()
-    assert not backlog
 
 
 def test_this_process_needs_no_ray(tmp_path: Path) -> None:

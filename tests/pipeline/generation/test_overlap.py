@@ -13,10 +13,11 @@ from pipeline.dataset.commit import parse_marker
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import Marker
 from pipeline.generation import workers
+from pipeline.generation.backlog import Backlog, Failure
 from pipeline.generation.generate import generate, make_plan
 from pipeline.generation.shard import commit_shard, integrate_shard
 from pipeline.generation.verify import recheck, verify
-from pipeline.generation.workers import Backlog, Failure, Job, Worker
+from pipeline.generation.workers import Job, Worker
 from pipeline.storage.store import Folder
 from pipeline.teachers.loading import load_teacher
 from tests.support.plans import config

@@ -1,0 +1,211 @@
+"""Runs as jobs of Slurm: the files of the jobs, what is submitted, and a real Slurm that loses what it can lose."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.results import read_report
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.dataset.manifest import read_manifest
+from pipeline.storage.store import open_store
+from tests.support import slow_teacher, slurm_cluster
+from tests.support.command import assert_one_line, call, on_ranks
+from tests.support.runs import write_config
+from tests.support.slurm_cluster import said, wait_until
+from traflow_pipeline.run import Run, open_run, run_stages
+from traflow_pipeline.slurm import job_scripts, submit
+from trainer.checkpoints import checkpoint
+
+
+def with_slurm(folder: Path, **section: object) -> Path:
+    """The smallest config, with a section `slurm`."""
+    config = write_config(folder)
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"slurm": section}))
+    return config
+
+
+def open_here(folder: Path, **section: object) -> Run:
+    return open_run(str(with_slurm(folder, **section)), str(folder / "run"), [], None, anywhere=True)
+
+
+def test_generation_is_an_array_training_is_torchrun_and_evaluation_a_process(tmp_path: Path) -> None:
+    run = open_here(
+        tmp_path, partition="gpu", account="lab", time="2-00:00:00", parts=16, parts_at_once=4, nodes=2, gpus=8, cpus=6,
+        sbatch=["--constraint=a100"],
+    )  # fmt: skip
+    scripts = job_scripts(run)
+    for stage, script in scripts.items():
+        options = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+        assert {"--partition=gpu", "--account=lab", "--time=2-00:00:00", "--requeue", "--constraint=a100"} <= {*options}
+        assert "--signal=B:USR1@120" in options
+        assert any(option.startswith(f"--output={tmp_path}/run/slurm/{stage}-%") for option in options)
+    assert "#SBATCH --array=1-16%4\n" in scripts["generate"]
+    assert "#SBATCH --gpus-per-node=1\n" in scripts["generate"]
+    assert (
+        f"srun {sys.executable} -m traflow_pipeline run {tmp_path}/run --only generate --part " in scripts["generate"]
+    )
+    assert "#SBATCH --nodes=2\n" in scripts["train"]
+    assert "#SBATCH --gpus-per-node=8\n#SBATCH" in scripts["train"]
+    assert "#SBATCH --cpus-per-task=48\n" in scripts["train"]
+    assert "-m torch.distributed.run --nnodes=2 --nproc-per-node=8 " in scripts["train"]
+    assert f"srun {sys.executable} -m traflow_pipeline run {tmp_path}/run --only evaluate &" in scripts["evaluate"]
+
+
+def test_without_gpus_or_requeue_none_is_asked_for(tmp_path: Path) -> None:
+    script = job_scripts(open_here(tmp_path, requeue=False))["train"]
+    assert "gpus" not in script
+    assert "--no-requeue" in script
+    assert "scontrol requeue" not in script
+
+
+def test_dry_run_prints_the_files_and_writes_nothing(tmp_path: Path) -> None:
+    config = with_slurm(tmp_path, parts=3)
+    said = call(tmp_path, "run", config, "--out", "run", "--submit", "slurm", "--dry-run").stdout
+    assert said.count("#!/bin/bash") == 3
+    assert "#SBATCH --array=1-3\n" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ({"parts": 0}, r"slurm\.parts: wanted 1 or more, got 0"),
+        ({"time": "soon"}, r"slurm\.time"),
+        ({"gpu": 1}, r"unknown key 'slurm\.gpu'.*did you mean 'slurm\.gpus'"),
+        ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch"),
+        ({"gpus": 2, "ranks": 4}, "4 ranks on 2 GPUs of a node"),
+    ],
+)
+def test_a_section_that_is_wrong_is_refused(tmp_path: Path, section: dict[str, object], fault: str) -> None:
+    with pytest.raises(BadInput, match=fault):
+        open_here(tmp_path, **section)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (("--dry-run",), "--dry-run: wanted --submit slurm too"),
+        (("--part", "1/2"), "--part: wanted --only generate too"),
+        (("--submit", "slurm"), "wanted sbatch on the PATH"),
+        (("--submit", "slurm", "--out", "s3://bucket/run"), "wanted a run in a folder that every node reaches"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    tmp_path: Path, flags: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_one_line(call(tmp_path, "run", write_config(tmp_path), *flags, code=2), fault)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands that stand for Slurm's: sbatch numbers its calls, and squeue knows the jobs in the file `live`."""
+    commands = {
+        "sbatch": 'echo "$@" >> calls; wc -l < calls',
+        "squeue": 'for a; do last=$a; done; grep -qx "${last#--jobs=}" live && echo PENDING',
+        "scontrol": "echo is UP",
+        "sacct": "echo Slurm accounting storage is disabled >&2; exit 1",
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\ncd {tmp_path}\n{text}\n")
+        (folder / name).chmod(0o755)
+    (tmp_path / "live").touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_each_stage_waits_for_the_one_before_and_a_live_job_is_not_submitted_again(fake_slurm: Path) -> None:
+    run = open_here(fake_slurm)
+    submit(run)
+    folder = fake_slurm / "run" / "slurm"
+    assert json.loads((folder / "jobs.json").read_text()) == {"generate": "1", "train": "2", "evaluate": "3"}
+    calls = (fake_slurm / "calls").read_text().splitlines()
+    assert calls == [
+        f"--parsable {folder}/generate.sbatch",
+        f"--parsable --dependency=afterok:1 {folder}/train.sbatch",
+        f"--parsable --dependency=afterok:2 {folder}/evaluate.sbatch",
+    ]
+    (fake_slurm / "live").write_text("1\n3\n")
+    submit(run)
+    assert (fake_slurm / "calls").read_text().splitlines()[3:] == [
+        f"--parsable --dependency=afterok:1 {folder}/train.sbatch"
+    ]
+    said = call(fake_slurm, "status", "run").stdout
+    assert "job 1: 1 pending" in said
+    assert "job 4: ended" in said
+
+
+def test_a_job_that_slurm_refuses_is_said(fake_slurm: Path) -> None:
+    (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    with pytest.raises(WorkFailed, match=r"generate: Slurm refused the job \(sbatch: error: invalid partition\)"):
+        submit(open_here(fake_slurm))
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Path]:
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    with slurm_cluster.running() as folder:
+        yield folder
+
+
+NUM_STEPS = 900
+
+
+def slow_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose teacher can be slowed down, on a cluster that gives each job a minute."""
+    config = with_slurm(folder, time="1", stop_seconds=15, parts=3, nodes=2)
+    sections = yaml.safe_load(config.read_text())
+    monkeypatch.setenv(slow_teacher.FILE, sections["generate"]["teacher"])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    sections["generate"] |= {"teacher": "tests.support.slow_teacher:slow", "n": 24 * 16}
+    sections["train"] |= {"recipe": "lagrangian", "trainer": {"num_steps": NUM_STEPS, "batch_size": 8, "log_every": 10}}
+    config.write_text(yaml.safe_dump(sections))
+    return config
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    newest = checkpoint.find(run / "train")
+    return {name: (newest / name).read_bytes() for name in (checkpoint.EMA, checkpoint.OPTIMIZER)}
+
+
+@pytest.mark.cluster
+def test_a_run_that_loses_a_part_a_node_and_its_time_ends_with_the_undisturbed_data_and_weights(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place, calm = slow_config(tmp_path, monkeypatch), tmp_path / "run", tmp_path / "calm"
+    run_stages(open_run(str(config), str(calm), [], None), on_cluster=False, address=None, only="generate")
+    on_ranks(2, ["run", str(config), "--out", str(calm), "--only", "train"])
+
+    monkeypatch.setenv(slow_teacher.PAUSE, "0.05")
+    call(tmp_path, "run", config, "--out", place, "--submit", "slurm")
+    job = json.loads((place / "slurm" / "jobs.json").read_text())["generate"]
+    wait_until(lambda: len(list((place / "data").glob("shard-*.json"))) > 3, "the first shards")
+    nodes = dict(line.split() for line in said("squeue", "--noheader", "--format=%K %N", f"--jobs={job}").splitlines())
+    said("scontrol", "requeue", f"{job}_1")
+    lost = nodes["2"]
+    slurm_cluster.kill_node(slurm, lost)
+    assert "running" in call(tmp_path, "status", place).stdout
+
+    wait_until(lambda: (place / "data" / "manifest.parquet").exists(), "the data set", 120)
+    slurm_cluster.start_node(lost)
+    log = place / "train" / "log.jsonl"
+    wait_until(lambda: bool(list((place / "slurm").glob("train-*.log"))), "the training", 60)
+    wait_until(lambda: "resuming from" in "".join(p.read_text() for p in (place / "slurm").glob("train-*")), "it", 120)
+    assert log.exists()
+    wait_until(lambda: (place / "report" / "metrics.json").exists(), "the report", 120)
+
+    digests = [read_manifest(open_store(str(folder / "data"))).sha256 for folder in (calm, place)]
+    assert digests[0] == digests[1]
+    assert checkpoint.read_info(checkpoint.find(place / "train")).step == NUM_STEPS
+    assert weights(place) == weights(calm)
+    assert read_report(place / "report").rows
+    assert call(tmp_path, "status", place).stdout.count("; complete") == 3

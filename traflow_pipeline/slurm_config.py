@@ -1,0 +1,37 @@
+"""What the section `slurm` of a config takes: how a run's stages are jobs of a Slurm cluster."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Line = Annotated[str, Field(pattern=r"^--[^\n]+$")]
+Word = Annotated[str, Field(pattern=r"^[^\s#]+$")]
+
+
+class SlurmConfig(BaseModel):
+    """The section `slurm` of a config, which `traflow-pipeline run --submit slurm` reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    partition: Word | None = None
+    account: Word | None = None
+    time: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="limit of each job")
+    parts: int = Field(default=8, ge=1, description="tasks of the array that generates")
+    parts_at_once: int | None = Field(default=None, ge=1)
+    nodes: int = Field(default=1, ge=1, description="nodes of the training")
+    gpus: int = Field(default=0, ge=0, description="of each node of the training; a part and the evaluation take one")
+    ranks: int | None = Field(default=None, ge=1, description="of the training on each node; default: one per GPU")
+    cpus: int = Field(default=1, ge=1, description="of each part, each rank and the evaluation")
+    requeue: bool = Field(default=True, description="after a preemption, a lost node or the time limit")
+    stop_seconds: int = Field(default=120, ge=10, description="before the time limit, to save and to be requeued")
+    sbatch: tuple[Line, ...] = Field(default=(), description="more options of every job")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gpus and self.ranks is not None and self.ranks > self.gpus:
+            raise ValueError(f"{self.ranks} ranks on {self.gpus} GPUs of a node: wanted at most one rank per GPU")
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.ranks or max(self.gpus, 1)

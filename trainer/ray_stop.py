@@ -1,7 +1,7 @@
 """How a training on Ray is told to stop: its ranks run in threads, which get no signals.
 
-A rank stops at the first SIGTERM of its process, as on a machine that is taken away, and when the command that waits for
-the ranks is interrupted.
+A rank stops at the first SIGTERM of its process, as on a machine that is taken away, and when the command that waits
+for the ranks is interrupted.
 """
 
 import signal

@@ -20,7 +20,8 @@ class BlockReader:
     """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read.
 
     Without `velocities` the records have none, and those bytes are only read for the checksum, which is of a whole
-    block: once a block is verified, they are not fetched again. Steps that take turns at `num_shared` blocks find them cached.
+    block: once a block is verified, they are not fetched again. Steps that take turns at `num_shared` blocks find them
+    cached.
     """
 
     def __init__(self, manifest: Manifest, velocities: bool = True, num_shared: int = 0) -> None:

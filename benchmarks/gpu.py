@@ -59,7 +59,7 @@ from pipeline.common.config import merge
 from pipeline.common.device import pick_device
 from pipeline.common.errors import one_line
 from pipeline.dataset.plan import Plan
-from pipeline.flow.solver import Solver, integrate
+from pipeline.flow.solver import Solution, Solver, integrate
 from pipeline.generation.shard import generate_shard
 from pipeline.networks.dhariwal import DhariwalUNetConfig
 from pipeline.networks.song import SongUNetConfig
@@ -287,7 +287,7 @@ def beside_scipy(run: Run) -> None:
 
     teacher, batch_size = run.teacher("15.7 M"), 2 if run.is_tiny else 256
     x, ends = torch.randn(batch_size, 3, 32, 32, device=run.device), torch.tensor([1.0, 0.0], device=run.device)
-    solvers = {
+    solvers: dict[str, Callable[[], Solution]] = {
         "dopri5 1e-5": lambda: integrate(teacher.velocity, x, ends, None, DOPRI5),
         "scipy RK45 1e-5": lambda: solve_with_scipy(teacher.velocity, x),
     }

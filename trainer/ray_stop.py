@@ -82,7 +82,7 @@ def torch_config() -> Any:
             super().on_training_start(worker_group, backend_config)
             worker_group.execute(hear_sigterm)
 
-    class Config(TorchConfig):  # type: ignore[misc]
+    class Config(TorchConfig):
         @property
         def backend_cls(self) -> Any:
             return Backend

@@ -1,6 +1,5 @@
 """The configs that come with the program: each is one, and makes the network its header says."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +23,16 @@ STUDENTS = {  # millions of parameters, learning rate (TraFlow, arXiv 2502.16972
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_section_of_every_config_is_one(path: Path) -> None:
-    for command in yaml.safe_load(path.read_text()):
-        validate(MODELS[command], load_section(path.stem, command), command)
+NAMES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in (*CONFIGS.glob("*.yaml"), *CONFIGS.glob("studies/*.yaml"))
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_section_of_every_config_is_one(name: str) -> None:
+    for command in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()):
+        validate(MODELS[command], load_section(name, command), command)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

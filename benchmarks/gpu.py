@@ -3,19 +3,23 @@
 Parts in order of worth, each with its own time limit; figures are written as they are measured, so that a lease that
 ends early still gives those before.
 
-1. Generation: samples/s of one evaluation of networks of 15.7, 55.7 and 295.9 M parameters with random weights, and
+1. Checks: small trainings in bf16, in fp16, compiled, and resumed; a shard made twice, and in another process.
+2. Generation: samples/s of one evaluation of networks of 15.7, 55.7 and 295.9 M parameters with random weights, and
    the share of the device's peak, by precision, compiled or not.
-2. Training of the 15m student: images/s of each loss of the paper and of `anchored`, beside the paper's on an H100; the
-   share of its time that the loop waits for batches.
-3. A shard as `generate` makes it: the teacher's share of its wall time, and whether its bytes are the same twice.
-4. Checks: small trainings in bf16, in fp16, compiled, and resumed.
-5. Sampling with 1, 2 and 4 evaluations beside the teacher's solver.
-6. `evaluate` end to end on 10,000 samples.
+3. Training of the 15m student, compiled, by each loss of the paper and by `anchored`, beside the paper's images/s on an
+   H100: memory, and the operations of a step; the share of its time that the loop waits for batches.
+4. A shard as `generate` makes it: the teacher's share of its wall time.
+5. Evaluations and error of a solver by precision, as `probe` measures them.
+6. The largest batch that helps the 295.9 M network.
+7. dopri5 beside SciPy's RK45 on the flattened batch, as Rectified Flow samples.
+8. Sampling with 1, 2 and 4 evaluations beside the teacher's solver; `evaluate` end to end on 10,000 samples.
+9. Training as in 3, not compiled.
 
 `--tiny` runs every line of it on small networks, in under a minute on a CPU: whether it runs, not how fast.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -25,10 +29,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +46,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import table
+from benchmarks.operations import Operations
 from benchmarks.training import LOSSES, PAPER, HeldBatch, cifar10, log_of_training
 from eval.config import EvaluateConfig
 from eval.evaluate import evaluate
@@ -52,13 +59,15 @@ from pipeline.common.config import merge
 from pipeline.common.device import pick_device
 from pipeline.common.errors import one_line
 from pipeline.dataset.plan import Plan
-from pipeline.flow.solver import Solver
+from pipeline.flow.solver import Solution, Solver, integrate
 from pipeline.generation.shard import generate_shard
 from pipeline.networks.dhariwal import DhariwalUNetConfig
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.store import Folder
 from pipeline.teachers import teacher as teachers
+from pipeline.teachers.precision import PRECISIONS, parse_precisions
+from pipeline.teachers.probe import probe
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
@@ -94,7 +103,7 @@ TINY_TRAINING = {"network": TINY_NETWORK, "trainer": {"num_steps": 2, "checkpoin
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A case of part 1."""
+    """A network to evaluate once."""
 
     network: str
     precision: Precision
@@ -197,39 +206,44 @@ def random_network(config: UNetConfig, device: torch.device) -> networks.Network
     return network
 
 
-# 1. Generation: one evaluation
+# Generation: one evaluation
 
 
 def evaluations(run: Run) -> None:
     """Rows of one evaluation of a network, and the share of the device's peak."""
     for case in EVALUATIONS:
-        batch_size = 2 if run.is_tiny else case.batch_size
-        config = TINY if run.is_tiny else NETWORKS[case.network]
-        with torch.device("meta"):
-            flops = count_flops(networks.build(config))
         with suppress_failure(run, f"evaluation of {case}"):
-            rate = run.rate(_evaluation(run, config, case, batch_size))
-            teraflops = rate * batch_size * flops / 1e12
-            run.add(
-                "evaluation",
-                network=case.network,
-                precision=case.precision,
-                compiled=case.compiled,
-                batch=batch_size,
-                samples_per_second=rate * batch_size,
-                teraflops=teraflops,
-                share_of_peak=_share_of_peak(run.device, case.precision, teraflops),
-            )
+            _evaluation_row(run, "evaluation", replace(case, batch_size=2) if run.is_tiny else case)
 
 
-def _evaluation(run: Run, config: UNetConfig, case: Evaluation, batch_size: int) -> Callable[[], object]:
+def _evaluation_row(run: Run, part: str, case: Evaluation) -> float:
+    """Add a row of `case` to `part`; returns its samples/s."""
+    config = TINY if run.is_tiny else NETWORKS[case.network]
+    with torch.device("meta"):
+        flops = count_flops(networks.build(config))
+    rate = run.rate(_evaluation(run, config, case)) * case.batch_size
+    teraflops = rate * flops / 1e12
+    run.add(
+        part,
+        network=case.network,
+        precision=case.precision,
+        compiled=case.compiled,
+        batch=case.batch_size,
+        samples_per_second=rate,
+        teraflops=teraflops,
+        share_of_peak=_share_of_peak(run.device, case.precision, teraflops),
+    )
+    return rate
+
+
+def _evaluation(run: Run, config: UNetConfig, case: Evaluation) -> Callable[[], object]:
     network: Callable[..., Tensor] = random_network(config, run.device)
     if case.compiled:
         torch.compiler.reset()
         network = torch.compile(network, dynamic=False, backend="eager" if run.is_tiny else "inductor")
-    x = torch.randn(batch_size, *config.shape, device=run.device)
-    t = torch.full((batch_size,), 0.5, device=run.device)
-    label = torch.zeros(batch_size, dtype=torch.int64, device=run.device) if config.num_classes else None
+    x = torch.randn(case.batch_size, *config.shape, device=run.device)
+    t = torch.full((case.batch_size,), 0.5, device=run.device)
+    label = torch.zeros(case.batch_size, dtype=torch.int64, device=run.device) if config.num_classes else None
 
     @torch.no_grad()
     def evaluate_once() -> None:
@@ -244,35 +258,95 @@ def _share_of_peak(device: torch.device, precision: Precision, teraflops: float)
     return next((teraflops / peaks[precision] for part, peaks in PEAKS.items() if part in name), None)
 
 
-# 2. Training
+# Generation: more than one evaluation
 
 
-def training(run: Run) -> None:
-    """Rows of images/s by loss on a held batch, and of the whole loop."""
+def errors(run: Run) -> None:
+    """Rows of evaluations and error by precision, of an adaptive solver and one of fixed steps."""
+    precisions = (*PRECISIONS[:2],) if run.is_tiny else parse_precisions(None, run.device)
+    solvers = (Solver(), Solver(name="rk4", num_steps=8))
+    found = probe(run.teacher("15.7 M"), 2 if run.is_tiny else 64, 0, run.device, None, precisions, solvers)
+    for point in found.points:
+        run.add(
+            "error",
+            precision=point.precision,
+            solver=str(point.solver),
+            evaluations=point.nfe,
+            median=point.median,
+            nine_of_ten=point.p90,
+            ms_per_sample=1e3 * point.seconds,
+        )
+
+
+def beside_scipy(run: Run) -> None:
+    """Rows of dopri5 and of SciPy's RK45, which copies the batch to the host and back at each evaluation."""
+    if find_spec("scipy") is None:
+        run.remarks.append("SciPy's RK45 was left out: wanted scipy")
+        return
+    from benchmarks.generation import DOPRI5, solve_with_scipy
+
+    teacher, batch_size = run.teacher("15.7 M"), 2 if run.is_tiny else 256
+    x, ends = torch.randn(batch_size, 3, 32, 32, device=run.device), torch.tensor([1.0, 0.0], device=run.device)
+    solvers: dict[str, Callable[[], Solution]] = {
+        "dopri5 1e-5": lambda: integrate(teacher.velocity, x, ends, None, DOPRI5),
+        "scipy RK45 1e-5": lambda: solve_with_scipy(teacher.velocity, x),
+    }
+    with fixed_arithmetic("fp32", run.device), torch.no_grad():
+        teacher.velocity(x, torch.ones(batch_size, device=run.device), None)  # kernels are chosen
+        for name, solve in solvers.items():
+            run.synchronise()
+            started = time.perf_counter()
+            nfe = solve().nfe
+            run.synchronise()
+            seconds = time.perf_counter() - started
+            rates = {"samples_per_second": batch_size / seconds, "ms_per_evaluation": 1e3 * seconds / nfe}
+            run.add("solver", solver=name, batch=batch_size, evaluations=nfe, **rates)
+
+
+def largest_batch(run: Run) -> None:
+    """Rows of the 295.9 M network in bf16 at doubled batches, until they help no more or do not fit; then compiled."""
+    best, batch_size = 0.0, 1 if run.is_tiny else 64
+    while (rate := _try_batch(run, batch_size, compiled=False)) > 1.03 * best and batch_size < (
+        2 if run.is_tiny else 4096
+    ):
+        best, batch_size = rate, 2 * batch_size
+    _try_batch(run, batch_size if rate > best else batch_size // 2, compiled=True)
+
+
+def _try_batch(run: Run, batch_size: int, compiled: bool) -> float:
+    """Add a row of the 295.9 M network; returns its samples/s, 0 where the batch does not fit."""
+    try:
+        return _evaluation_row(run, "batch", Evaluation("295.9 M", "bf16", batch_size, compiled))
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        run.remarks.append(f"295.9 M, bf16: a batch of {batch_size} does not fit")
+        return 0.0
+
+
+# Training
+
+
+def training(run: Run, title: str, compiled: bool) -> None:
+    """A row of images/s on a held batch, by the loss called `title` or by `anchored`."""
     config = run.training_config
-    anchored = config.recipe.model_dump()
-    recipes = {title: {"phases": [{"terms": [term]}]} for title, term in LOSSES.items()} | {"anchored": anchored}
-    for compiled in (True, False):
-        for title, recipe in recipes.items():
-            case = TrainConfig.model_validate(config.model_dump() | {"recipe": recipe})
-            if not (compiled and any(term.differentiates_forward for term in case.recipe.terms)):
-                with suppress_failure(run, f"training by {title}"):
-                    run.add(
-                        "training",
-                        loss=title,
-                        compiled=compiled,
-                        **_training_row(run, case, compiled),
-                        paper=PAPER.get(title),
-                    )
-    with suppress_failure(run, "training, the loop"):
-        lines = log_of_training(config)
-        run.add("training loop", images_per_second=lines[-1]["images_per_second"], waiting=lines[-1]["stall"])
+    recipe = {"phases": [{"terms": [LOSSES[title]]}]} if title in LOSSES else config.recipe.model_dump()
+    case = TrainConfig.model_validate(config.model_dump() | {"recipe": recipe})
+    run.add("training", loss=title, compiled=compiled, **_training_row(run, case, compiled), paper=PAPER.get(title))
+
+
+def training_loop(run: Run) -> None:
+    """A row of the whole loop."""
+    lines = log_of_training(run.training_config)
+    run.add("training loop", images_per_second=lines[-1]["images_per_second"], waiting=lines[-1]["stall"])
 
 
 def _training_row(run: Run, config: TrainConfig, compiled: bool) -> dict[str, float | None]:
-    """Images per second and peak memory, in bytes, of steps on a batch that is held on the device."""
+    """Images per second, peak memory in bytes, and operations of steps on a batch that is held on the device."""
     num_steps = 1 if run.is_tiny else 20
     held = HeldBatch(config)
+    held.take_steps(1)  # the optimizer's state is made
+    with Operations() as operations:
+        held.take_steps(1)
     if compiled:
         torch.compiler.reset()
         held.state.network.compile(backend="eager" if run.is_tiny else "inductor")
@@ -281,16 +355,16 @@ def _training_row(run: Run, config: TrainConfig, compiled: bool) -> dict[str, fl
         torch.cuda.reset_peak_memory_stats(run.device)
     rate = held.take_steps(num_steps) * config.trainer.batch_size
     memory = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-    return {"images_per_second": rate, "memory": memory}
+    return {"images_per_second": rate, "memory": memory, "operations": operations.num_kernels}
 
 
-# 3. A shard
+# A shard
 
 
 def shards(run: Run) -> None:
-    """A row of a shard as `generate` makes it: its wall time, the teacher's share of it, and its bytes made twice."""
-    teacher, plan = run.teacher("15.7 M"), _plan(run)
-    first = _make_shard(run, plan, teacher)
+    """A row of a shard as `generate` makes it: its wall time, and the teacher's share of it."""
+    teacher, plan = run.teacher("15.7 M"), _plan(run.is_tiny)
+    _make_shard(run, plan, teacher)  # kernels are chosen
     inside = 0.0
 
     def watched(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -303,7 +377,7 @@ def shards(run: Run) -> None:
         return velocity
 
     started = time.perf_counter()
-    second = _make_shard(run, plan, replace(teacher, velocity=watched))
+    _make_shard(run, plan, replace(teacher, velocity=watched))
     seconds = time.perf_counter() - started
     run.add(
         "shard",
@@ -311,12 +385,11 @@ def shards(run: Run) -> None:
         seconds=seconds,
         records_per_second=plan.shard_size / seconds,
         teachers_share=inside / seconds,
-        same_bytes_twice=first == second,
     )
 
 
-def _plan(run: Run) -> Plan:
-    num_records, batch_size = (4, 2) if run.is_tiny else (1024, 256)
+def _plan(is_tiny: bool) -> Plan:
+    num_records, batch_size = (4, 2) if is_tiny else (1024, 256)
     return Plan(
         teacher="15.7 M",
         teacher_sha256="0" * 64,
@@ -339,11 +412,11 @@ def _make_shard(run: Run, plan: Plan, teacher: Teacher) -> bytes:
     return payload
 
 
-# 4. Checks
+# Checks
 
 
 def checks(run: Run) -> None:
-    """Rows of small trainings: losses in half precision and compiled, and how far the weights of a resumed one are."""
+    """Rows of small trainings, in half precision, compiled and resumed, and of a shard that is made again."""
     cases: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16"}}
     if not run.is_tiny:
         cases["compile"] = {"compile": True}
@@ -354,6 +427,16 @@ def checks(run: Run) -> None:
     with suppress_failure(run, "check of resuming"):
         difference = _resume(_small_training(run, "resume", {"precision": "fp32"}))
         run.add("check", what="resumed, largest difference", result=difference, holds=difference < RESUMED_CLOSE)
+    with suppress_failure(run, "check of shards"):
+        first, second = (_shard_digest(run) for _ in range(2))
+        run.add("check", what="a shard made twice", result=first[:8], holds=first == second)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            other = pool.submit(_shard_digest, replace(run, rows={}, remarks=[])).result()
+        run.add("check", what="a shard of another process", result=other[:8], holds=first == other)
+
+
+def _shard_digest(run: Run) -> str:
+    return hashlib.sha256(_make_shard(run, _plan(run.is_tiny), run.teacher("15.7 M"))).hexdigest()
 
 
 def _small_training(run: Run, name: str, trainer: dict[str, Any]) -> TrainConfig:
@@ -373,7 +456,7 @@ def _resume(config: TrainConfig) -> float:
     return max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
 
 
-# 5. Sampling
+# Sampling
 
 
 def sampling(run: Run) -> None:
@@ -398,7 +481,7 @@ def _draw(run: Run, sampler: Sampler, num_samples: int, batch_size: int) -> int:
     return batches[0].nfe
 
 
-# 6. Evaluation
+# Evaluation
 
 
 def evaluation(run: Run) -> None:
@@ -438,14 +521,36 @@ def square_means(device: torch.device) -> FeatureSpace:
     return FeatureSpace("squares", "means of 8x8 squares", "none", "0" * 64, extract)
 
 
-PARTS: dict[Callable[[Run], None], float] = {  # and the most seconds of each
-    evaluations: 150,
-    training: 110,
-    shards: 40,
-    checks: 60,
-    sampling: 40,
-    evaluation: 50,
-}
+@dataclass(frozen=True)
+class Part:
+    """Some figures, and the most seconds that they may take."""
+
+    name: str
+    measure: Callable[[Run], None]
+    seconds: float
+
+
+def _trainings(compiled: bool) -> list[Part]:
+    how = "compiled" if compiled else "not compiled"
+    titles = ["anchored", *reversed(LOSSES)]
+    return [
+        Part(f"training by {title}, {how}", partial(training, title=title, compiled=compiled), 60) for title in titles
+    ]
+
+
+PARTS = [
+    Part("checks", checks, 60),
+    Part("evaluations", evaluations, 120),
+    *_trainings(compiled=True),
+    Part("shard", shards, 30),
+    Part("errors", errors, 30),
+    Part("training loop", training_loop, 40),
+    Part("largest batch", largest_batch, 60),
+    Part("beside SciPy", beside_scipy, 30),
+    Part("sampling", sampling, 40),
+    Part("evaluate", evaluation, 50),
+    *_trainings(compiled=False),
+]
 
 
 @contextmanager
@@ -476,13 +581,13 @@ def suppress_failure(run: Run, what: str) -> Iterator[None]:
 def measure(run: Run, budget: float) -> None:
     """Run the parts, each within its limit and all within `budget` seconds."""
     started = time.monotonic()
-    for part, limit in PARTS.items():
+    for part in PARTS:
         left = budget - (time.monotonic() - started)
         try:
-            with time_limit(min(limit, left)), suppress_failure(run, part.__name__):
-                part(run)
+            with time_limit(min(part.seconds, left)), suppress_failure(run, part.name):
+                part.measure(run)
         except TimeUp:
-            run.remarks.append(f"{part.__name__}: stopped when its time was up")
+            run.remarks.append(f"{part.name}: stopped when its time was up")
         run.write()
 
 

@@ -22,7 +22,7 @@ ROOMS = {
         {"config", "export"},
         {"setup", "step", "log", "preview", "kernels"},
         {"train"},
-        {"dry_run"},
+        {"dry_run", "ray_stop"},
         {"on_ray"},
     ],
     "eval": [
@@ -96,5 +96,6 @@ def test_few_files_import_ray() -> None:
         "pipeline/common/ray_cluster.py",
         "pipeline/generation/workers.py",
         "trainer/on_ray.py",
+        "trainer/ray_stop.py",
         "traflow_pipeline/jobs.py",
     }

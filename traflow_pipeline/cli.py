@@ -253,6 +253,14 @@ def probe(
     states: Annotated[
         int, typer.Option(help="Number of stored states, on whose times fixed-step solvers step.", min=0)
     ] = 8,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Measure all of it compiled too; default: for large networks on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
     guidance_scale: GuidanceScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -262,17 +270,20 @@ def probe(
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
     from pipeline.teachers.batch_sizes import measure_batch_sizes
+    from pipeline.teachers.compilation import pays
     from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.precision import parse_precisions
 
     settings, processor = probe.choose_solvers(solvers), pick_device(device)
     tried = parse_precisions(precisions, processor)
     flow = load_teacher(teacher, processor, guidance_scale)
-    with bar(f"probe {flow.name}", len(tried) * len(settings)) as advance:
-        result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states)
+    compiled = pays(flow, processor) if compiled is None else compiled
+    num_settings = len(tried) * len(settings) * (1 + compiled)
+    with bar(f"probe {flow.name}", num_settings) as advance:
+        result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states, compiled)
     if not result.is_complete:
         console.print(result.table(None))
-        say(f"interrupted: {len(result.points)} of {len(tried) * len(settings)} settings measured; nothing was stored")
+        say(f"interrupted: {len(result.points)} of {num_settings} settings measured; nothing was stored")
         sys.exit(INTERRUPTED)  # there is nothing to resume
     best = result.recommend(max_error)
     console.print(result.table(best))

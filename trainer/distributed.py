@@ -34,13 +34,13 @@ class Ranks:
         """Whether this process is the first of its machine."""
         return self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all ranks get the same answer."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each of the flags is set on any rank; all ranks get the same answer."""
         if self.world == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags.item())
+            return list(flags)
+        found = torch.tensor(flags, device=self.device, dtype=torch.float32)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
 
     def agree(self, value: int) -> bool:
         """Whether all ranks have the same value."""

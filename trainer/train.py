@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,20 +36,24 @@ from trainer.setup import INITS, Task, check_plan, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
 GRAD_NORM = "grad_norm"
+POLL_EVERY = 8  # steps: several ranks then agree on whether to stop or to save, which waits for the device
 # Settings of the trainer that a resumed run may change.
 FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
 FREE |= {"compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, stop: Stop | None = None) -> Path:
     """Train to `num_steps`, resuming from the newest checkpoint in `config.out`; returns the last checkpoint.
+
+    It stops once `stop` is set, by default at a signal.
 
     Raises:
         BadInput: the configuration contradicts itself, the data or the run in `config.out`.
         WorkFailed: a loss is not finite (its batch is saved), a shard is damaged, or a checkpoint cannot be written.
-        Stopped: a signal interrupted it, after a checkpoint.
+        Stopped: it was asked to stop, and saved a checkpoint.
     """
-    with join_ranks(config.device) as ranks, stoppable("stopping after a checkpoint") as stop:
+    stopping = stoppable("stopping after a checkpoint") if stop is None else nullcontext(stop)
+    with join_ranks(config.device) as ranks, stopping as stop:
         check_ranks(config, ranks.world)
         task = prepare(config, ranks.device)
         locations = [str(location) for location in (config.out, config.mirror) if location is not None]
@@ -95,8 +99,11 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
             step += 1
             ends_phase = step < settings.num_steps and recipe.phase(step, settings.num_steps) is not phase
             save = step % settings.checkpoint_every == 0 or step == settings.num_steps or ends_phase
-            due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
-            if save or step % settings.log_every == 0 or (ranks.world == 1 and (due or stop.is_set())):
+            asked = due = False
+            if ranks.world == 1 or step % POLL_EVERY == 0:
+                late = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                asked, due = ranks.any(stop.is_set(), late)
+            if save or asked or due or step % settings.log_every == 0:
                 # The losses wait on the device until here: fetching them every step would stall it.
                 means = mean_losses(config, task, ranks, phase, step, pending)
                 now = time.monotonic()
@@ -106,7 +113,6 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
-                asked, due = ranks.any(stop.is_set()), ranks.any(due)
                 if (save or asked or due) and ranks.is_first:
                     for lease in leases:
                         lease.check()

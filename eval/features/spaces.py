@@ -30,11 +30,13 @@ from pipeline.common.errors import BadInput, WorkFailed, one_line, suggest
 from pipeline.common.image_grid import is_drawable
 from pipeline.storage.hashing import file_sha256
 from trainer.data.image_set import to_float
+from trainer.distillation.distance import fill_backbone, find_backbone
 
 BATCH_SIZE = 64  # images of a pass through the network: 69 MB at 299x299 in float32
 BATCHES_AHEAD = 4  # of these, resized ahead of the network
 DIGITS_BATCH_SIZE = 1024
-DINOV2_PIXELS = 224
+IMAGENET_PIXELS = 224  # of the images that DINOv2 and SqueezeNet take
+IMAGENET_RESIZER = f"PIL, bicubic, antialiased, to bytes of {IMAGENET_PIXELS}x{IMAGENET_PIXELS}"
 # Per channel of ImageNet's images in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -165,17 +167,35 @@ def dinov2(device: torch.device) -> FeatureSpace:
     """
     path = weights.require("dinov2")
     network = _vision_transformer(path).to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def extract(x: Tensor) -> tuple[Tensor, None]:
-        return network(pixel_values=(x / 255 - mean) / std).pooler_output, None
+        return network(pixel_values=_standardised(x)).pooler_output, None
 
     return FeatureSpace(
         name="dinov2",
         title=f"DINOv2 ViT-L/14, {network.config.hidden_size} features",
-        resizer=f"PIL, bicubic, antialiased, to bytes of {DINOV2_PIXELS}x{DINOV2_PIXELS}",
+        resizer=IMAGENET_RESIZER,
         sha256=file_sha256(path),
-        extract=Extractor(_to_dinov2, extract, device),
+        extract=Extractor(_to_imagenet, extract, device),
+    )
+
+
+def squeezenet(device: torch.device) -> FeatureSpace:
+    """The last features of torchvision's SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360), averaged."""
+    path = find_backbone("squeeze")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's deprecations
+        from torchvision.models import squeezenet1_1
+
+        network = squeezenet1_1(weights=None).features
+    fill_backbone(nn.ModuleDict({"features": network}), path)
+    network.to(device).eval().requires_grad_(False)
+    return FeatureSpace(
+        name="squeezenet",
+        title="SqueezeNet 1.1, 512 features",
+        resizer=IMAGENET_RESIZER,
+        sha256=file_sha256(path),
+        extract=Extractor(_to_imagenet, lambda x: (network(_standardised(x)).mean((2, 3)), None), device),
     )
 
 
@@ -185,6 +205,7 @@ FEATURES: dict[str, Callable[[torch.device], FeatureSpace]] = {
     "inception-tf": inception_tf,
     "inception-torch": inception_torch,
     "dinov2": dinov2,
+    "squeezenet": squeezenet,
 }
 
 
@@ -247,9 +268,15 @@ def resizer(mode: str) -> Resize:
     return resize
 
 
-def _to_dinov2(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    size = (DINOV2_PIXELS, DINOV2_PIXELS)
+def _to_imagenet(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    size = (IMAGENET_PIXELS, IMAGENET_PIXELS)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """[B, 3, S, S] in [0, 255] as networks of ImageNet take it."""
+    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x / 255 - mean) / std
 
 
 def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:
@@ -308,7 +335,7 @@ def _positions(embeddings: Any) -> Tensor:
     That code scales the grid by an extra tenth of a patch, which transformers' does not; published figures include it.
     """
     trained: Tensor = embeddings.position_embeddings.detach()
-    old, new = round((trained.shape[1] - 1) ** 0.5), DINOV2_PIXELS // embeddings.patch_size
+    old, new = round((trained.shape[1] - 1) ** 0.5), IMAGENET_PIXELS // embeddings.patch_size
     if old == new:
         return trained
     grid = trained[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)

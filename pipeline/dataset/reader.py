@@ -9,16 +9,19 @@ import numpy as np
 from pipeline.common.errors import StoreFailed, WorkFailed, reason
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import Layout, Trajectories, check_layout, read_block, read_layout
+from pipeline.storage.store import Store
 
 CACHED_BLOCKS = 4  # a batch may end inside a block, whose rest the next step reads
 REQUESTS = 8  # concurrent
+MIN_GAP = 2**18  # bytes: a second request takes about as long as fetching so many
 
 
 class BlockReader:
     """Reads blocks by their row in `manifest`; verifies the checksum of each on its first read.
 
-    Without `velocities` the records have none, and of a local block those bytes are only read for the checksum.
-    Steps that take turns at `num_shared` blocks find them cached.
+    Without `velocities` the records have none, and those bytes are only read for the checksum, which is of a whole
+    block: once a block is verified, they are not fetched again. Steps that take turns at `num_shared` blocks find them
+    cached.
     """
 
     def __init__(self, manifest: Manifest, velocities: bool = True, num_shared: int = 0) -> None:
@@ -30,6 +33,7 @@ class BlockReader:
         )
         self._checked = np.zeros(len(self._offset), bool)
         self._layouts: dict[int, Layout] = {}  # by number of records
+        self._gaps: dict[int, slice] = {}  # the bytes of such a block that are not needed
         self._blocks: dict[int, Future[Trajectories]] = {}  # oldest first
         self._capacity = CACHED_BLOCKS + num_shared
         self._pool = None if manifest.store.is_local else ThreadPoolExecutor(REQUESTS, "reader")
@@ -82,7 +86,7 @@ class BlockReader:
         location = f"{store.location}/{name}"
         advice = f"see traflow-pipeline verify {store.location}"
         try:
-            payload = store.read_range(name, start, end)
+            payload = self._read(store, name, block)
         except OSError as error:
             raise StoreFailed(f"{location}: cannot be read ({reason(error)}); {advice}") from error
         if len(payload) != end - start or not self._checked[block]:
@@ -95,11 +99,27 @@ class BlockReader:
             self._checked[block] = True
         return read_block(payload, self._layouts[int(self._num_records[block])])
 
+    def _read(self, store: Store, name: str, block: int) -> memoryview:
+        """The bytes of `block`; after its first read with anything where a remote store's are not needed."""
+        start, num_bytes = int(self._offset[block]), int(self._num_bytes[block])
+        gap = self._gaps.get(int(self._num_records[block]), slice(0, 0))
+        if store.is_local or not self._checked[block] or gap.stop - gap.start < MIN_GAP:
+            return store.read_range(name, start, start + num_bytes)
+        payload = np.empty(num_bytes, np.uint8)
+        for part in (slice(0, gap.start), slice(gap.stop, num_bytes)):
+            found = store.read_range(name, start + part.start, start + part.stop)
+            if len(found) != part.stop - part.start:
+                return found  # the shard is shorter than it was
+            payload[part] = np.frombuffer(found, np.uint8)
+        return payload.data
+
     def _check(self, payload: memoryview, block: int) -> None:
         """Raises `ValueError` unless `payload` is `block`, with its arrays where all blocks of its size have them."""
         num_records = int(self._num_records[block])
         layout = read_layout(payload)
         check_layout(layout, self._manifest.plan, num_records)
         wanted = {name: slot for name, slot in layout.items() if self._velocities or name != "velocities"}
+        if "velocities" in layout and not self._velocities:
+            self._gaps[num_records] = layout["velocities"].bytes
         if wanted != self._layouts.setdefault(num_records, wanted):
             raise ValueError("its arrays do not lie where those of other blocks do")

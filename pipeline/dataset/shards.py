@@ -148,6 +148,11 @@ class ArraySlot(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> slice:
+        """Where the array lies."""
+        return slice(self.offset, self.offset + math.prod(self.shape) * self.dtype.itemsize)
+
 
 Layout = Mapping[str, ArraySlot]  # of the members of a block; under one plan a function of its number of records
 

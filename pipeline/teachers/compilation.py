@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from pipeline.common.errors import BadInput
-from pipeline.networks import lay_out
+from pipeline.networks import Network, lay_out
 from pipeline.teachers.teacher import Teacher
 
 # Compiling takes half a minute: a smaller network is through with most data sets before that has paid.
@@ -24,14 +24,19 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Liter
     """
     if not (pays(teacher, device) if wanted == "auto" else wanted):
         return teacher
+    lay_out(check_compilable(teacher, device), compiled=True).compile(dynamic=False)
+    return replace(teacher, compiled=True)
+
+
+def check_compilable(teacher: Teacher, device: torch.device) -> Network:
+    """The network of `teacher`; raises `BadInput` unless it has one and this machine can compile it."""
     check_compiler(device)
     if teacher.network is None:
         raise BadInput(
             f"compile: wanted a network of this program; teacher {teacher.name} is a function of its own: "
             "give compile auto or false"
         )
-    lay_out(teacher.network, compiled=True).compile(dynamic=False)
-    return replace(teacher, compiled=True)
+    return teacher.network
 
 
 def pays(teacher: Teacher, device: torch.device) -> bool:

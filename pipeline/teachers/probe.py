@@ -1,8 +1,11 @@
-"""Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting and precision."""
+"""Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting and precision.
+
+Where asked, each is measured twice, the second time with the teacher compiled.
+"""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -12,14 +15,16 @@ from torch import Tensor
 from pipeline.common.errors import BadInput
 from pipeline.common.progress import Advance
 from pipeline.dataset.plan import stratified_times
-from pipeline.flow.numerics import Precision, fixed_numerics
+from pipeline.flow.numerics import Precision, check_precision, fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, integrate
 from pipeline.teachers.check import draw_start
+from pipeline.teachers.compilation import check_compilable, compile_teacher
 from pipeline.teachers.precision import as_on_gpu
 from pipeline.teachers.teacher import Teacher, errors_named_after
 
 REFERENCE = Solver(name="dopri5", rtol=1e-7, atol=1e-7)
+FIRST = Solver(name="euler", num_steps=1)
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 SOLVERS = (
     *(Solver(name=name, rtol=tolerance, atol=tolerance) for name in ("dopri5", "bosh3") for tolerance in TOLERANCES),
@@ -42,19 +47,27 @@ class Point:
     p90: float  # the 90th-percentile error, by which settings are compared
     worst: float
     seconds: float  # wall time per sample
+    compiled: bool | None = None  # None: only one of both was measured
 
     @property
     def flags(self) -> str:
         """The command-line flags of `generate` for this point."""
-        return self.solver.flags if self.precision == "fp32" else f"{self.solver.flags} --precision {self.precision}"
+        precision = "" if self.precision == "fp32" else f" --precision {self.precision}"
+        compiled = "" if self.compiled is None else f" --set compile={str(self.compiled).lower()}"
+        return f"{self.solver.flags}{precision}{compiled}"
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision, and whether the teacher was compiled."""
+        return f"{self.precision}, compiled" if self.compiled else self.precision
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """Every solver setting that finished, and the errors of those that failed.
 
-    The cost of a point is its evaluations, and its seconds where precisions are compared that the device has: an
-    evaluation costs less in a lower one.
+    The cost of a point is its evaluations, and its seconds where evaluations do not all cost the same: in several
+    precisions of a GPU, or compiled and not.
     """
 
     points: list[Point]
@@ -113,7 +126,7 @@ class ProbeResult:
                 f"{point.worst:.1e}",
                 f"{point.seconds * 1e3:.2f}",
             )
-            table.add_row(str(point.solver), point.precision, *figures, mark)
+            table.add_row(str(point.solver), point.arithmetic, *figures, mark)
         return table
 
 
@@ -139,9 +152,11 @@ def probe(
     precisions: Sequence[Precision] = ("fp32",),
     solvers: Sequence[Solver] = SOLVERS,
     num_states: int = 0,
+    compiled: bool = False,
 ) -> ProbeResult:
     """Integrate the first `num_samples` records of `seed` in one batch by each of `solvers` in each of `precisions`.
 
+    If `compiled`, all of it again with the teacher compiled, and `teacher` stays so.
     All are measured against a tight reference, dopri5 at 1e-7 with its state in float64 and its teacher in fp32. A
     fixed-step solver steps on the jittered times of `num_states` states, as in `generate`, or of as many as it has
     steps between. A precision that the device lacks is imitated: its errors and evaluations count, its seconds mean
@@ -149,8 +164,13 @@ def probe(
 
     Raises:
         SolverFailed: the reference could not be integrated.
+        BadInput: `compiled`, and it cannot be compiled, or a precision is imitated.
         WorkFailed: the teacher raised an error.
     """
+    if compiled:
+        check_compilable(teacher, device)
+        for precision in precisions:
+            check_precision(precision, device)
     noise, classes = draw_start(teacher, num_samples, seed, device)
     start = teacher.t_start * noise
 
@@ -164,17 +184,20 @@ def probe(
         reference = integrate(widened, start.double(), whole, classes, REFERENCE)
     end, is_complete = reference.states[-1], True
     try:
-        for precision, solver in product(precisions, solvers):
+        for is_compiled, precision, solver in product((False, True) if compiled else (None,), precisions, solvers):
+            if is_compiled:
+                teacher = compile_teacher(teacher, device, not teacher.compiled)
             times = _times(teacher, seed, solver, num_states)
             try:
-                points.append(_measure(teacher, solver, precision, start, times, classes, end))
+                point = _measure(teacher, solver, precision, start, times, classes, end)
+                points.append(replace(point, compiled=is_compiled))
             except SolverFailed as error:
                 refusals.append(f"{error}, in {precision}")
             if advance:
                 advance(1)
     except KeyboardInterrupt:
         is_complete = False
-    by_seconds = device.type == "cuda" and len(precisions) > 1
+    by_seconds = compiled or (device.type == "cuda" and len(precisions) > 1)
     return ProbeResult(points, refusals, num_samples, reference.nfe, num_states, is_complete, by_seconds)
 
 
@@ -197,6 +220,7 @@ def _measure(
     """The cost of `solver` in `precision` from `start` [B, ...], and its error at the end against `end`, float64."""
     velocity = as_on_gpu(teacher.velocity, precision, start.device)
     with fixed_numerics(precision), errors_named_after(teacher):
+        integrate(velocity, start, times[[0, -1]], classes, FIRST)  # kernels are chosen, or compiled
         _wait(start.device)
         started = time.perf_counter()
         solution = integrate(velocity, start, times, classes, solver)

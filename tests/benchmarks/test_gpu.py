@@ -3,13 +3,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu import NETWORKS, Run, measure
+from benchmarks.gpu import NETWORKS, Part, Run, measure
 from benchmarks.training import LOSSES
 from pipeline import networks
 
@@ -27,12 +28,20 @@ def test_every_part_gives_its_figures(run: Run) -> None:
     assert run.remarks == []
     found = json.loads(run.out.read_text())["parts"]
     assert len(found["evaluation"]) == len(gpu.EVALUATIONS)
-    assert {row["loss"] for row in found["training"]} == {*LOSSES, "anchored"}
-    assert found["shard"][0]["same_bytes_twice"]
+    assert {(row["loss"], row["compiled"]) for row in found["training"]} == set(
+        product([*LOSSES, "anchored"], (True, False))
+    )
+    assert all(0 < row["operations"] < 10_000 for row in found["training"])
+    assert {row["precision"] for row in found["error"]} == {"fp32", "tf32"}
+    assert [row["batch"] for row in found["batch"]][-1] in (1, 2)
+    assert [row["compiled"] for row in found["batch"]][-1]
+    ours, scipy = found["solver"]
+    assert min(ours["evaluations"], scipy["evaluations"]) > 8
     assert 0 < found["shard"][0]["teachers_share"] < 1
     assert all(row["holds"] for row in found["check"])
     assert [row["evaluations"] for row in found["sampling"]] == [1, 2, 4, 8]
-    assert set(found) == {"evaluation", "training", "training loop", "shard", "check", "sampling", "evaluate"}
+    parts = {"evaluation", "training", "training loop", "shard", "check", "sampling", "evaluate"}
+    assert set(found) == parts | {"error", "batch", "solver"}
     assert "| 55.7 M | bf16 | True |" in gpu.tables(run)
 
 
@@ -51,7 +60,8 @@ def test_a_part_that_takes_too_long_or_fails_leaves_the_figures_of_the_others(
     def brief(run: Run) -> None:
         run.add("brief", figure=2)
 
-    monkeypatch.setattr(gpu, "PARTS", {endless: 0.05, failing: 9, brief: 9})
+    parts = [Part("endless", endless, 0.05), Part("failing", failing, 9), Part("brief", brief, 9)]
+    monkeypatch.setattr(gpu, "PARTS", parts)
     measure(run, budget=9)
     assert set(json.loads(run.out.read_text())["parts"]) == {"endless", "brief"}
     assert run.remarks == ["endless: stopped when its time was up", "failing failed: RuntimeError: no memory"]

@@ -1,6 +1,5 @@
 """The configs that come with the program: each is one, and makes the network its header says."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,27 +13,39 @@ from pipeline.generation.generate import GenerateConfig
 from trainer.config import TrainConfig
 
 MODELS: dict[str, Any] = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
-STUDENTS = {
-    "cifar10-3m": 3.4,
-    "cifar10-7m": 7.0,
-    "cifar10-15m": 15.7,
-    "cifar10-28m": 27.9,
-    "ffhq64-16m": 15.7,
-    "imagenet64-81m": 80.7,
+STUDENTS = {  # millions of parameters, learning rate (TraFlow, arXiv 2502.16972, Table 9)
+    "cifar10-3m": (3.4, 1.5e-4),
+    "cifar10-7m": (7.0, 1e-4),
+    "cifar10-15m": (15.7, 0.75e-4),
+    "cifar10-28m": (27.9, 0.5e-4),
+    "ffhq64-16m": (15.7, 0.75e-4),
+    "imagenet64-81m": (80.7, 0.5e-4),
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_section_of_every_config_is_one(path: Path) -> None:
-    for command in yaml.safe_load(path.read_text()):
-        validate(MODELS[command], load_section(path.stem, command), command)
+NAMES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in (*CONFIGS.glob("*.yaml"), *CONFIGS.glob("studies/*.yaml"))
+)
 
 
-@pytest.mark.parametrize(("name", "millions"), STUDENTS.items())
-def test_a_students_config_has_the_size_of_its_name(name: str, millions: float) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_section_of_every_config_is_one(name: str) -> None:
+    for command in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()):
+        validate(MODELS[command], load_section(name, command), command)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_students_config_has_the_size_of_its_name_and_the_settings_of_the_papers_table_9(name: str) -> None:
+    millions, rate = STUDENTS[name]
     config = validate(TrainConfig, load_section(name, "train"), "train")
     assert config.network is not None
     with torch.device("meta"):
         network = networks.build(config.network)
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == millions
     assert config.network.dropout == 0.1
+    settings, [average] = config.trainer, config.trainer.ema
+    assert (settings.lr, settings.batch_size, settings.num_steps * settings.batch_size) == (rate, 64, 50e6)
+    assert settings.warmup_steps * settings.batch_size == 1e6
+    assert (settings.weight_decay, average.half_life_images, average.ramp_up) == (0.01, 10e6, None)
+    assert settings.precision == "bf16"

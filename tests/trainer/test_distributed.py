@@ -1,9 +1,11 @@
 """Several ranks: real processes under torchrun and on Ray, and signals to real processes."""
 
+import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,42 @@ def test_ray_starts_the_ranks(data: Path, tmp_path: Path) -> None:
     assert "next: traflow-pipeline evaluate" in run(tmp_path, *command, "--on", "ray", "--num-workers", 2).stdout
     call(tmp_path, *arguments(data, tmp_path / "one"))
     assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"))
+
+
+@pytest.mark.cluster
+def test_ranks_on_ray_save_when_their_machine_goes_away_and_when_the_command_is_interrupted(
+    data: Path, tmp_path: Path
+) -> None:
+    def settings(num_steps: int) -> list[str]:
+        return arguments(data, tmp_path / "run", num_steps=num_steps, checkpoint_every=10**6, log_every=10**6)
+
+    def checkpoints() -> list[Path]:
+        return sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+    def wait_for(happened: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+
+    command = [str(SCRIPT), *settings(10**6), "--on", "ray", "--num-workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log, lease = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "driver.json"
+    wait_for(log.exists, 120)
+    os.kill(json.loads(lease.read_text())["process"], signal.SIGTERM)  # of the first rank; the other is not told
+    wait_for(checkpoints, 30)
+    [first] = checkpoints()
+    wait_for(lambda: not lease.exists(), 30)
+    wait_for(lease.exists, 120)  # Ray Train starts the ranks again
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, err
+    assert "which is saved; run the same command to resume" in err
+    last = checkpoints()[-1]
+    assert last > first
+    step = int(last.name.removeprefix("step-"))
+    assert f"resuming from {last}" in call(tmp_path, *settings(step + 1)).stdout
 
 
 def test_as_many_places_as_share_a_batch_evenly_are_used(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import gzip
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput, one_line
 from trainer.data.image_set import ImageSet
+from trainer.data.mapped_images import Allocate
 from trainer.data.npz import MAX_RATIO, open_npz
 from trainer.data.pictures import UNREADABLE
 
@@ -29,7 +31,16 @@ IDX_NAME = re.compile(r"ubyte$|\.gz$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def load_npz(path: Path) -> ImageSet:
+@dataclass(frozen=True)
+class Images:
+    """An array of images that comes in parts of consecutive rows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[NDArray[Any]]
+
+
+def load_npz(path: Path, allocate: Allocate) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N].
 
     Other names that are usual for the two are in `NPZ_KEYS`.
@@ -38,16 +49,17 @@ def load_npz(path: Path) -> ImageSet:
         with open_npz(path) as arrays:
             key = next((key for key in NPZ_KEYS if key in arrays), "images")
             label_key = next((key for key in NPZ_KEYS[key] if key in arrays), None)
-            images = arrays[key]
-            labels = np.full(len(images), -1) if label_key is None else arrays[label_key]
+            header = arrays.header(key)
+            labels = np.full(header.shape[:1], -1) if label_key is None else arrays[label_key]
+            images = Images(header.shape, header.dtype, arrays.parts(key))
+            return _from_arrays(path, path.stem, images, labels, allocate)
     except UNREADABLE as error:
         raise BadInput(
             f"{path}: wanted an .npz file with an array 'images' (or {', '.join([*NPZ_KEYS][1:])}); {one_line(error)}"
         ) from error
-    return _from_arrays(path, path.stem, images, labels)
 
 
-def load_idx(path: Path) -> ImageSet:
+def load_idx(path: Path, allocate: Allocate) -> ImageSet:
     """MNIST's format: the images' file, in gzip or not; the labels' file is found beside it by its usual name.
 
     The images are uint8 [N, H, W], [N, H, W, C] with one or three channels, or [N, S * S], rows of square pictures.
@@ -60,9 +72,10 @@ def load_idx(path: Path) -> ImageSet:
             f"{path}: wanted images [N, H, W], [N, H, W, 1 or 3] or, of square pictures, [N, S * S]; "
             f"they are {list(images.shape)}; write them anew in one of these shapes"
         )
-    beside = _labels_beside(path)
+    beside = labels_beside(path)
     labels = np.full(len(images), -1) if beside is None else _read_idx(beside, (1,))
-    return _from_arrays(path, path.name.removesuffix(".gz"), images, labels)
+    name = path.name.removesuffix(".gz")
+    return _from_arrays(path, name, Images(images.shape, images.dtype, [images]), labels, allocate)
 
 
 def _read_idx(path: Path, num_dimensions: Sequence[int]) -> NDArray[np.uint8]:
@@ -96,22 +109,27 @@ def _read_array(path: Path, file: BufferedIOBase, num_dimensions: Sequence[int],
     raise BadInput(f"{path}: wanted {wanted} bytes for {shape}; it has more or fewer; download it again")
 
 
-def _labels_beside(path: Path) -> Path | None:
+def labels_beside(path: Path) -> Path | None:
     """train-labels-idx1-ubyte.gz for train-images-idx3-ubyte.gz, where there is one; either may be out of its gzip."""
     plain = re.sub(r"idx\d", "idx1", path.name.replace("images", "labels")).removesuffix(".gz")
     candidates = (path.with_name(name) for name in (plain, f"{plain}.gz"))
     return next((file for file in candidates if "images" in path.name and file.is_file()), None)
 
 
-def _from_arrays(path: Path, name: str, images: NDArray[Any], labels: NDArray[Any]) -> ImageSet:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
+def _from_arrays(path: Path, name: str, images: Images, labels: NDArray[Any], allocate: Allocate) -> ImageSet:
+    if images.dtype != np.uint8 or len(images.shape) not in (3, 4) or 0 in images.shape:
         raise BadInput(
             f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W]; they are {images.dtype} {list(images.shape)}"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise BadInput(
-            f"{path}: wanted 'labels' integer [{len(images)}], one for each image; "
+            f"{path}: wanted 'labels' integer [{images.shape[0]}], one for each image; "
             f"they are {labels.dtype} {list(labels.shape)}"
         )
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return ImageSet(name, np.ascontiguousarray(images), labels.astype(np.int64))
+    num_images, height, width, *channels = images.shape
+    placed, start = allocate((num_images, *(channels or [1]), height, width)), 0
+    for part in images.parts:
+        end = start + len(part)
+        placed[start:end] = part[:, None] if part.ndim == 3 else part.transpose(0, 3, 1, 2)
+        start = end
+    return ImageSet(name, placed, labels.astype(np.int64))

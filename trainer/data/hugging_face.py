@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from pipeline.common.errors import BadInput, one_line
 from trainer.data import labels, pictures
 from trainer.data.image_set import ImageSet
+from trainer.data.mapped_images import Allocate, Source
 
 # Columns that are classes by their name, where none is by its type.
 CLASS_COLUMNS = ("label", "labels", "class", "class_label", "category", "target", "y")
 CLASS_TYPE = re.compile(r"u?int\d+|(large_)?string")
 
 
-def load_hugging_face(source: str) -> ImageSet:
+def find_hugging_face(source: str) -> Source:
     """hf:NAME[:SPLIT][#COLUMN]: images are the first column of type Image, the split is train unless given.
 
     The classes are COLUMN, of type ClassLabel, whole numbers or names; without one, the first ClassLabel, else a column
@@ -38,10 +39,16 @@ def load_hugging_face(source: str) -> ImageSet:
             f"{source}: wanted rows with a column of type Image; it has {len(rows)} rows of {', '.join(rows.features)}"
         )
     classes, class_names, note = _classes(datasets, source, rows, column)
-    cells = (row[image] for row in rows.select_columns([image]))
-    decoded = ((f"{source}, row {row}", partial(next, cells)) for row in range(len(rows)))
-    images, losses = pictures.stack(decoded, len(rows))
-    return ImageSet(source.removeprefix("hf:"), images, classes, class_names, (*losses, *filter(None, [note])))
+
+    def decode(allocate: Allocate) -> ImageSet:
+        cells = (row[image] for row in rows.select_columns([image]))
+        decoded = ((f"{source}, row {row}", partial(next, cells)) for row in range(len(rows)))
+        images, losses = pictures.stack(decoded, len(rows), allocate)
+        return ImageSet(source.removeprefix("hf:"), images, classes, class_names, (*losses, *filter(None, [note])))
+
+    # A fingerprint is of the files and of all that was done to them; `data` is arrow's table.
+    fingerprint, table = getattr(rows, "_fingerprint", None), getattr(rows, "data", None)
+    return Source(f"{source} {fingerprint}", table.nbytes if fingerprint and table is not None else 0, decode)
 
 
 def _open(datasets: Any, source: str, name: str, split: str) -> Any:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -17,27 +18,43 @@ from pipeline.common.errors import BadInput, one_line, reason
 from pipeline.common.progress import format_bytes
 from trainer.data import labels, pictures
 from trainer.data.image_set import ImageSet
+from trainer.data.mapped_images import Allocate, Source
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a folder or zip, unread: its size as declared, and its first bytes, at most so many."""
+    """A file of a folder or zip, unread: its size as declared, its first bytes, at most so many, and its time."""
 
     size: int
     read: Callable[[int], bytes]
+    modified: int = 0  # nanoseconds
 
 
 Entry = tuple[PurePosixPath, File]
 
 
-def load_folder(path: Path) -> ImageSet:
+def find_folder(path: Path) -> Source:
     """A folder of equally sized pictures; sub-folders, if there are any, are the classes in natural order.
 
     With EDM's dataset.json in it the classes are those it gives instead. What is hidden or no picture is left out, and
     counted in the notes.
     """
+    with _readable(path):
+        entries = sorted(_walk(path, PurePosixPath(), frozenset()), key=lambda entry: entry[0])
+    files = [f"{name} {file.size} {file.modified}" for name, file in entries]
+    version = "\n".join([str(path.resolve()), *files])
+    return Source(version, sum(file.size for _, file in entries), partial(_load_folder, path, entries))
+
+
+def _load_folder(path: Path, entries: Iterable[Entry], allocate: Allocate) -> ImageSet:
+    with _readable(path):
+        return _from_files(path, path.name, entries, allocate)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return _from_files(path, path.name, _walk(path, PurePosixPath(), frozenset()))
+        yield
     except OSError as error:
         raise BadInput(f"{error.filename or path}: cannot be read ({reason(error)})") from error
 
@@ -52,8 +69,9 @@ def _walk(folder: Path, name: PurePosixPath, above: frozenset[str]) -> Iterator[
         if entry.is_dir():
             yield from _walk(entry, entry_name, above | {here})
         else:
-            size = entry.stat().st_size if entry.is_file() else 0
-            yield entry_name, File(size, partial(_read_file, entry))
+            status = entry.stat() if entry.is_file() else None
+            size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+            yield entry_name, File(size, partial(_read_file, entry), modified)
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -63,7 +81,7 @@ def _read_file(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def load_zip(path: Path) -> ImageSet:
+def load_zip(path: Path, allocate: Allocate) -> ImageSet:
     """A .zip of equally sized pictures, as the folder that it would unpack to; nothing is unpacked."""
     try:
         with ZipFile(path) as archive:
@@ -72,7 +90,7 @@ def load_zip(path: Path) -> ImageSet:
                 (labels.posix(entry.filename), File(entry.file_size, partial(_read_entry, archive, entry)))
                 for entry in entries
             ]
-            return _from_files(path, path.stem, files)
+            return _from_files(path, path.stem, files, allocate)
     except (*pictures.UNREADABLE, UnicodeDecodeError, BadZipFile) as error:
         raise BadInput(f"{path}: wanted a .zip of images; {one_line(error)}; pack or download it again") from error
 
@@ -84,7 +102,7 @@ def _read_entry(archive: ZipFile, entry: ZipInfo, limit: int) -> bytes:
         return file.read(limit)
 
 
-def _from_files(path: Path, name: str, entries: Iterable[Entry]) -> ImageSet:
+def _from_files(path: Path, name: str, entries: Iterable[Entry], allocate: Allocate) -> ImageSet:
     """The pictures among the files that lie at, or in, `path`, in the sorted order of their names."""
     files, left_out = _sort_out(entries)
     indices = [file for file in files if file.name == labels.INDEX]
@@ -101,7 +119,7 @@ def _from_files(path: Path, name: str, entries: Iterable[Entry]) -> ImageSet:
     else:
         classes, class_names = labels.by_folder(names)
     decoded = ((str(path / file), partial(_open, str(path / file), files[file])) for file in names)
-    images, losses = pictures.stack(decoded, len(names))
+    images, losses = pictures.stack(decoded, len(names), allocate)
     notes = (*losses, *filter(None, [_describe(left_out)]))
     return ImageSet(name, images, np.array(classes, np.int64), class_names, notes)
 
@@ -145,7 +163,7 @@ def _describe(left_out: list[tuple[str, PurePosixPath]], before: str = "") -> st
 
 def _read_whole(name: str, file: File) -> bytes:
     limit = pictures.MAX_FILE_BYTES
-    if file.size <= limit and len(content := file.read(limit + 1)) <= limit:
+    if file.size <= limit and len(content := file.read(file.size + 1)) <= limit:
         return content
     raise BadInput(f"{name}: wanted a file of at most {format_bytes(limit)}; it is larger")
 

@@ -1,4 +1,4 @@
-"""A set of images in memory, with its classes."""
+"""A set of images, in memory or mapped from a file, with its classes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class ImageSet:
     """Images uint8 [N, C, H, W] and their classes int64 [N] in [0, num_classes), or -1 where there are none.
 
     `class_names` are by number, empty where classes have only numbers. `notes` say in one line each what was left out
-    of the source, or lost.
+    of the source, or lost. `known_sha256` is the digest where it was computed before.
     """
 
     name: str
@@ -23,6 +23,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    known_sha256: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -32,6 +33,8 @@ class ImageSet:
     @cached_property
     def sha256(self) -> str:
         """Digest of the images and their labels."""
+        if self.known_sha256 is not None:
+            return self.known_sha256
         digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()

@@ -1,16 +1,19 @@
 """Image sets by name: what a teacher is trained on and what an evaluation measures against."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput
-from trainer.data.array_files import IDX_NAME, load_idx, load_npz
-from trainer.data.hugging_face import load_hugging_face
-from trainer.data.image_folder import load_folder, load_zip
+from trainer.data import mapped_images
+from trainer.data.array_files import IDX_NAME, labels_beside, load_idx, load_npz
+from trainer.data.hugging_face import find_hugging_face
+from trainer.data.image_folder import find_folder, load_zip
 from trainer.data.image_set import ImageSet
+from trainer.data.mapped_images import Allocate, Source
 
 
 def load_digits() -> ImageSet:
@@ -34,20 +37,26 @@ def load_images(source: str) -> ImageSet:
     """
     if source in IMAGE_SETS:
         return IMAGE_SETS[source]()
+    return mapped_images.load(_find(source))
+
+
+def _find(source: str) -> Source:
     if source.startswith("hf:"):
-        return load_hugging_face(source)
+        return find_hugging_face(source)
     path = Path(source)
     if path.is_dir():
-        return load_folder(path)
+        return find_folder(path)
     if path.is_file():
-        return _loader(path)(path)
+        files = [file for file in (path, labels_beside(path)) if file is not None]
+        version = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+        return Source(version, path.stat().st_size, partial(_loader(path), path))
     raise BadInput(
         f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npz, .zip or IDX file "
         "or a folder of images"
     )
 
 
-def _loader(path: Path) -> Callable[[Path], ImageSet]:
+def _loader(path: Path) -> Callable[[Path, Allocate], ImageSet]:
     if path.suffix.lower() == ".zip":
         return load_zip
     return load_idx if IDX_NAME.search(path.name) else load_npz

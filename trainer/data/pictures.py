@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.common.progress import format_bytes
+from trainer.data.mapped_images import Allocate
 
 # What PIL, numpy, zipfile and gzip raise about bytes that are not what they should be.
 UNREADABLE = (
@@ -55,10 +56,12 @@ def open_picture(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=_formats())
 
 
-def stack(pictures: Iterable[tuple[str, OpenPicture]], num_pictures: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def stack(
+    pictures: Iterable[tuple[str, OpenPicture]], num_pictures: int, allocate: Allocate
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """At least one picture, all of one size, each with the name that an error gives it: as an array [N, C, H, W].
 
-    Also returns notes: what was lost of how many.
+    The array is what `allocate` gives, filled. Also returns notes: what was lost of how many.
 
     Raises:
         BadInput: a picture cannot be read, is too large, or has another size than the first.
@@ -69,14 +72,15 @@ def stack(pictures: Iterable[tuple[str, OpenPicture]], num_pictures: int) -> tup
     for row, (name, open_one) in enumerate(pictures):
         pixels, losses = _decode(name, open_one)
         if images is None:
-            images, first_name = _allocate(name, num_pictures, pixels.shape), name
+            images, first_name = _allocate(allocate, name, num_pictures, pixels.shape), name
         if pixels.shape[1:] != images.shape[2:]:
             raise BadInput(
                 f"{name}: wanted {list(images.shape[2:])} (height, width) as in {first_name.rpartition('/')[2]}; "
                 f"it is {list(pixels.shape[1:])}; resize the images to one size"
             )
         if len(pixels) > images.shape[1]:
-            images = images.repeat(len(pixels), axis=1)  # the first in colour, after grey ones
+            grey, images = images, _allocate(allocate, name, num_pictures, pixels.shape)
+            images[:row] = grey[:row]  # the first in colour, after grey ones, which are repeated
         images[row] = pixels
         for loss in losses:
             lossy[loss].append(name)
@@ -88,9 +92,9 @@ def _note(loss: str, names: list[str], num_pictures: int) -> str:
     return f"{len(names)} of {num_pictures} pictures are {loss} ({names[0]} is the first)"
 
 
-def _allocate(name: str, num_pictures: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _allocate(allocate: Allocate, name: str, num_pictures: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
-        return np.empty((num_pictures, *shape), np.uint8)
+        return allocate((num_pictures, *shape))
     except MemoryError as error:
         size = format_bytes(num_pictures * np.prod(shape, dtype=float))
         raise BadInput(

@@ -115,16 +115,23 @@ def _lpips(backbone: str, device: torch.device) -> nn.Module:
         warnings.simplefilter("ignore")  # torchvision's deprecations, which lpips brings about
         # Left to itself, lpips would unpickle torchvision's file.
         network: Any = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
-    _fill(network.net, path)
+    fill_backbone(network.net, path)
     module: nn.Module = network.eval().requires_grad_(False)
     return module
 
 
 def _find_backbone(backbone: str) -> Path:
+    try:
+        return find_backbone(backbone)
+    except Unavailable as error:
+        raise BadInput(f"distance lpips-{backbone}: {error}") from error
+
+
+def find_backbone(backbone: str) -> Path:
     """The file of a backbone: torchvision's in the folder of weights or in torch hub's, or another of its layers there.
 
     Raises:
-        BadInput: there is none, and it cannot be downloaded.
+        Unavailable: there is none, and it cannot be downloaded.
     """
     name, ours = BACKBONES[backbone], published.folder()
     places = (ours, Path(torch.hub.get_dir()) / "checkpoints")
@@ -132,14 +139,13 @@ def _find_backbone(backbone: str) -> Path:
     for path in (*(place / name for place in places), *others):
         if path.is_file():
             return path
-    try:
-        return published.obtain(f"https://download.pytorch.org/models/{name}", ours / name)
-    except Unavailable as error:
-        raise BadInput(f"distance lpips-{backbone}: {error}") from error
+    return published.obtain(f"https://download.pytorch.org/models/{name}", ours / name)
 
 
-def _fill(trunk: nn.Module, path: Path) -> None:
-    """Load the convolutions `features.*` in `path`, which may also hold a classifier, into lpips' slices of them.
+def fill_backbone(trunk: nn.Module, path: Path) -> None:
+    """Load the convolutions `features.*` in `path`, which may also hold a classifier, into the parts of `trunk`.
+
+    A part has them by torchvision's numbers, as lpips' slices do.
 
     Raises:
         BadInput: other tensors than those, or anything else than tensors, which is not executed.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from tests.support.inception import pin, save_inception
 from tests.support.spaces import small_space
 from trainer.data.image_set import to_float
 from trainer.data.images import load_digits
+from trainer.distillation.distance import BACKBONES
 
 CPU = torch.device("cpu")
 MODES = {"clean": "inception", "legacy_tensorflow": "inception-tf", "legacy_pytorch": "inception-torch"}
@@ -64,6 +66,19 @@ def test_its_features_tell_digits_from_noise_and_from_fewer_digits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 1, 8, 8), dtype=np.uint8)
     assert frechet_distance(even, moments(space.extract(noise).features)) > 10 * same
     assert frechet_distance(even, moments(found[1::2][digits.labels[1::2] < 5])) > 5 * same
+
+
+def test_features_of_squeezenet_are_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAFLOW_WEIGHTS", str(tmp_path))
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(network.state_dict(), tmp_path / BACKBONES["squeeze"])
+    images = pictures(3, size=224)  # so large that nothing is resized
+    found = load_space("squeezenet", CPU).extract(images).features
+    normalise = torchvision.transforms.Normalize(spaces.IMAGENET_MEAN, spaces.IMAGENET_STD)
+    with torch.no_grad():
+        wanted = network.features(normalise(torch.from_numpy(images) / 255)).mean((2, 3))
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)

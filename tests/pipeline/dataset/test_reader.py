@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import StoreFailed, WorkFailed
+from pipeline.dataset import reader
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import MEMBERS, read_block
@@ -62,6 +63,36 @@ def test_blocks_to_come_are_fetched_ahead_and_once(remote: Manifest, asked: list
     for block in range(10):
         blocks.read(block)
     assert len(asked) == len(set(asked)) == 10
+
+
+def test_velocities_that_are_not_needed_are_fetched_once_for_the_checksum(
+    local: Manifest, remote: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MIN_GAP", 1)
+    monkeypatch.setattr(reader, "CACHED_BLOCKS", 1)
+    blocks = BlockReader(remote, velocities=False)
+    fetched, read_range = [0], Bucket.read_range
+
+    def counted(self: Bucket, name: str, start: int, end: int) -> memoryview:
+        fetched.append(end - start)
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(Bucket, "read_range", counted)
+    plan = local.plan
+    velocities = local.num_records * plan.num_times * int(np.prod(plan.shape)) * np.dtype(plan.dtype).itemsize
+    for num_bytes in (local.num_bytes, local.num_bytes - velocities, local.num_bytes - velocities):
+        fetched.clear()
+        for block in range(10):
+            found, whole = blocks.read(block), BlockReader(local, velocities=False).read(block)
+            for name in MEMBERS:
+                np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+        assert sum(fetched) + trailers(local) == num_bytes
+    blocks.close()
+
+
+def trailers(manifest: Manifest) -> int:
+    """The bytes of the shards that are in no block: the ends of their tars."""
+    return manifest.num_bytes - int(manifest.blocks["num_bytes"].to_numpy().sum())
 
 
 def test_no_block_is_fetched_twice_while_it_is_expected(remote: Manifest, asked: list[int]) -> None:

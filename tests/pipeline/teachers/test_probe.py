@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,10 +7,10 @@ import torch
 from pipeline.common.errors import BadInput
 from pipeline.flow.solver import Solver
 from pipeline.teachers.probe import SOLVERS, Point, ProbeResult, choose_solvers, probe
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import Teacher, of_network
 from tests.support.command import call
 from tests.support.plans import make_plan
-from tests.support.problems import SHAPE, GaussianFlow
+from tests.support.problems import SHAPE, GaussianFlow, tiny_network
 
 CPU = torch.device("cpu")
 
@@ -93,6 +94,28 @@ def test_a_fixed_step_solver_steps_where_generate_does() -> None:
     assert asked[-5:] == make_plan(seed=7, num_states=4, solver=euler).times(0)[:-1].tolist()
     even = probe(teacher, 4, 7, CPU, solvers=[Solver(name="euler", num_steps=2)], num_states=8)
     assert [point.nfe for point in even.points] == [2]
+
+
+def test_a_compiled_teacher_is_compared_by_time_and_recommended_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    teacher, solvers = of_network("tiny", "0" * 64, tiny_network(), CPU), choose_solvers("euler,rk4")
+    found = probe(teacher, 4, 0, CPU, solvers=solvers, compiled=True)
+    assert [point.compiled for point in found.points] == [False] * len(solvers) + [True] * len(solvers)
+    for is_compiled in (True, False):
+        faster = [replace(p, seconds=p.nfe / (1 + (p.compiled == is_compiled))) for p in found.points]
+        best = replace(found, points=faster).recommend(1)
+        assert best.flags.endswith(f"--set compile={str(is_compiled).lower()}")
+    assert "fp32, compiled" in [point.arithmetic for point in found.points]
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(BadInput, match="compile: wanted a network of this program; teacher gaussian is a function"):
+        probe(GaussianFlow().teacher(), 4, 0, CPU, compiled=True)
+    teacher = of_network("tiny", "0" * 64, tiny_network(), CPU)
+    with pytest.raises(BadInput, match="precision tf32: wanted a GPU that has it, got a CPU"):
+        probe(teacher, 4, 0, CPU, precisions=("tf32",), compiled=True)
 
 
 def test_an_interrupt_keeps_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,5 +309,5 @@ def read_input(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Step
     share = settings.batch_size // ranks.world
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     noise_shape = task.network.config.shape if any(term.draws_noise for term in terms) else None
-    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape)
+    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape, settings.num_steps)
     return StepInput(task.stream.batch(step, ranks.rank, ranks.world), draws)

@@ -89,8 +89,8 @@ def loss_values(loss: Loss, student: Student) -> Tensor:
     """The values of `loss` [B], where `student` answers its queries one by one."""
 
     def answer(query: Query) -> Tensor:
-        if query.derivative:
-            return differentiate(student, query)
+        if query.tangent is not None:
+            return differentiate(student.mean_velocity, query)
         assert query.s is not None
         with torch.set_grad_enabled(query.source == "live"):
             return student.mean_velocity(query.x, query.t, query.s, query.label)

@@ -59,7 +59,7 @@ def test_a_run_of_one_rank_is_gone_on_with_by_two_on_the_same_batches(data: Path
 
 def test_the_draws_of_ranks_are_parts_of_one_ranks() -> None:
     def numbers(mine: slice) -> list[torch.Tensor]:
-        draws = draw(0, 5, 16, mine, 2, (2,))
+        draws = draw(0, 5, 16, mine, 2, (2,), 10)
         first, second = draws.of(0), draws.of(1)
         return [first.uniform(), first.uniform(), second.uniform(), first.strata, first.normal()]
 

@@ -19,6 +19,7 @@ L2 = DistanceConfig()
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
 TRAINED, DERIVED = 3.0, 6.0
+ALONG = 4.0  # with a forward-mode derivative that is not trained through
 
 
 class BaseTerm(BaseModel):
@@ -250,24 +251,75 @@ class SoftConsistency(BaseTerm):
 
 
 class Lagrangian(_TwoTimes):
-    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives."""
+    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives, or the student's."""
 
     loss: Literal["lagrangian"] = "lagrangian"
+    target: Literal["teacher", "student"] = "teacher"
 
     differentiates_forward: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:
-        return DERIVED + 1
+        return DERIVED + 1  # the teacher, or the student without a backward pass
 
     @property
     def needs_teacher(self) -> bool:
-        return True
+        return self.target == "teacher"
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        assert models.teacher is not None
         x_t, t, s = self.draw_times(batch, draws)
-        return losses.lagrangian_loss(models.teacher, x_t, t, s, batch.label)
+        velocity = models.teacher if self.needs_teacher else None
+        return losses.lagrangian_loss(velocity, x_t, t, s, batch.label)
+
+
+class _AlongStates(BaseTerm):
+    """A loss by the derivative along the stored velocity, at a stored state but the last; s is `any` time after it.
+
+    With `until` end s is the end of the flow.
+    """
+
+    until: Literal["any", "end"] = "any"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return ALONG
+
+    @property
+    def needs_velocities(self) -> bool:
+        return True
+
+    def draw_state(self, batch: TrajectoryBatch, draws: TermDraws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_t [B, C, H, W], t [B], s [B] and the teacher's velocity at x_t [B, C, H, W]."""
+        assert batch.velocity is not None
+        i = draws.integers(0, batch.times.shape[1] - 1)
+        (x_t, t), end = batch.stored(i), batch.times[:, -1]
+        s = end if self.until == "end" else draws.times(end, t, "uniform")
+        return x_t, t, s, batch.velocity[batch.each, i]
+
+
+class Eulerian(_AlongStates):
+    """Eulerian map distillation on stored states; the derivative is warmed up over `warmup` of the training."""
+
+    loss: Literal["eulerian"] = "eulerian"
+    normalise: bool = True
+    warmup: float = Field(default=0.1, ge=0, le=1)
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        rate = (draws.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
+        return losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate, self.normalise)
+
+
+class MeanFlow(_AlongStates):
+    """MeanFlow's identity on stored states."""
+
+    loss: Literal["meanflow"] = "meanflow"
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        return losses.meanflow_loss(x_t, t, s, velocity, batch.label)
 
 
 class FlowMatching(BaseTerm):
@@ -308,6 +360,8 @@ Term = Annotated[
     | Consistency
     | SoftConsistency
     | Lagrangian
+    | Eulerian
+    | MeanFlow
     | FlowMatching
     | Reflow,
     Discriminator("loss"),

@@ -59,8 +59,7 @@ def _levels(network: UNet) -> Iterator[tuple[str, tuple[str, int, int]]]:
     for part, beside, level in (("encoder", "inputs", 0), ("decoder", "outputs", depth)):
         counts: dict[str, int] = {}
         numbered = []
-        for index, block in enumerate(network.get_submodule(part).children()):
-            assert isinstance(block, Block)
+        for index, block in enumerate(_blocks(network, part)):
             direction = block.resample.direction
             level += {"down": 1, "up": -1, "none": 0}[direction]
             kind = "" if direction == "none" else f".{direction}"
@@ -71,9 +70,14 @@ def _levels(network: UNet) -> Iterator[tuple[str, tuple[str, int, int]]]:
         yield from ((f"{part}.{index}", (place, number, counts[place])) for index, place, number in numbered)
 
 
+def _blocks(network: UNet, part: str) -> list[Block]:
+    return [block for block in network.get_submodule(part).children() if isinstance(block, Block)]
+
+
 def _axes(network: UNet) -> dict[str, list[tuple[int, ...]]]:
     """The parts of the axes of every tensor."""
-    axes = {name: [(size,) for size in tensor.shape] for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    axes: dict[str, list[tuple[int, ...]]] = {name: [(size,) for size in state[name].shape] for name in state}
 
     def split(layer: str, axis: int, *parts: int) -> None:
         for name in (f"{layer}.weight", f"{layer}.bias"):
@@ -90,8 +94,8 @@ def _axes(network: UNet) -> dict[str, list[tuple[int, ...]]]:
         split(f"{name}.layer0", 1, half, half)
     if _labels_join_features(network):
         split("embed_label", 0, half, half)
-    before = network.middle[-1].conv1.out_channels
-    for index, (block, takes_skip) in enumerate(zip(network.decoder, network.takes_skip, strict=True)):
+    before = _blocks(network, "middle")[-1].conv1.out_channels
+    for index, (block, takes_skip) in enumerate(zip(_blocks(network, "decoder"), network.takes_skip, strict=True)):
         if takes_skip:
             joined = (before, block.norm0.num_channels - before)
             split(f"decoder.{index}.norm0", 0, *joined)

@@ -41,7 +41,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-4)  # sums of floats in another order
 
 
-@pytest.mark.parametrize("recipe", ["anchored", "lagrangian"])
+@pytest.mark.parametrize("recipe", ["anchored", "lagrangian", "anchored-adversarial"])
 def test_two_ranks_train_as_one_does(data: Path, tmp_path: Path, recipe: str) -> None:
     call(tmp_path, *arguments(data, tmp_path / "one"), "--recipe", recipe)
     on_ranks(2, [*arguments(data, tmp_path / "two"), "--recipe", recipe])

@@ -1,11 +1,11 @@
 """The models of a training, and how they answer the queries of its losses: one call of each network a round."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.flow.solver import Velocity
@@ -15,23 +15,24 @@ from trainer.distillation.queries import Query
 
 @dataclass(frozen=True)
 class Models:
-    """The network in training and, if a recipe needs them, its average and the teacher."""
+    """The network in training and, if a recipe needs them, its average, the teacher, and what its terms own."""
 
     network: Network
     ema: Network | None = None
     teacher: Velocity | None = None
+    owned: Mapping[str, nn.Module] = field(default_factory=dict)  # by the title of the term
 
     def answer(self, queries: Sequence[Query]) -> list[Tensor]:
         """The answers to `queries`, in their order; those to one source come from one call of its network."""
         answers: dict[int, Tensor] = {}
         # The differentiated call comes first: under autocast, torch before 2.10 casts a weight once, and one that is
         # cast without gradients would get none.
-        for source in ("live", "stopped", "ema"):
+        for source in ("live", "stopped", "ema", "held-ema"):
             numbers = [i for i, query in enumerate(queries) if query.source == source and query.tangent is None]
             if numbers:
-                network = self.ema if source == "ema" else self.network
+                network = self.ema if source in ("ema", "held-ema") else self.network
                 assert network is not None
-                with torch.set_grad_enabled(source == "live" and torch.is_grad_enabled()):
+                with torch.set_grad_enabled(source in ("live", "held-ema") and torch.is_grad_enabled()):
                     found = call(network, [queries[i] for i in numbers])
                 answers |= dict(zip(numbers, found, strict=True))
         for i, query in enumerate(queries):

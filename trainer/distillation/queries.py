@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipeline.flow.path import match_dims
 
-# Whose answer is wanted: the network in training, differentiated or not, or its average.
-Source = Literal["live", "stopped", "ema"]
+# Whose answer is wanted: the network in training, differentiated or not, or its average. The gradient goes through the
+# average that is held to the state that it is asked at.
+Source = Literal["live", "stopped", "ema", "held-ema"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Query:
         assert self.s is not None
         assert self.tangent is not None
         mean_velocity, change = answer
-        moved = (self.tangent.s - self.tangent.t) * mean_velocity + match_dims(self.s - self.t, self.x) * change
+        moved: Tensor = (self.tangent.s - self.tangent.t) * mean_velocity + match_dims(self.s - self.t, self.x) * change
         return moved if self.tangent.x is None else self.tangent.x + moved
 
 

@@ -1,9 +1,10 @@
 """The terms of a recipe: each a loss with its weight, times and distance, as configuration that can be called."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import copy
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
 
 from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
@@ -86,6 +87,24 @@ class BaseTerm(BaseModel):
     def compute(self, models: Models, batch: Any, draws: TermDraws) -> Loss:
         """The loss of every row, [B], of a batch of the kind that it `reads`, to which each loss narrows the type."""
         raise NotImplementedError
+
+
+class Owner(BaseTerm):
+    """A loss that owns a network: a copy of the student as a phase begins, unless it is a `TrainingOwner`."""
+
+    def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
+        """The network as it starts.
+
+        Raises:
+            BadInput: it takes the teacher's network, and the teacher has none.
+        """
+        return copy.deepcopy(student).eval().requires_grad_(False)
+
+
+class TrainingOwner(Owner):
+    """A loss that trains a network of its own, at the rate `own_lr`, by a loss of its own: its values are [2, B]."""
+
+    own_lr: float = Field(default=1e-3, gt=0)
 
 
 class Output(BaseTerm):
@@ -222,6 +241,17 @@ class Consistency(_TwoTimes):
         return values / (t - s).clamp(min=MIN_STEP) ** 2 if self.weighting == "inverse-square" else values
 
 
+def draw_three(
+    batch: TrajectoryBatch, draws: TermDraws
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Stored states and times at t, u and s: t any but the last, s any after it, u any after t up to s itself."""
+    last = batch.times.shape[1] - 1
+    i = draws.integers(0, last)
+    j = draws.integers(i + 1, last + 1)
+    k = draws.integers(i + 1, j + 1)
+    return batch.stored(i), batch.stored(k), batch.stored(j)
+
+
 class SoftConsistency(BaseTerm):
     """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
 
@@ -242,11 +272,7 @@ class SoftConsistency(BaseTerm):
         return 1
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        last = batch.times.shape[1] - 1
-        i = draws.integers(0, last)
-        j = draws.integers(i + 1, last + 1)
-        k = draws.integers(i + 1, j + 1)
-        (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
+        (x_t, t), (x_u, u), (_, s) = draw_three(batch, draws)
         return losses.consistency_loss(x_t, t, x_u, u, s, batch.label, self.target, self.distance)
 
 
@@ -254,7 +280,8 @@ class Lagrangian(_TwoTimes):
     """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives, or the student's."""
 
     loss: Literal["lagrangian"] = "lagrangian"
-    target: Literal["teacher", "student"] = "teacher"
+    # Left out of what is written where it is the teacher: runs from before the choice resume.
+    target: Literal["teacher", "student"] = Field(default="teacher", exclude_if=lambda target: target == "teacher")
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -350,22 +377,6 @@ class Reflow(BaseTerm):
         t = TIME_SAMPLERS[self.times](draws.strata)
         label = _dropped(models.network, batch.label, draws)
         return losses.flow_matching_loss(batch.x[:, -1], batch.noise, t, label)
-
-
-Term = Annotated[
-    Output
-    | Trajectory
-    | VelocityTerm
-    | Derivative
-    | Consistency
-    | SoftConsistency
-    | Lagrangian
-    | Eulerian
-    | MeanFlow
-    | FlowMatching
-    | Reflow,
-    Discriminator("loss"),
-]
 
 
 def _dropped(network: Network, label: Tensor | None, draws: TermDraws) -> Tensor | None:

@@ -38,9 +38,9 @@ def test_scale_and_shift_are_cut_each() -> None:
 def test_features_and_skip_are_cut_each_where_the_decoder_joins_them() -> None:
     teacher, network = numbered(tiny_config(channels=16)), networks.build(with_second_time(tiny_config(channels=8)))
     inherit(network, teacher)
-    for level, block in enumerate((network.decoder[0], network.decoder[-1])):
-        x, skip = ((16, 16), (8, 8))[level]
-        assert block.norm0.weight.tolist() == [*range(x), *range(2 * x, 2 * x + skip)]
+    for name, x, skip in (("decoder.0", 16, 16), ("decoder.4", 8, 8)):
+        norm = network.state_dict()[f"{name}.norm0.weight"].tolist()
+        assert norm == [*range(x), *range(2 * x, 2 * x + skip)]
 
 
 def test_sines_and_cosines_are_taken_each_by_the_nearest_frequency() -> None:

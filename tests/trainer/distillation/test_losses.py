@@ -79,7 +79,7 @@ def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
         step = 1e-3
         ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
     torch.testing.assert_close(query.departure(answer), (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
-    query.departure(answer).square().mean().backward()
+    query.departure(answer).square().mean().backward()  # type: ignore[no-untyped-call]
     assert student.network.conv_in.weight.grad is not None
     assert student.network.conv_in.weight.grad.abs().max() > 0
 

@@ -120,8 +120,8 @@ class HeldBatch:
         self.config, self.ranks = config, Ranks(0, 1, pick_device(config.device))
         task = prepare(config, self.ranks.device)
         self.given = read_input(config, task, self.ranks, 0).to(self.ranks.device)
-        self.state = initial_state(config, task.network, self.ranks.device)
-        self.objective = Objective(task.network, self.state.averages[0].network, task.teacher)
+        self.state = initial_state(config, task.network, self.ranks.device, task.owned)
+        self.objective = Objective(task.network, self.state.averages[0].network, task.teacher, task.owned)
 
     @property
     def num_parameters(self) -> int:

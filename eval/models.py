@@ -110,7 +110,7 @@ def find_weights(folder: Path, name: str) -> Path:
         BadInput: it lacks them.
     """
     file = folder / f"{name}.safetensors"
-    names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name != checkpoint.OPTIMIZER]
+    names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name not in checkpoint.NO_NETWORKS]
     if name not in names:
         raise BadInput(
             f"{folder}: wanted the weights {name!r} ({file.name}); it holds {', '.join(names) or 'none'}: "

@@ -51,7 +51,7 @@ def test_a_term_reads_a_batch() -> None:
         index=torch.arange(6),
     )
     models = Models(tiny_network(second_time=True))
-    draws = draw(0, 0, 6, slice(0, 6), 1, None).of(0)
+    draws = draw(0, 0, 6, slice(0, 6), 1, None, 1).of(0)
     (values,) = evaluate([term.compute(models, batch, draws)], models.answer)
     assert values.shape == (6,)
     assert term.title == "mean-velocity"

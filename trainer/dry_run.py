@@ -53,8 +53,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     device = ranks.device
     task = prepare(config, device)
     config, settings = task.config, config.trainer
-    state = initial_state(config, task.network, device)
-    objective = Objective(task.network, state.averages[0].network, task.teacher)
+    state = initial_state(config, task.network, device, task.owned)
+    objective = Objective(task.network, state.averages[0].network, task.teacher, task.owned)
     seconds = []
     for step in range(1 + NUM_STEPS):
         started = time.perf_counter()

@@ -1,10 +1,11 @@
 """What a run trains, and on what: from a configuration to an initialised network and a stream of batches."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from pipeline import networks
 from pipeline.common.config import differences, explain
@@ -28,6 +29,7 @@ from trainer.data.stream import WINDOW_BLOCKS, ImageStream, TrajectoryStream
 from trainer.distillation.random_draws import draw
 from trainer.distillation.step_input import StepInput
 from trainer.distillation.student import Student, from_teacher
+from trainer.distillation.terms import Owner
 from trainer.distributed import Ranks
 
 TRAINABLE = ("flow", "rectified-flow", "edm")  # conventions
@@ -46,6 +48,7 @@ class Task:
     init_source: str  # where the network's tensors come from, for the user
     teacher: Velocity | None = None  # if the recipe evaluates it
     notes: tuple[str, ...] = ()  # on the data, for the user
+    owned: Mapping[str, nn.Module] = field(default_factory=dict)  # the networks of the recipe's terms, by their titles
 
 
 def prepare(config: TrainConfig, device: torch.device) -> Task:
@@ -194,7 +197,13 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     velocity = None
     if config.recipe.needs_teacher and provenance.teacher is not None:
         velocity = load_teacher(provenance.teacher, device, data.plan.guidance_scale, quiet=True).velocity
-    return Task(config, student.network.to(device), data, provenance, init_source, velocity)
+    network = student.network.to(device)
+    owned = {
+        term.title: term.make_network(teacher.network, network).to(device)
+        for term in config.recipe.terms
+        if isinstance(term, Owner)
+    }
+    return Task(config, network, data, provenance, init_source, velocity, owned=owned)
 
 
 def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenance]:
@@ -308,5 +317,5 @@ def read_input(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Step
     share = settings.batch_size // ranks.world
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     noise_shape = task.network.config.shape if any(term.draws_noise for term in terms) else None
-    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape)
+    draws = draw(config.seed, step, settings.batch_size, mine, len(terms), noise_shape, settings.num_steps)
     return StepInput(task.stream.batch(step, ranks.rank, ranks.world), draws)

@@ -1,6 +1,7 @@
 """One optimisation step: losses, gradients, the update, the averages."""
 
 import math
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,19 +10,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import State
+from trainer.checkpoints.companion import Companion
 from trainer.checkpoints.ema import Ema
 from trainer.config import TrainConfig, TrainerConfig
 from trainer.distillation.objective import weighted
 from trainer.distillation.random_draws import seed_dropout
 from trainer.distillation.recipes import Phase
 from trainer.distillation.step_input import StepInput
+from trainer.distillation.terms import BaseTerm, TrainingOwner
 from trainer.distributed import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def initial_state(config: TrainConfig, network: Network, device: torch.device) -> State:
-    """The state of a training of `network` before its first step."""
+def initial_state(
+    config: TrainConfig, network: Network, device: torch.device, owned: Mapping[str, nn.Module] | None = None
+) -> State:
+    """The state of a training of `network`, and of the networks that its terms own by their titles, before any step."""
     settings = config.trainer
     network.train()
     averages = [Ema(network, average) for average in settings.ema]
@@ -30,7 +35,26 @@ def initial_state(config: TrainConfig, network: Network, device: torch.device) -
     )
     # Half precision's gradients would underflow; bfloat16 has the range of float32.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    return State(network, averages, optimizer, scaler)
+    terms = {term.title: term for term in config.recipe.terms}
+    companions = {
+        title: Companion(module, _own_optimizer(terms[title], module)) for title, module in (owned or {}).items()
+    }
+    return State(network, averages, optimizer, scaler, companions)
+
+
+def _own_optimizer(term: BaseTerm, network: nn.Module) -> torch.optim.Optimizer | None:
+    """AdamW without momentum, as discriminators are trained, for what a term trains."""
+    if not isinstance(term, TrainingOwner):
+        return None
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=term.own_lr, betas=(0.0, 0.99), weight_decay=0.01, fused=True)
+
+
+def begin_phase(state: State) -> None:
+    """Copy the student into what is a copy of it, as it is when a phase begins."""
+    for companion in state.owned.values():
+        if companion.optimizer is None:
+            companion.network.load_state_dict(state.network.state_dict())
 
 
 def take_step(
@@ -38,23 +62,46 @@ def take_step(
 ) -> Tensor:
     """Take optimisation step `step` on this rank's input, changing `state`; the device is never waited for.
 
-    Returns the unweighted losses and the gradient's norm before clipping, float32 [terms + 1].
+    Returns the unweighted losses and the gradient's norm before clipping, float32 [losses + 1].
     """
-    settings, optimizer, scaler = config.trainer, state.optimizer, state.scaler
-    for group in optimizer.param_groups:
+    settings, scaler = config.trainer, state.scaler
+    for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(settings, step)
-    optimizer.zero_grad()
+    if config.recipe.begins_phase(step, settings.num_steps):
+        begin_phase(state)
+    trained: list[tuple[nn.Module, torch.optim.Optimizer]] = [
+        (state.network, state.optimizer),
+        *_own_networks(state, phase),
+    ]
+    for _, optimizer in trained:
+        optimizer.zero_grad()
     losses = backward(config, ranks, objective, phase, given, step, scaler)
+    norms = [_update(settings, network, optimizer, scaler) for network, optimizer in trained]
+    scaler.update()
+    for average in state.averages:
+        average.update(state.network, settings.batch_size, (step + 1) * settings.batch_size)
+    return torch.cat([losses, norms[0].detach().reshape(1)])
+
+
+def _own_networks(state: State, phase: Phase) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
+    """What the terms of `phase` train, with its optimisers."""
+    for term in phase.training:
+        companion = state.owned[term.title]
+        assert companion.optimizer is not None
+        yield companion.network, companion.optimizer
+
+
+def _update(
+    settings: TrainerConfig, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Clip the gradients of `network` and take its step; returns their norm before."""
     scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.max_grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
     if settings.skip_nonfinite and not scaler.is_enabled():  # the scaler skips such steps by itself
         # What the scaler tells a fused optimizer; torch's stubs do not declare it.
         optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
     scaler.step(optimizer)
-    scaler.update()
-    for average in state.averages:
-        average.update(state.network, settings.batch_size, (step + 1) * settings.batch_size)
-    return torch.cat([losses, grad_norm.detach().reshape(1)])
+    return grad_norm
 
 
 def backward(
@@ -66,10 +113,10 @@ def backward(
     step: int,
     scaler: torch.amp.GradScaler,
 ) -> Tensor:
-    """Accumulate the gradients of the losses of `phase` on this rank's input; returns the losses, float32 [terms]."""
+    """Accumulate the gradients of the losses of `phase` on this rank's input; returns the losses, float32 [losses]."""
     settings, device = config.trainer, ranks.device
     share = settings.batch_size // ranks.world // settings.accumulate
-    losses = torch.zeros(len(phase.terms), device=device)
+    losses = torch.zeros(len(phase.weights), device=device)
     for part in range(settings.accumulate):
         seed_dropout(config.seed, step, (ranks.rank * settings.accumulate + part) * share)
         mine = given.rows(slice(part * share, (part + 1) * share))

@@ -66,7 +66,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> Path:
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
     config = task.config
-    network, state = task.network, initial_state(config, task.network, device)
+    network, state = task.network, initial_state(config, task.network, device, task.owned)
     _pull(config, ranks)
     step = resume(config, task, state)
     if not ranks.agree(step):
@@ -81,9 +81,11 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
     choose_kernels(settings)
     if compiles(config, device):
         network.compile()
-    objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
+    objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
     if ranks.world > 1:
-        objective = DistributedDataParallel(objective, broadcast_buffers=False)
+        # A network that a term owns is not used in the phases without the term.
+        unused = bool(task.owned) and len(recipe.phases) > 1
+        objective = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
     read = partial(read_input, config, task, ranks)
     pending: list[Tensor] = []
     phase, last = recipe.phase(step, settings.num_steps), time.monotonic()
@@ -297,13 +299,13 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 def mean_losses(
     config: TrainConfig, task: Task, ranks: Ranks, phase: Phase, step: int, pending: list[Tensor]
 ) -> dict[str, float]:
-    """The means, over ranks and steps, of the pending losses and gradient norms [terms + 1] of the steps before `step`.
+    """The means, over ranks and steps, of the pending losses and gradient norms [losses + 1] before `step`.
 
     Raises:
         WorkFailed: a value is not finite; the batch of its step is saved beside the log.
     """
     table = ranks.mean(torch.stack(pending)).cpu()
-    names = [*(term.title for term in phase.terms), GRAD_NORM]
+    names = [*phase.titles, GRAD_NORM]
     finite = torch.isfinite(table)
     skipped = torch.zeros(len(table), dtype=torch.bool)
     if config.trainer.precision == "fp16":

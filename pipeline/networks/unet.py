@@ -221,16 +221,21 @@ class UNet(nn.Module):
     def _time(self, t: Tensor) -> Tensor:
         return self.config.time_scale * self.convention.noise_label(t.float())
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """From image to image: [B, C, H, W] -> [B, C, H, W]."""
-        image_in, image_out = x, None
-        x = self.conv_in(x)
-        skips = [x]
+    def encode(self, image: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The features after the first convolution and after every block of the encoder."""
+        x = self.conv_in(image)
+        features = [x]
         for i, encode in enumerate(self.encoder):
             x = encode(x, embedding)
             if str(i) in self.inputs:
-                x, image_in = self.inputs[str(i)](x, image_in)
-            skips.append(x)
+                x, image = self.inputs[str(i)](x, image)
+            features.append(x)
+        return features
+
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """From image to image: [B, C, H, W] -> [B, C, H, W]."""
+        skips, image_out = self.encode(x, embedding), None
+        x = skips[-1]
         for refine in self.middle:
             x = refine(x, embedding)
         for i, (decode, takes_skip) in enumerate(zip(self.decoder, self.takes_skip, strict=True)):
@@ -239,6 +244,17 @@ class UNet(nn.Module):
             x = decode(torch.cat([x, skips.pop()], dim=1) if takes_skip else x, embedding)
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return out if image_out is None else out + image_out
+
+    def features(self, x: Tensor, t: Tensor, label: Tensor | None) -> list[Tensor]:
+        """What `encode` finds in the state x [B, C, H, W] at t [B], each [B, C', H', W']."""
+        embedding, found = self.embedding(t, None, label, None), list[Tensor]()
+
+        def predict(scaled: Tensor) -> Tensor:
+            found.extend(self.encode(scaled, embedding))
+            return scaled
+
+        self.convention.velocity(predict, x, match_dims(t, x))
+        return found
 
     def forward(
         self,

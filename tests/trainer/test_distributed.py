@@ -43,7 +43,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-4)  # sums of floats in another order
 
 
-@pytest.mark.parametrize("recipe", ["anchored", "lagrangian"])
+@pytest.mark.parametrize("recipe", ["anchored", "lagrangian", "anchored-adversarial"])
 def test_two_ranks_train_as_one_does(data: Path, tmp_path: Path, recipe: str) -> None:
     call(tmp_path, *arguments(data, tmp_path / "one"), "--recipe", recipe)
     on_ranks(2, [*arguments(data, tmp_path / "two"), "--recipe", recipe])
@@ -61,7 +61,7 @@ def test_a_run_of_one_rank_is_gone_on_with_by_two_on_the_same_batches(data: Path
 
 def test_the_draws_of_ranks_are_parts_of_one_ranks() -> None:
     def numbers(mine: slice) -> list[torch.Tensor]:
-        draws = draw(0, 5, 16, mine, 2, (2,))
+        draws = draw(0, 5, 16, mine, 2, (2,), 10)
         first, second = draws.of(0), draws.of(1)
         return [first.uniform(), first.uniform(), second.uniform(), first.strata, first.normal()]
 

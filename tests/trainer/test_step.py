@@ -46,12 +46,12 @@ def one_step(data: Path, recipe: str, network: dict[str, Any] | None = None) -> 
     config = TrainConfig.model_validate(given | {"trainer": {"num_steps": 2, "batch_size": 4, "skip_nonfinite": True}})
     ranks, task = Ranks(0, 1, CPU), prepare(config, CPU)
     trained = task.network if network is None else networks.build(networks.parse_config(network))
-    state, inputs = initial_state(config, trained, CPU), read_input(config, task, ranks, 0)
+    state, inputs = initial_state(config, trained, CPU, task.owned), read_input(config, task, ranks, 0)
     if network is not None:
         x = inputs.batch.x  # type: ignore[attr-defined]
         shape = (*x.shape[:2], *trained.config.shape)
         object.__setattr__(inputs.batch, "x", torch.zeros(shape))
-    objective = Objective(trained, state.averages[0].network, task.teacher)
+    objective = Objective(trained, state.averages[0].network, task.teacher, task.owned)
     take_step(config, ranks, state, objective, config.recipe.phases[0], inputs, 0)  # makes the optimizer's state
     with counted_calls(trained) as calls, Operations() as operations:
         take_step(config, ranks, state, objective, config.recipe.phases[0], inputs, 1)

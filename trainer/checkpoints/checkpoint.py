@@ -1,12 +1,13 @@
 """Checkpoints: all that resuming a training bit for bit takes, in files that execute nothing.
 
 A checkpoint is a folder `step-NNNNNN` with `network.safetensors`, `ema.safetensors` (either can be loaded as a
-network by itself), `optimizer.safetensors` and `checkpoint.json`. Random draws are functions of (seed, step), so there
-is no generator state to keep.
+network by itself), `optimizer.safetensors` and `checkpoint.json`; networks that terms of the recipe
+own lie with their optimisers in `owned.safetensors`. Random draws are functions of (seed, step), so there is no
+generator state to keep.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed, reason
@@ -25,10 +27,13 @@ from pipeline.teachers import run_folder
 from pipeline.teachers.classes import TrainedClass
 from pipeline.teachers.run_folder import INFO as INFO
 from pipeline.teachers.run_folder import Damaged as Damaged
+from trainer.checkpoints.companion import Companion
 from trainer.checkpoints.ema import Ema
 
 EMA = run_folder.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
 OPTIMIZER = "optimizer.safetensors"
+OWNED = "owned.safetensors"
+NO_NETWORKS = (OPTIMIZER, OWNED)  # files that are no network
 SCALE = "scale"  # of the gradients, in half precision
 # Of a file in the checkpoint's folder, whose bytes are hashed: never of a device or another folder's file.
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
@@ -82,6 +87,7 @@ class State:
     averages: Sequence[Ema]  # the first is what teachers and evaluations take
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    owned: Mapping[str, Companion] = field(default_factory=dict)  # by the title of the term that owns it
 
     def networks(self) -> dict[str, Network]:
         """By the name of its file, the network and its averages."""
@@ -102,6 +108,8 @@ def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
             for name, network in state.networks().items():
                 networks.save(aside / name, network)
             networks.save_tensors(aside / OPTIMIZER, _flatten(state))
+            if state.owned:
+                networks.save_tensors(aside / OWNED, dict(_flatten_owned(state.owned)))
             files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
             (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
     except OSError as error:
@@ -129,9 +137,9 @@ def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
         scale = tensors.pop(SCALE, None)
         if scale is not None and state.scaler.is_enabled():
             state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale.item()})
-        moments = _unflatten(tensors, list(state.network.parameters()))
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        _load_moments(state.optimizer, state.network, tensors)
+        if state.owned:
+            _restore_owned(state.owned, load_file(folder / OWNED))
     except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
         raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
 
@@ -165,9 +173,37 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise Damaged(f"{folder}: not a checkpoint this version reads") from error
 
 
+def _flatten_owned(owned: Mapping[str, Companion]) -> Iterator[tuple[str, torch.Tensor]]:
+    for number, companion in enumerate(owned.values()):
+        for name, tensor in companion.network.state_dict().items():
+            yield f"{number}.weights.{name}", tensor.contiguous()
+        if companion.optimizer is not None:
+            yield from ((f"{number}.moments.{name}", tensor) for name, tensor in _moments(companion.optimizer).items())
+
+
+def _restore_owned(owned: Mapping[str, Companion], tensors: Mapping[str, torch.Tensor]) -> None:
+    def below(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    for number, companion in enumerate(owned.values()):
+        companion.network.load_state_dict(below(f"{number}.weights."))
+        if companion.optimizer is not None:
+            _load_moments(companion.optimizer, companion.network, below(f"{number}.moments."))
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": _unflatten(tensors, parameters), "param_groups": groups})
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    moments = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": tensor.contiguous() for i, values in moments.items() for name, tensor in values.items()}
+
+
 def _flatten(state: State) -> dict[str, torch.Tensor]:
-    moments = state.optimizer.state_dict()["state"]
-    tensors = {f"{i}.{name}": tensor.contiguous() for i, values in moments.items() for name, tensor in values.items()}
+    tensors = _moments(state.optimizer)
     if state.scaler.is_enabled():
         tensors[SCALE] = torch.tensor(state.scaler.get_scale())
     return tensors

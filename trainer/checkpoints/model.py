@@ -83,7 +83,9 @@ def _complaint(path: Path, weights: str) -> str:
             f"{path}: wanted a checkpoint, the folder or URL of a run, or a .safetensors file; "
             "run traflow-pipeline train first"
         )
-    names = [file.stem for file in sorted(checkpoints[-1].glob("*.safetensors")) if file.name != checkpoint.OPTIMIZER]
+    names = [
+        file.stem for file in sorted(checkpoints[-1].glob("*.safetensors")) if file.name not in checkpoint.NO_NETWORKS
+    ]
     return (
         f"{checkpoints[-1]}: wanted the weights {weights!r} ({weights}.safetensors); "
         f"it holds {', '.join(names) or 'none'}: "

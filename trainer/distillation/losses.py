@@ -5,13 +5,18 @@ Times t, m and s are [B], states [B, C, H, W], labels int64 [B] or None. A dista
 A loss asks networks by queries (`trainer.distillation.queries`), so that several losses can share a call.
 """
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
-from pipeline.flow.path import interpolate
+from pipeline.flow.path import interpolate, match_dims
 from pipeline.flow.solver import Velocity
 from trainer.distillation.distance import Distance, squared_error
-from trainer.distillation.queries import Loss, Query, Source
+from trainer.distillation.queries import IN_S, Loss, Query, Source, Tangent
+
+TANGENT_C = 0.1  # added to the size of a tangent that is normalised (arXiv 2410.11081, Section 4.1)
+MEANFLOW_C = 1e-3  # added to the error by which MeanFlow's weight divides
 
 
 def output_loss(
@@ -46,8 +51,9 @@ def derivative_loss(
 
     `velocity` is the mean velocity of the whole trajectory, (x_1 - x_0) / (t_1 - t_0): x_1 - x_0 on [0, 1].
     """
-    (answer,) = yield (Query(start, t, s, label, derivative=True),)
-    return distance(answer[1], velocity)
+    jump = Query(start, t, s, label, tangent=IN_S)
+    (answer,) = yield (jump,)
+    return distance(jump.departure(answer), velocity)
 
 
 def consistency_loss(
@@ -78,17 +84,64 @@ def consistency_loss(
     return distance(jump.arrival(velocity), rest.arrival(from_middle))
 
 
-def lagrangian_loss(velocity: Velocity, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Loss:
-    """|dG(x_t, t, s)/ds - v(G(x_t, t, s), s)|^2, the teacher's velocity v where the student arrives.
+def lagrangian_loss(velocity: Velocity | None, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Loss:
+    """|dG(x_t, t, s)/ds - v(G(x_t, t, s), s)|^2, the velocity v where the student arrives.
 
-    Lagrangian map distillation (Boffi et al. 2024, arXiv 2406.07507, Eq. 12), by one forward-mode derivative and one
-    evaluation of the teacher, through which no gradient goes.
+    With the teacher's `velocity` it is Lagrangian map distillation (Boffi et al. 2024, arXiv 2406.07507, Eq. 12). With
+    None v is the student's own, F(x, s, s): Lagrangian self-distillation (Boffi et al. 2025, arXiv 2505.18825), which
+    another loss must teach the velocity. No gradient goes through v.
     """
-    (answer,) = yield (Query(x_t, t, s, label, derivative=True),)
-    x_s, slope = answer[0], answer[1]
-    with torch.no_grad():
-        wanted = velocity(x_s.detach(), s, label)
-    return squared_error(slope, wanted)
+    jump = Query(x_t, t, s, label, tangent=IN_S)
+    (answer,) = yield (jump,)
+    x_s = jump.arrival(answer[0]).detach()
+    if velocity is None:
+        (wanted,) = yield (Query(x_s, s, s, label, "stopped"),)
+    else:
+        with torch.no_grad():
+            wanted = velocity(x_s, s, label)
+    return squared_error(jump.departure(answer), wanted)
+
+
+def eulerian_loss(
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    velocity: Tensor,
+    label: Tensor | None,
+    rate: Tensor | float = 1.0,
+    normalise: bool = True,
+) -> Loss:
+    """|F - sg(F + g)|^2 with g = v - F + r (s - t) dF/dt, which at r = 1 is dG(x_t, t, s)/dt along the `velocity` v.
+
+    Eulerian map distillation (Align Your Flow, arXiv 2506.14603, Eq. 6 and Section 3.2): an exact G does not change as
+    (x_t, t) moves along a trajectory. With s = 0 it is the consistency loss in continuous time (sCM, arXiv 2410.11081;
+    on stored trajectories, TBCM, arXiv 2511.20410); where s = t, velocity matching. `normalise` divides g by its root
+    mean square plus 0.1, and the `rate` r [B] in [0, 1] of the warm-up weighs the derivative: sCM's stabilisations.
+    """
+    mean_velocity, change = yield from _along(x_t, t, s, velocity, label)
+    slope = velocity - mean_velocity + match_dims(rate * (s - t), x_t) * change
+    if normalise:
+        slope = slope / (match_dims(slope.square().flatten(1).mean(1).sqrt(), x_t) + TANGENT_C)
+    return squared_error(mean_velocity, (mean_velocity + slope).detach())
+
+
+def meanflow_loss(x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor, label: Tensor | None) -> Loss:
+    """w |F - sg(v + (s - t) dF/dt)|^2 with w = 1 / sg(|F - sg(...)|^2 + 1e-3): MeanFlow's identity.
+
+    MeanFlow (Geng et al. 2025, arXiv 2505.13447, Eqs. 6 and 22, p = 1), whose v is noise - data; with the teacher's
+    `velocity` at a state of its trajectory it is a distillation.
+    """
+    mean_velocity, change = yield from _along(x_t, t, s, velocity, label)
+    error = squared_error(mean_velocity, (velocity + match_dims(s - t, x_t) * change).detach())
+    return error / (error.detach() + MEANFLOW_C)
+
+
+def _along(
+    x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor, label: Tensor | None
+) -> Generator[tuple[Query, ...], list[Tensor], tuple[Tensor, Tensor]]:
+    """F(x_t, t, s), and its derivative as (x_t, t) moves along the velocity, through which no gradient goes."""
+    (answer,) = yield (Query(x_t, t, s, label, tangent=Tangent(velocity, t=1.0)),)
+    return answer[0], answer[1].detach()
 
 
 def flow_matching_loss(data: Tensor, noise: Tensor, t: Tensor, label: Tensor | None) -> Loss:

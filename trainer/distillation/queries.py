@@ -12,16 +12,29 @@ from torch import Tensor
 
 from pipeline.flow.path import match_dims
 
-# Whose answer is wanted: the network in training, differentiated or not, or its average.
-Source = Literal["live", "stopped", "ema"]
+# Whose answer is wanted: the network in training, differentiated or not, or its average. The gradient goes through the
+# average that is held to the state that it is asked at.
+Source = Literal["live", "stopped", "ema", "held-ema"]
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """The direction of a derivative: how fast x [B, C, H, W] (None: it stands still), t and s move."""
+
+    x: Tensor | None = None
+    t: float = 0.0
+    s: float = 0.0
+
+
+IN_S = Tangent(s=1.0)
 
 
 @dataclass(frozen=True)
 class Query:
     """The mean velocity F(x, t, s, label), [B, C, H, W], at states x [B, C, H, W], times [B] and labels [B].
 
-    `s` is None for a network of one time, whose answer is the velocity v(x, t, label). A query of the `derivative` is
-    answered by G(x, t, s) = x + (s - t) F and its derivative in s, stacked: [2, B, C, H, W].
+    `s` is None for a network of one time, whose answer is the velocity v(x, t, label). With a `tangent` the answer is F
+    and its derivative along it, stacked: [2, B, C, H, W].
     """
 
     x: Tensor
@@ -29,12 +42,20 @@ class Query:
     s: Tensor | None
     label: Tensor | None
     source: Source = "live"
-    derivative: bool = False
+    tangent: Tangent | None = None
 
     def arrival(self, mean_velocity: Tensor) -> Tensor:
         """G(x, t, s), where the student arrives with the answer `mean_velocity`."""
         assert self.s is not None
         return self.x + match_dims(self.s - self.t, self.x) * mean_velocity
+
+    def departure(self, answer: Tensor) -> Tensor:
+        """The derivative of G(x, t, s) along the tangent, with the `answer` [2, B, C, H, W] to it."""
+        assert self.s is not None
+        assert self.tangent is not None
+        mean_velocity, change = answer
+        moved: Tensor = (self.tangent.s - self.tangent.t) * mean_velocity + match_dims(self.s - self.t, self.x) * change
+        return moved if self.tangent.x is None else self.tangent.x + moved
 
 
 # A loss in progress: one value per sample, [B], in the end.

@@ -23,6 +23,7 @@ class TermDraws:
 
     _uniforms: Iterator[Tensor]
     strata: Tensor  # float32 [rows] in [0, 1), one in each of batch_size strata, in random order: less noise in a mean
+    progress: Tensor  # float32 [rows], the part of the training that is done before this step
     _noise: Tensor | None
 
     def uniform(self) -> Tensor:
@@ -50,17 +51,24 @@ class Draws(Rows):
 
     uniforms: Tensor  # float64 [rows, terms, MAX_UNIFORMS]
     strata: Tensor  # float32 [rows]
+    progress: Tensor  # float32 [rows]
     noise: Tensor | None  # float32 [rows, C, H, W]
 
     def of(self, term: int) -> TermDraws:
         """The numbers of the term at position `term` of its phase."""
-        return TermDraws(iter(self.uniforms[:, term].unbind(1)), self.strata, self.noise)
+        return TermDraws(iter(self.uniforms[:, term].unbind(1)), self.strata, self.progress, self.noise)
 
 
 def draw(
-    seed: int, step: int, batch_size: int, mine: slice, num_terms: int, noise_shape: tuple[int, ...] | None
+    seed: int,
+    step: int,
+    batch_size: int,
+    mine: slice,
+    num_terms: int,
+    noise_shape: tuple[int, ...] | None,
+    num_steps: int,
 ) -> Draws:
-    """The numbers of `step` for the rows `mine` of its batch of `batch_size`; noise only if `noise_shape` is given."""
+    """The numbers of `step` of `num_steps` for the rows `mine` of its batch; noise only if `noise_shape` is given."""
     rng = np.random.default_rng([seed, step])
     uniforms = rng.random((batch_size, num_terms, MAX_UNIFORMS))[mine]
     strata = (rng.permutation(batch_size) + rng.random(batch_size))[mine] / batch_size
@@ -70,6 +78,7 @@ def draw(
         uniforms=torch.from_numpy(uniforms),
         # Rounding to float32 may reach 1, which no sampler of times allows.
         strata=torch.from_numpy(strata).float().clamp(max=1 - 2**-24),
+        progress=torch.full((len(strata),), step / num_steps),
         noise=None if noise is None else torch.from_numpy(noise),
     )
 

@@ -3,15 +3,43 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 from pipeline.common.config import CONFIGS, expand_home
 from pipeline.common.errors import reason, suggest
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.dataset.plan import Plan
-from trainer.distillation.terms import Term
+from trainer.distillation import compared, terms
+from trainer.distillation.terms import TrainingOwner
 
 FOLDER = CONFIGS / "recipes"
+
+
+Term = Annotated[
+    terms.Output
+    | terms.Trajectory
+    | terms.VelocityTerm
+    | terms.Derivative
+    | terms.Consistency
+    | terms.SoftConsistency
+    | terms.Lagrangian
+    | terms.Eulerian
+    | terms.MeanFlow
+    | terms.FlowMatching
+    | terms.Reflow
+    | compared.ConsistencyDistillation
+    | compared.ConsistencyTraining
+    | compared.Bootstrap
+    | compared.Progressive
+    | compared.AnnealedReflow
+    | compared.Guided
+    | compared.TrajectoryConsistency
+    | compared.Shortcut
+    | compared.ScoreDistillation
+    | compared.Adversarial
+    | compared.DistributionMatching,
+    Discriminator("loss"),
+]
 
 
 class Phase(BaseModel):
@@ -28,6 +56,21 @@ class Phase(BaseModel):
         if len(set(titles)) < len(titles):
             raise ValueError(f"two terms of a phase have one name ({', '.join(titles)}): give them different ones")
         return self
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each loss: of the terms, then of the networks that they train."""
+        return [*(term.weight for term in self.terms), *(1.0 for _ in self.training)]
+
+    @property
+    def training(self) -> list[TrainingOwner]:
+        """The terms that train a network of their own."""
+        return [term for term in self.terms if isinstance(term, TrainingOwner)]
+
+    @property
+    def titles(self) -> list[str]:
+        """The name of each loss in the log."""
+        return [*(term.title for term in self.terms), *(f"{term.title}, its network" for term in self.training)]
 
     @property
     def cost(self) -> float:
@@ -95,6 +138,10 @@ class Recipe(BaseModel):
             if step < end:
                 return phase
         return self.phases[-1]
+
+    def begins_phase(self, step: int, num_steps: int) -> bool:
+        """Whether `step` of `num_steps` is the first of a phase."""
+        return step == 0 or self.phase(step, num_steps) is not self.phase(step - 1, num_steps)
 
     def lack(self, plan: Plan) -> str:
         """What this recipe needs that data of `plan` lack, as a phrase; empty if nothing."""

@@ -7,7 +7,6 @@ teacher's velocity network put in the place of F makes G the teacher's own Euler
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from pipeline import networks
 from pipeline.flow.path import match_dims
 from pipeline.networks import Network
-from pipeline.networks.layers import Block
 from pipeline.networks.unet import UNetConfig
+from trainer.distillation.inheritance import Inheritance, inherit
 
 FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
@@ -40,28 +39,12 @@ class Student(nn.Module):
         return x_t + match_dims(s - t, x_t) * self.mean_velocity(x_t, t, s, label)
 
 
-@dataclass(frozen=True)
-class InitSummary:
-    """How many tensors of a student are its teacher's, whole or cut to size, and which are new."""
-
-    whole: int
-    cut: int
-    new: tuple[str, ...]
-
-    def __str__(self) -> str:
-        named = ", ".join(self.new[:4]) + (", ..." if len(self.new) > 4 else "")
-        parts = [f"{self.whole} tensors as they are"] if self.whole else []
-        parts += [f"{self.cut} cut to its size"] if self.cut else []
-        parts += [f"{len(self.new)} new ({named})"] if self.new else []
-        return ", ".join(parts)
-
-
-def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, InitSummary]:
+def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, Inheritance]:
     """The student that starts from a teacher's network, of its architecture or of `config`.
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
-    s starts from the weights of the embedding of t, behind a gate that is zero. A smaller one takes, of each layer that
-    stands in the same place, the leading part that fits. It keeps the teacher's convention, for which the weights were
+    s starts from the weights of the embedding of t, behind a gate that is zero. Another one takes of each layer that
+    stands in the same place what fits (`inherit`). It keeps the teacher's convention, for which the weights were
     trained. Augmentation labels, which describe a teacher's training images, are left out; and so is its dropout,
     unless `config` has its own.
     """
@@ -71,45 +54,7 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
     }
     own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
     network = networks.build(networks.parse_config(wanted | own))
-    by_position = _by_position(teacher)
-    state, whole, cut, new = network.state_dict(), 0, 0, []
-    for position, name in _positions(network):
-        source = by_position.get(position.replace("embed_s.", "embed_t."))
-        if name == "gate_s":
-            continue
-        if source is None or not _fits(state[name], source):
-            new.append(name)
-            continue
-        state[name] = source[tuple(slice(size) for size in state[name].shape)]
-        whole, cut = whole + (state[name].shape == source.shape), cut + (state[name].shape != source.shape)
-    network.load_state_dict(state)
-    return Student(network), InitSummary(whole, cut, tuple(new))
-
-
-def _by_position(network: Network) -> dict[str, Tensor]:
-    state = network.state_dict()
-    return {position: state[name] for position, name in _positions(network)}
-
-
-def _positions(network: Network) -> list[tuple[str, str]]:
-    """Each tensor's position and name. Positions count blocks within their level, to match networks of any depth."""
-    blocks = {}
-    for part, resampling in (("encoder", "down"), ("decoder", "up")):
-        level, number = 0, 0
-        for index, block in network.get_submodule(part).named_children():
-            assert isinstance(block, Block)
-            starts = block.resample.direction == resampling
-            level, number = (level + 1, 0) if starts else (level, number + 1)
-            blocks[f"{part}.{index}"] = f"{part}.level{level}.{number}"
-    positions = []
-    for name in network.state_dict():
-        prefix = ".".join(name.split(".")[:2])
-        positions.append((name.replace(prefix, blocks[prefix], 1) if prefix in blocks else name, name))
-    return positions
-
-
-def _fits(tensor: Tensor, source: Tensor) -> bool:
-    return tensor.ndim == source.ndim and all(a <= b for a, b in zip(tensor.shape, source.shape, strict=True))
+    return Student(network), inherit(network, teacher)
 
 
 def sample(student: Student, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
 """The terms of a recipe: each a loss with its weight, times and distance, as configuration that can be called."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import copy
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
 
 from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
@@ -19,6 +20,7 @@ L2 = DistanceConfig()
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
 TRAINED, DERIVED = 3.0, 6.0
+ALONG = 4.0  # with a forward-mode derivative that is not trained through
 
 
 class BaseTerm(BaseModel):
@@ -85,6 +87,24 @@ class BaseTerm(BaseModel):
     def compute(self, models: Models, batch: Any, draws: TermDraws) -> Loss:
         """The loss of every row, [B], of a batch of the kind that it `reads`, to which each loss narrows the type."""
         raise NotImplementedError
+
+
+class Owner(BaseTerm):
+    """A loss that owns a network: a copy of the student as a phase begins, unless it is a `TrainingOwner`."""
+
+    def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
+        """The network as it starts.
+
+        Raises:
+            BadInput: it takes the teacher's network, and the teacher has none.
+        """
+        return copy.deepcopy(student).eval().requires_grad_(False)
+
+
+class TrainingOwner(Owner):
+    """A loss that trains a network of its own, at the rate `own_lr`, by a loss of its own: its values are [2, B]."""
+
+    own_lr: float = Field(default=1e-3, gt=0)
 
 
 class Output(BaseTerm):
@@ -221,6 +241,17 @@ class Consistency(_TwoTimes):
         return values / (t - s).clamp(min=MIN_STEP) ** 2 if self.weighting == "inverse-square" else values
 
 
+def draw_three(
+    batch: TrajectoryBatch, draws: TermDraws
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Stored states and times at t, u and s: t any but the last, s any after it, u any after t up to s itself."""
+    last = batch.times.shape[1] - 1
+    i = draws.integers(0, last)
+    j = draws.integers(i + 1, last + 1)
+    k = draws.integers(i + 1, j + 1)
+    return batch.stored(i), batch.stored(k), batch.stored(j)
+
+
 class SoftConsistency(BaseTerm):
     """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
 
@@ -241,33 +272,81 @@ class SoftConsistency(BaseTerm):
         return 1
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        last = batch.times.shape[1] - 1
-        i = draws.integers(0, last)
-        j = draws.integers(i + 1, last + 1)
-        k = draws.integers(i + 1, j + 1)
-        (x_t, t), (x_u, u), (_, s) = batch.stored(i), batch.stored(k), batch.stored(j)
+        (x_t, t), (x_u, u), (_, s) = draw_three(batch, draws)
         return losses.consistency_loss(x_t, t, x_u, u, s, batch.label, self.target, self.distance)
 
 
 class Lagrangian(_TwoTimes):
-    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives."""
+    """The Lagrangian flow-map loss, with the live teacher's velocity where the student arrives, or the student's."""
 
     loss: Literal["lagrangian"] = "lagrangian"
+    # Left out of what is written where it is the teacher: runs from before the choice resume.
+    target: Literal["teacher", "student"] = Field(default="teacher", exclude_if=lambda target: target == "teacher")
 
     differentiates_forward: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:
-        return DERIVED + 1
+        return DERIVED + 1  # the teacher, or the student without a backward pass
 
     @property
     def needs_teacher(self) -> bool:
-        return True
+        return self.target == "teacher"
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        assert models.teacher is not None
         x_t, t, s = self.draw_times(batch, draws)
-        return losses.lagrangian_loss(models.teacher, x_t, t, s, batch.label)
+        velocity = models.teacher if self.needs_teacher else None
+        return losses.lagrangian_loss(velocity, x_t, t, s, batch.label)
+
+
+class _AlongStates(BaseTerm):
+    """A loss by the derivative along the stored velocity, at a stored state but the last; s is `any` time after it.
+
+    With `until` end s is the end of the flow.
+    """
+
+    until: Literal["any", "end"] = "any"
+
+    differentiates_forward: ClassVar[bool] = True
+
+    @property
+    def cost(self) -> float:
+        return ALONG
+
+    @property
+    def needs_velocities(self) -> bool:
+        return True
+
+    def draw_state(self, batch: TrajectoryBatch, draws: TermDraws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_t [B, C, H, W], t [B], s [B] and the teacher's velocity at x_t [B, C, H, W]."""
+        assert batch.velocity is not None
+        i = draws.integers(0, batch.times.shape[1] - 1)
+        (x_t, t), end = batch.stored(i), batch.times[:, -1]
+        s = end if self.until == "end" else draws.times(end, t, "uniform")
+        return x_t, t, s, batch.velocity[batch.each, i]
+
+
+class Eulerian(_AlongStates):
+    """Eulerian map distillation on stored states; the derivative is warmed up over `warmup` of the training."""
+
+    loss: Literal["eulerian"] = "eulerian"
+    normalise: bool = True
+    warmup: float = Field(default=0.1, ge=0, le=1)
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        rate = (draws.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
+        return losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate, self.normalise)
+
+
+class MeanFlow(_AlongStates):
+    """MeanFlow's identity on stored states."""
+
+    loss: Literal["meanflow"] = "meanflow"
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        return losses.meanflow_loss(x_t, t, s, velocity, batch.label)
 
 
 class FlowMatching(BaseTerm):
@@ -298,20 +377,6 @@ class Reflow(BaseTerm):
         t = TIME_SAMPLERS[self.times](draws.strata)
         label = _dropped(models.network, batch.label, draws)
         return losses.flow_matching_loss(batch.x[:, -1], batch.noise, t, label)
-
-
-Term = Annotated[
-    Output
-    | Trajectory
-    | VelocityTerm
-    | Derivative
-    | Consistency
-    | SoftConsistency
-    | Lagrangian
-    | FlowMatching
-    | Reflow,
-    Discriminator("loss"),
-]
 
 
 def _dropped(network: Network, label: Tensor | None, draws: TermDraws) -> Tensor | None:

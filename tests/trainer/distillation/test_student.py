@@ -5,7 +5,7 @@ from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks.unet import UNetConfig
 from pipeline.teachers.teacher import NetworkVelocity
-from tests.support.problems import FAMILIES, ExactStudent, GaussianFlow, shaken, tiny_config, tiny_network
+from tests.support.problems import FAMILIES, ExactStudent, GaussianFlow, shaken, tiny_network
 from trainer.distillation.student import Student, from_teacher, sample
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -64,25 +64,3 @@ def test_sampling_starts_where_the_flow_starts() -> None:
     torch.testing.assert_close(
         sample(student, X, times, None), student(0.5 * X, torch.full((8,), 0.5), torch.zeros(8), None)
     )
-
-
-def test_a_smaller_student_takes_the_part_of_each_layer_that_fits_and_says_so() -> None:
-    teacher = tiny_network(channels=16, num_blocks=2, convention="edm", time_scale=1.0)
-    config = tiny_config(channels=8, num_blocks=1)
-    student, origin = from_teacher(teacher, config)
-    network = student.network
-    assert (network.config.convention, network.config.time_scale) == ("edm", 1)
-    torch.testing.assert_close(network.conv_in.weight, teacher.conv_in.weight[:8])
-    ours, theirs = (net.state_dict()[f"encoder.{i}.conv0.weight"] for net, i in ((network, 1), (teacher, 2)))
-    torch.testing.assert_close(ours, theirs[: ours.shape[0], : ours.shape[1]])
-    assert origin.cut > 50
-    assert all("attention" in name for name in origin.new)  # that of a level's last block, which stands elsewhere
-    assert "cut to its size" in str(origin)
-
-
-def test_a_student_with_parts_the_teacher_lacks_names_them() -> None:
-    student, origin = from_teacher(tiny_network(), tiny_config(num_blocks=2))
-    assert origin.whole > 50
-    assert any(name.startswith("encoder.1.") for name in origin.new)
-    assert "new (encoder.1." in str(origin)
-    assert torch.isfinite(student(X, T, 0 * T, None)).all()

@@ -1,0 +1,59 @@
+"""Networks that a term of a recipe owns: a discriminator, the score of a student's samples, a student of before.
+
+They are trained beside the student, by losses of their own and with optimisers of their own, or copied from it; they
+are saved with it, and resumed bit for bit.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipeline.networks import Network
+
+HEAD_CHANNELS = 32
+
+
+class Discriminator(nn.Module):
+    """Whether a noised sample is real: a head on each feature of a frozen teacher's encoder.
+
+    The encoder is no part of the state: it is the teacher's. A head is a small convolutional network and judges every
+    place of its feature by itself, as in ADD and LADD (arXiv 2311.17042, 2403.12015) and DMD2 (arXiv 2405.14867).
+    """
+
+    def __init__(self, teacher: Network) -> None:
+        super().__init__()
+        self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)  # in a tuple: no submodule
+        with torch.no_grad():
+            one = torch.zeros(1)
+            features = teacher.features(torch.zeros(1, *teacher.config.shape), one, None)
+        self.heads = nn.ModuleList(_head(feature.shape[1]) for feature in features)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """Logits [B, places] of the states x [B, C, H, W] at times t [B]: positive for real ones."""
+        features = self._teacher[0].features(x, t, label)
+        return torch.cat([head(feature).flatten(1) for head, feature in zip(self.heads, features, strict=True)], dim=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What moves the heads moves the encoder too."""
+        self._teacher[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
+
+def _head(channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, HEAD_CHANNELS, 3, padding=1),
+        nn.GroupNorm(4, HEAD_CHANNELS),
+        nn.SiLU(),
+        nn.Conv2d(HEAD_CHANNELS, 1, 1),
+    )
+
+
+def held(network: nn.Module) -> Callable[..., Tensor]:
+    """`network` with constant weights: gradients go through it to its input."""
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return lambda *inputs: functional_call(network, weights, inputs)

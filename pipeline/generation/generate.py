@@ -265,21 +265,19 @@ def make_shards(
     if not shards:
         return
     job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile, is_part=is_part)
-    backlog, is_inline = Backlog(shards, stop), config.executor == "inline"
+    backlog = Backlog(shards, stop)
     num_records = sum(shard.num_records for shard in shards)
     total = num_records if is_part else config.n
     started, made = time.monotonic(), 0
     with bar(f"generate {dataset.plan.teacher}", total, total - num_records) as advance:
-        if is_inline:
+        if config.executor == "inline":
             results = workers.run_inline(job, backlog, advance)
         else:
-            results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
+            results = workers.run_on_ray(job, backlog, advance, config.workers, config.gpus_per_worker, config.address)
         for result in results:
             if isinstance(result, Marker):
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)
-                advance(
-                    0 if is_inline else result.shard.num_records, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each"
-                )
+                advance(0, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each")
             yield result

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ POLL_SECONDS = 0.5  # the longest that a signal waits
 # Shards that a worker holds at once. On a GPU one is built, hashed and written while the next is integrated; on a CPU,
 # with a worker for each core, writing would only take the core from integrating.
 SHARDS_OF_GPU, SHARDS_OF_CPU = 2, 1
+PROGRESS_SECONDS = 2.0  # between two questions to an actor how far it is
 DEVICE_ERROR = re.compile("CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|HIP error")
 
 
@@ -65,9 +67,14 @@ class Worker:
         self.job, self.wants_gpu = job, wants_gpu
         self.device = torch.device("cuda" if wants_gpu else "cpu")
         self._device_lock = threading.Lock()
+        self._integrated: dict[int, int] = {}
 
     def ready(self) -> None:
         """Returns once this actor is scheduled."""
+
+    def integrated(self) -> dict[int, int]:
+        """The records that are integrated of each shard in work, by its number."""
+        return dict(self._integrated)
 
     @cached_property
     def store(self) -> Store:
@@ -105,15 +112,20 @@ class Worker:
         Called from several threads, it integrates one shard while others are drawn, built, hashed and written.
         `on_batch` is told the records of each batch.
         """
+
+        def count(num_records: int) -> None:
+            self._integrated[shard.number] = self._integrated.get(shard.number, 0) + num_records
+            if on_batch is not None:
+                on_batch(num_records)
+
         try:
             if self.job.is_part and (marker := find_marker(self.store, self.job.plan, shard)):
-                if on_batch is not None:
-                    on_batch(shard.num_records)
+                count(shard.num_records)
                 return marker
             check_room(self.job.plan, shard, self.store)
             starts = draw_shard(self.job.plan, shard)
             with self._device_lock:
-                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, on_batch)
+                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, count)
             return commit_shard(solved, self.store)
         except Exception as error:  # a user's own teacher may raise anything
             message = _message(error)
@@ -125,6 +137,8 @@ class Worker:
                     f"; use fewer workers, or plan a smaller batch_size than {size}: generate --dry-run tries some"
                 )
             return Failure(shard, message, _cause(error), socket.gethostname())
+        finally:
+            self._integrated.pop(shard.number, None)
 
 
 def _message(error: Exception) -> str:
@@ -164,7 +178,12 @@ def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], 
 
 
 def run_on_ray(
-    job: Job, backlog: Backlog, num_workers: int | None, gpus_per_worker: float | None, address: str | None
+    job: Job,
+    backlog: Backlog,
+    on_batch: Callable[[int], None],
+    num_workers: int | None,
+    gpus_per_worker: float | None,
+    address: str | None,
 ) -> Iterator[Marker | Failure]:
     """Make the shards of `backlog` on Ray actors; yield results as they finish.
 
@@ -173,6 +192,7 @@ def run_on_ray(
     Args:
         job: the plan, the teacher and the location.
         backlog: the shards to make.
+        on_batch: told the records of each batch, or of several.
         num_workers: actors, by default as many as fit on the cluster.
         gpus_per_worker: of each actor, by default 1 where the cluster has GPUs; 0.25 puts four actors on a GPU,
             0 keeps them on CPUs.
@@ -185,7 +205,7 @@ def run_on_ray(
 
     with connected(address):
         num_workers, gpus = worker_slots(ray.cluster_resources(), num_workers, gpus_per_worker)  # type: ignore[no-untyped-call]
-        yield from _ActorPool(job, backlog, num_workers, gpus).results()
+        yield from _ActorPool(job, backlog, on_batch, num_workers, gpus).results()
 
 
 @dataclass(eq=False)
@@ -194,6 +214,32 @@ class _Hand:
 
     actor: Any
     health: Health = field(default_factory=Health)
+    asked: float = 0.0  # when it was last asked how far it is
+
+
+class Progress:
+    """The records that are integrated, told as they become more: what is lost or made twice is not counted again."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell, self._made, self._told = tell, 0, 0
+        self._in_work: dict[int, int] = {}  # the records of each shard, by its number
+
+    def on_answer(self, integrated: dict[int, int]) -> None:
+        """Take note of how far a worker is."""
+        self._in_work |= integrated
+        self._update()
+
+    def on_result(self, result: Marker | Failure) -> None:
+        """Take note of a shard that was made, or failed."""
+        self._in_work.pop(result.shard.number, None)
+        self._made += result.shard.num_records if isinstance(result, Marker) else 0
+        self._update()
+
+    def _update(self) -> None:
+        num_records = self._made + sum(self._in_work.values())
+        if num_records > self._told:
+            self._tell(num_records - self._told)
+            self._told = num_records
 
 
 class _ActorPool:
@@ -203,15 +249,19 @@ class _ActorPool:
     is retired; another takes its place if it had made a shard, so that a machine that cannot make any is tried once.
     """
 
-    def __init__(self, job: Job, backlog: Backlog, num_workers: int, gpus: float) -> None:
+    def __init__(
+        self, job: Job, backlog: Backlog, on_batch: Callable[[int], None], num_workers: int, gpus: float
+    ) -> None:
         import ray
 
         self._job, self._backlog, self._num_workers, self._wants_gpu = job, backlog, num_workers, gpus > 0
         self._shards_at_once = SHARDS_OF_GPU if gpus else SHARDS_OF_CPU
         actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
-        self._actor = actor.options(max_concurrency=self._shards_at_once)
+        self._actor = actor.options(max_concurrency=self._shards_at_once + 1)  # one more to answer
         self._working: dict[Any, tuple[Shard, _Hand]] = {}  # by the reference to the result
         self._pending: dict[Any, _Hand] = {}  # by the reference of `ready`
+        self._asked: dict[Any, _Hand] = {}  # by the reference of `integrated`
+        self._progress = Progress(on_batch)
         self._idle: list[_Hand] = []  # an entry for each shard that the worker could take
         self._failed_starts = 0  # since the last shard that was made
         self._last_error = ""
@@ -225,16 +275,42 @@ class _ActorPool:
             if not (self._working or (self._pending and not self._idle)):
                 yield from self._give_up()
                 break
-            done, _ = ray.wait([*self._working, *self._pending], timeout=POLL_SECONDS)
+            self._ask()
+            done, _ = ray.wait([*self._working, *self._pending, *self._asked], timeout=POLL_SECONDS)
+            answers, done = [r for r in done if r in self._asked], [r for r in done if r not in self._asked]
+            for reference in answers:
+                self._on_answer(reference)
             for reference in done:
                 if reference in self._pending:
                     self._on_ready(reference)
                 elif reference in self._working:
-                    yield from self._on_result(reference)
+                    for result in self._on_result(reference):
+                        self._progress.on_result(result)
+                        yield result
             if self._backlog or not done:
                 self._employ_idle()
         for _, hand in self._working.values():  # at copies of shards that others have made
             ray.kill(hand.actor)
+
+    def _ask(self) -> None:
+        """Ask the workers how far they are, each when its last answer is old enough."""
+        now = time.monotonic()
+        for hand in {hand for _, hand in self._working.values()}:
+            if now - hand.asked > PROGRESS_SECONDS and hand not in self._asked.values():
+                hand.asked = now
+                self._asked[hand.actor.integrated.remote()] = hand
+
+    def _on_answer(self, reference: Any) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        hand = self._asked.pop(reference)
+        in_work = {shard.number for shard, other in self._working.values() if other is hand}
+        try:
+            integrated = ray.get(reference)
+        except RayError:  # it died: its shards' results say so
+            return
+        self._progress.on_answer({number: count for number, count in integrated.items() if number in in_work})
 
     def _give_up(self) -> Iterator[Failure]:
         """Yield the shards that failed on every worker.

@@ -25,6 +25,7 @@ from pipeline.generation.workers import Job
 from pipeline.storage.lease import LEASE, Holder
 from pipeline.storage.store import Folder, aside_of
 from pipeline.teachers.teacher import Teacher
+from tests.support.fake_work import marker as marker_of
 from tests.support.plans import config
 from tests.support.problems import SHAPE, GaussianFlow, folder_of, save_tiny_teacher, shard_bytes
 
@@ -259,10 +260,37 @@ def test_a_stop_does_not_wait_for_workers_that_have_no_place_yet(tmp_path: Path,
     plan, stop = make_plan(asked, FLOW.teacher()), threading.Event()
     job = Job(plan, asked.teacher, asked.out)
     made = 0
-    for _ in workers.run_on_ray(job, Backlog(plan.shards(asked.n), stop), 4 * places, None, address):
+    for _ in workers.run_on_ray(job, Backlog(plan.shards(asked.n), stop), lambda _: None, 4 * places, None, address):
         made += 1
         stop.set()
     assert 1 <= made <= 1 + places
+
+
+def test_the_bar_counts_what_is_in_work_and_nothing_twice(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path / "data", n=20), FLOW.teacher())
+    first, second, *_ = plan.shards(20)
+    told: list[int] = []
+    progress = workers.Progress(told.append)
+    progress.on_answer({0: 2})
+    progress.on_answer({1: 2})
+    progress.on_answer({0: 0})  # its worker was lost, and another one began it again
+    progress.on_answer({0: 2})
+    assert told == [2, 2]
+    progress.on_result(marker_of(plan, first))
+    progress.on_result(Failure(second, "lost"))
+    assert told == [2, 2]
+    progress.on_answer({1: 4})
+    assert told == [2, 2, 4]
+
+
+def test_a_worker_tells_how_far_a_shard_is(tmp_path: Path) -> None:
+    asked = config(tmp_path / "data", n=8)
+    plan = make_plan(asked, FLOW.teacher())
+    worker = workers.Worker(Job(plan, asked.teacher, asked.out), wants_gpu=False)
+    seen: list[dict[int, int]] = []
+    worker.make(plan.shards(8)[0], lambda _: seen.append(worker.integrated()))
+    assert seen == [{0: 2}, {0: 4}]
+    assert worker.integrated() == {}
 
 
 def test_this_process_needs_no_ray(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
+        {"run_settings"},
         {"sample_source", "stages", "run"},
         {"student_sampler", "sample_folder", "folder_status", "jobs", "slurm"},
         {"loading"},

@@ -33,7 +33,8 @@ from pipeline.generation.verify import verify
 from pipeline.storage.store import Folder
 from tests.support.plans import config
 from tests.support.reports import digits_report
-from traflow_pipeline.run import CONFIG, read_run
+from traflow_pipeline.run import read_run
+from traflow_pipeline.run_settings import CONFIG
 from trainer.checkpoints.checkpoint import INFO, CheckpointInfo, read_info
 from trainer.config import TrainConfig
 from trainer.distillation.recipes import FOLDER

@@ -403,6 +403,15 @@ def run(
     ] = None,
 ) -> None:
     """Generate, train and evaluate as one plan; complete stages are skipped and interrupted ones resumed."""
+    if on not in ("here", "ray"):
+        raise BadInput(f"--on: wanted here or ray, got {on!r}")
+    if is_dry_run and submit != "slurm":
+        raise BadInput("--dry-run: wanted --submit slurm too; generate and train have a --dry-run of their own")
+    if part is not None and only != "generate":
+        raise BadInput("--part: wanted --only generate too, whose shards it shares")
+    from traflow_pipeline.run_settings import check_settings
+
+    check_settings(config, out, set_ or [], address)
     from eval import results
     from eval.report import files, tables
     from pipeline.common.progress import console, say
@@ -410,15 +419,9 @@ def run(
     from traflow_pipeline import jobs, slurm
     from traflow_pipeline.run import open_run, run_stages
 
-    if on not in ("here", "ray"):
-        raise BadInput(f"--on: wanted here or ray, got {on!r}")
     plan = open_run(config, out, set_ or [], address, anywhere=submit is not None)
     if only is not None and only not in plan.stages:
         raise BadInput(f"--only {only}: wanted one of {', '.join(plan.stages)}{suggest(only, plan.stages)}")
-    if is_dry_run and submit != "slurm":
-        raise BadInput("--dry-run: wanted --submit slurm too; generate and train have a --dry-run of their own")
-    if part is not None and only != "generate":
-        raise BadInput("--part: wanted --only generate too, whose shards it shares")
     if is_dry_run:
         for stage, script in slurm.job_scripts(plan).items():
             typer.echo(f"# {stage}\n{script}")
@@ -451,7 +454,8 @@ def status(
     from pipeline.storage.store import open_store
     from traflow_pipeline import slurm
     from traflow_pipeline.folder_status import folder_status
-    from traflow_pipeline.run import CONFIG, read_run, stage_status
+    from traflow_pipeline.run import read_run, stage_status
+    from traflow_pipeline.run_settings import CONFIG
 
     location = location.rstrip("/")
     sizes = open_store(location).sizes()

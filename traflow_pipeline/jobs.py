@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import console, say
-from traflow_pipeline.run import CONFIG, Run, resumable_status, save_run
+from traflow_pipeline.run import Run, resumable_status, save_run
+from traflow_pipeline.run_settings import CONFIG
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

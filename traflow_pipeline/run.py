@@ -1,30 +1,19 @@
 """The three stages as one run in one folder or store: each stage is resumed until complete, then skipped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
 from eval.config import EvaluateConfig
 from eval.evaluate import check_evaluate, evaluate
 from eval.on_ray import evaluate_on_ray
 from eval.report import files
 from eval.results import METRICS, Report
-from pipeline.common.config import (
-    COMMANDS,
-    SLURM,
-    expand_home,
-    find_config,
-    load_sections,
-    merge,
-    parse_assignment,
-    parse_sections,
-    resolved,
-    validate,
-)
+from pipeline.common.config import SLURM, expand_home, parse_sections, resolved, validate
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
@@ -32,45 +21,33 @@ from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
 from pipeline.generation.parts import Part, generate_part
 from pipeline.storage.cache import local_copy_of
-from pipeline.storage.store import Location, absolute, is_url, open_store
+from pipeline.storage.store import is_url, open_store
 from pipeline.teachers import catalogue
+from traflow_pipeline.run_settings import (
+    CONFIG,
+    FORMAT,
+    RunSettings,
+    gather,
+    map_locations,
+    output_of,
+    read_sections,
+)
 from traflow_pipeline.settings import follow_recipe
-from traflow_pipeline.slurm_config import SlurmConfig
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.config import TrainConfig
 from trainer.on_ray import check_packages, train_on_ray
 from trainer.train import check_train, train
 
-CONFIG = "run.yaml"
-FORMAT = b"format: 2\n"  # paths inside the run are relative to it
-INSIDE = {"out", "data", "checkpoint", "mirror"}  # keys of locations that may lie inside the run
 INPUTS = {"teacher", "images", "reference", "start"}  # keys of files that a run reads
 KEYWORDS = {"digits", "none", "teacher", "scratch"}  # values of these keys that are no paths
 StageConfig = GenerateConfig | TrainConfig | EvaluateConfig
 
 
-class Run(BaseModel):
-    """The stages of a config, in order, and the folder or URL of the run, the default place of their outputs."""
+class Run(RunSettings):
+    """`RunSettings` whose recipe and network are checked too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    location: Location
-    generate: GenerateConfig | None = None
     train: TrainConfig | None = None
-    evaluate: EvaluateConfig | None = None
-    slurm: SlurmConfig | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        data, training, evaluation = self.generate, self.train, self.evaluate
-        if data and training and training.data is not None and training.data != data.out:
-            raise ValueError(f"train.data is {training.data}; wanted {data.out}, where generate writes")
-        if training and evaluation and evaluation.checkpoint != _output_of(training):
-            raise ValueError(
-                f"evaluate.checkpoint is {evaluation.checkpoint}; wanted {_output_of(training)}, train's run"
-            )
-        return self
 
     @property
     def stages(self) -> dict[str, StageConfig]:
@@ -117,39 +94,12 @@ class StageStatus:
 def open_run(
     source: str, out: str | None, assignments: Sequence[str], address: str | None, anywhere: bool = False
 ) -> Run:
-    """The run of the config `source`, in the folder or URL `out`, by default runs/NAME or as the config says.
-
-    `source` may also be the folder or URL of an existing run. `assignments` are "STAGE.key=value". With `anywhere`,
-    paths are absolute, so that processes in other working folders find them.
+    """The run that `gather` describes.
 
     Raises:
         BadInput: the config or an assignment is invalid, or the stages do not fit together.
     """
-    if is_url(source) or (Path(source).expanduser() / CONFIG).is_file():
-        location = str(expand_home(source.rstrip("/") or "/"))
-        given = read_run(location).sections()
-    else:
-        given = load_sections(source)
-        location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
-    sections = merge(given, *map(parse_assignment, assignments))
-    location = absolute(location) if anywhere else location
-    if unknown := [stage for stage in sections if stage not in (*COMMANDS, SLURM)]:
-        raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
-    sections = _independent(sections)
-    locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
-    layers = (sections, locations) if out or anywhere else (locations, sections)
-    on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
-    return validate(Run, {"location": location, **follow_recipe(merge(*layers, on_cluster))}, "run")
-
-
-def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The inputs and outputs of each stage inside the run at `location`."""
-    data, training, report = (_join(location, name) for name in ("data", "train", "report"))
-    return {
-        "generate": {"out": data},
-        "train": {"out": training} | ({"data": data} if "generate" in sections else {}),
-        "evaluate": {"checkpoint": training, "out": report},
-    }
+    return validate(Run, follow_recipe(_independent(gather(source, out, assignments, address, anywhere))), "run")
 
 
 def _independent(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,35 +123,7 @@ def read_run(location: str) -> Run:
     Raises:
         BadInput: there is no run.
     """
-    try:
-        text = open_store(location).read(CONFIG)
-    except OSError as error:
-        raise BadInput(
-            f"{location}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first"
-        ) from error
-    sections = parse_sections(text.removeprefix(FORMAT), f"{location}/{CONFIG}")
-    if text.startswith(FORMAT):  # before it, paths were relative to the working folder
-        sections = _map_locations(sections, lambda path: _join(location, path))
-    return validate(Run, {"location": location, **sections}, "run")
-
-
-def _map_locations(
-    sections: Mapping[str, Mapping[str, Any]], change: Callable[[str], str]
-) -> dict[str, dict[str, Any]]:
-    """`sections`, with the paths that may lie inside the run changed."""
-    return {
-        stage: {key: change(value) if key in INSIDE and value else value for key, value in values.items()}
-        for stage, values in sections.items()
-    }
-
-
-def _join(location: str, path: str) -> str:
-    """The `path` of a run's file, relative to the run at `location` unless it is absolute or a URL."""
-    if is_url(path) or Path(path).is_absolute():
-        return path
-    if is_url(location):
-        return location if path == "." else f"{location}/{path}"
-    return str(Path(location) / path)
+    return validate(Run, {"location": location, **read_sections(location)}, "run")
 
 
 def _relative(location: str, path: str) -> str:
@@ -223,7 +145,7 @@ def save_run(run: Run) -> None:
         BadInput: the run's folder or store cannot be written.
     """
     try:
-        sections = _map_locations(run.sections(), lambda path: _relative(run.location, path))
+        sections = map_locations(run.sections(), lambda path: _relative(run.location, path))
         open_store(run.location).write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
     except OSError as error:
         raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
@@ -264,7 +186,7 @@ def check_stages(run: Run, on_cluster: bool, address: str | None) -> None:
         check_packages()
     plan = None if run.generate is None else check_generate(run.generate)
     if run.train is not None:
-        check_train(run.train, plan, _newest_checkpoint(_output_of(run.train)))
+        check_train(run.train, plan, _newest_checkpoint(output_of(run.train)))
     if "generate" in to_do and "train" in run.stages:
         _check_growth(run)
     if run.evaluate is not None and "evaluate" in to_do:
@@ -277,10 +199,10 @@ def _check_growth(run: Run) -> None:
     assert run.generate is not None
     assert run.train is not None
     existing = read_dataset(open_store(run.generate.out))
-    begun = _newest_checkpoint(_output_of(run.train))
+    begun = _newest_checkpoint(output_of(run.train))
     if existing is not None and begun is not None and existing.num_records != run.generate.n:
         raise BadInput(
-            f"{_output_of(run.train)}: it was trained on other data than are asked now ({existing.num_records:,} "
+            f"{output_of(run.train)}: it was trained on other data than are asked now ({existing.num_records:,} "
             f"records, {run.generate.n:,} asked): remove it to train again, or choose another folder, there with --set "
             "train.start=RUN to train on"
         )
@@ -345,7 +267,7 @@ def _data_status(config: GenerateConfig) -> StageStatus:
 
 
 def _training_status(config: TrainConfig) -> StageStatus:
-    location, num_steps = _output_of(config), config.trainer.num_steps
+    location, num_steps = output_of(config), config.trainer.num_steps
     info = _newest_checkpoint(location)
     if info is None:
         return StageStatus("train", location, f"0 of {num_steps:,} steps", complete=False)
@@ -361,7 +283,7 @@ def _training_status(config: TrainConfig) -> StageStatus:
 
 
 def _report_status(config: EvaluateConfig) -> StageStatus:
-    location = _output_of(config)
+    location = output_of(config)
     contents = open_store(location).read_all([METRICS, files.CONFIG])
     if METRICS not in contents:
         return StageStatus("evaluate", location, "no report", complete=False)
@@ -387,10 +309,6 @@ def _identity(text: bytes) -> dict[str, Any]:
     """
     section = _independent(parse_sections(text, files.CONFIG)).get("evaluate", {})
     return {key: value for key, value in section.items() if key not in {"device", "out", "mirror", "checkpoint"}}
-
-
-def _output_of(config: TrainConfig | EvaluateConfig) -> str:
-    return str(config.mirror or config.out)
 
 
 def _newest_checkpoint(location: str) -> CheckpointInfo | None:

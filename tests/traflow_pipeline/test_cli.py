@@ -315,6 +315,10 @@ AT_ONCE = {
     "generate --teecher digits": "--teecher; did you mean '--teacher'?",
     "evaluate --config quickstart --set stesp=1": "did you mean 'steps'?",
     "evaluate --num-samples 4q": "wanted a count such as 4096",
+    "run quickstart --set train.trainer.lrr=1": "did you mean 'train.trainer.lr'?",
+    "run quickstart --set evaluate.stesp=1": "did you mean 'evaluate.steps'?",
+    "run quikstart": "did you mean 'quickstart'?",
+    "run quickstart --set trian.seed=1": "--set trian: wanted a key of a stage",
     "genrate": "Did you mean 'generate'?",
     "teachers chek": "Did you mean 'check'?",
 }

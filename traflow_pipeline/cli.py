@@ -604,12 +604,9 @@ def check_teacher(
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
-    from pipeline.teachers.teacher import NO_STUDENT
 
     processor = pick_device(device)
     teacher = load_teacher(name, processor, guidance_scale)
-    if len(teacher.shape) != 3:
-        say(f"note: samples are {list(teacher.shape)}: {NO_STUDENT}")
     result = check.check_teacher(teacher, num_samples, seed, processor)
     console.print(result.table())
     if is_drawable(teacher.shape):

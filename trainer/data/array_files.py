@@ -1,4 +1,4 @@
-"""Image sets in files of arrays: .npz, and the IDX of MNIST."""
+"""Image sets in files of arrays: .npy, .npz, and the IDX of MNIST."""
 
 import gzip
 import math
@@ -29,9 +29,19 @@ IDX_NAME = re.compile(r"ubyte$|\.gz$", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 
 
+def load_npy(path: Path) -> ImageSet:
+    """One array without classes: what `load_npz` takes for `images`."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more bytes than are there
+    except UNREADABLE as error:
+        raise BadInput(f"{path}: wanted an .npy file of numbers; {one_line(error)}") from error
+    return _from_arrays(path, path.stem, np.array(stored), np.full(len(stored), -1))
+
+
 def load_npz(path: Path) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N].
 
+    `images` may also be floating-point arrays [N, *shape], such as points or frames of sound, which stay as they are.
     Other names that are usual for the two are in `NPZ_KEYS`.
     """
     try:
@@ -104,14 +114,27 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 def _from_arrays(path: Path, name: str, images: NDArray[Any], labels: NDArray[Any]) -> ImageSet:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
+    if images.dtype.kind == "f" and images.ndim >= 2:
+        images = _values(path, images)
+    elif images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
         raise BadInput(
-            f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W]; they are {images.dtype} {list(images.shape)}"
+            f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W], or floating-point arrays [N, ...]; they are "
+            f"{images.dtype} {list(images.shape)}"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise BadInput(
             f"{path}: wanted 'labels' integer [{len(images)}], one for each image; "
             f"they are {labels.dtype} {list(labels.shape)}"
         )
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    if images.dtype == np.uint8:
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return ImageSet(name, np.ascontiguousarray(images), labels.astype(np.int64))
+
+
+def _values(path: Path, arrays: NDArray[np.floating]) -> NDArray[np.float32]:
+    """`arrays` as float32; raises `BadInput` unless they are finite and differ."""
+    with np.errstate(over="ignore"):
+        values = arrays.astype(np.float32)
+    if not values.size or not np.isfinite(values).all() or values.min() == values.max():
+        raise BadInput(f"{path}: wanted finite values that differ; some are infinite or not a number, or all are one")
+    return values

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput
-from trainer.data.array_files import IDX_NAME, load_idx, load_npz
+from trainer.data.array_files import IDX_NAME, load_idx, load_npy, load_npz
 from trainer.data.hugging_face import load_hugging_face
 from trainer.data.image_folder import load_folder, load_zip
 from trainer.data.image_set import ImageSet
@@ -27,7 +27,7 @@ IMAGE_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
 
 
 def load_images(source: str) -> ImageSet:
-    """The image set called `source`, or of the Hub (hf:NAME[:SPLIT]), or the folder, .zip, IDX or .npz file there.
+    """The image set called `source`, or of the Hub (hf:NAME[:SPLIT]), or the folder, .zip, IDX, .npy or .npz there.
 
     Raises:
         BadInput: `source` is none of these, cannot be read, or its images have more than one size.
@@ -42,7 +42,7 @@ def load_images(source: str) -> ImageSet:
     if path.is_file():
         return _loader(path)(path)
     raise BadInput(
-        f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npz, .zip or IDX file "
+        f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npy, .npz, .zip or IDX file "
         "or a folder of images"
     )
 
@@ -50,4 +50,6 @@ def load_images(source: str) -> ImageSet:
 def _loader(path: Path) -> Callable[[Path], ImageSet]:
     if path.suffix.lower() == ".zip":
         return load_zip
+    if path.suffix.lower() == ".npy":
+        return load_npy
     return load_idx if IDX_NAME.search(path.name) else load_npz

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.teachers.teacher import NetworkVelocity
 from tests.support.problems import FAMILIES, ExactStudent, GaussianFlow, shaken, tiny_config, tiny_network
 from trainer.distillation.student import Student, from_teacher, sample
@@ -71,6 +71,7 @@ def test_a_smaller_student_takes_the_part_of_each_layer_that_fits_and_says_so() 
     config = tiny_config(channels=8, num_blocks=1)
     student, origin = from_teacher(teacher, config)
     network = student.network
+    assert isinstance(network, UNet)
     assert (network.config.convention, network.config.time_scale) == ("edm", 1)
     torch.testing.assert_close(network.conv_in.weight, teacher.conv_in.weight[:8])
     ours, theirs = (net.state_dict()[f"encoder.{i}.conv0.weight"] for net, i in ((network, 1), (teacher, 2)))

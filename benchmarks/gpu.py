@@ -198,8 +198,8 @@ def random_network(config: UNetConfig, device: torch.device) -> networks.Network
     """A network of random weights, also where a training would start at zero."""
     torch.manual_seed(0)
     with device:
-        network = networks.build(config)
-    network = networks.lay_out(network).eval().requires_grad_(False)
+        built = networks.build(config)
+    network = networks.lay_out(built).eval().requires_grad_(False)
     for parameter in network.parameters():
         if not parameter.any():
             parameter.normal_(std=INIT_STD)

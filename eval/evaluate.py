@@ -40,7 +40,7 @@ from eval.sampling.paths import draw_strips
 from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.image_grid import Images, is_drawable
+from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
@@ -102,11 +102,13 @@ def check_evaluate(config: EvaluateConfig, shape: tuple[int, ...] | None, data: 
                 raise
     if config.reference is not None and config.reference != data:
         check_reference(config.reference)
-    elif config.reference is None and shape is not None and shape != DIGITS:
+    elif config.reference is None and shape is not None and shape != DIGITS and is_drawable(shape):
         raise BadInput(NO_REFERENCE)
 
 
 def _default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
+    if not is_drawable(shape):
+        return ("values",)
     return ("digits",) if shape == DIGITS else ("inception", "inception-tf")
 
 
@@ -149,8 +151,8 @@ class _Evaluation:
         return report
 
     def _pictures(self) -> tuple[dict[str, Images], dict[str, Images]]:
-        """The first images of each sampler, and strips from noise to image; both empty if samples are not images."""
-        if not is_drawable(self.models.shape):
+        """The first images of each sampler, and strips from noise to image; both empty if samples have no pictures."""
+        if not has_pictures(self.models.shape):
             return {}, {}
         grid = {sampler.title: self.scorer.first_images(sampler) for sampler in self.samplers}
         return grid, draw_strips(self.models, self.config.teacher_solver, self.config.seed, self.ranks.device)
@@ -166,13 +168,13 @@ class _Evaluation:
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
         shape = self.models.shape
         default = _default_features(shape)
-        if self.config.features is None and not is_drawable(shape):
-            default = ()
+        if self.config.features is None and self.config.reference is None and not is_drawable(shape):
             self._skip(
-                distances.metric_keys(["inception"]),
-                f"samples of shape {list(shape)} are no images of 1 or 3 channels, which Inception takes: name "
-                "features of your own with --features module:factory, and a --reference",
+                distances.metric_keys(default),
+                f"samples of shape {list(shape)} have no usual reference: name arrays of the data (.npy, .npz) or a "
+                "data set with --reference",
             )
+            default = ()
         for name in default if self.config.features is None else self.config.features:
             try:
                 space = spaces.load_space(name, self.ranks.device)
@@ -324,13 +326,14 @@ class _Evaluation:
                 Space(name=space.name, title=space.title, resizer=space.resizer, sha256=space.sha256)
                 for space in self.spaces.values()
             ),
+            shape=self.models.shape,
             reference=self.reference.reference,
             not_computed=tuple(self.not_computed),
             warnings=tuple(self.warnings),
             num_samples=self.config.num_samples,
             num_ranges=self.config.num_ranges,
             seed=self.config.seed,
-            quantiser=QUANTISER,
+            quantiser=self._quantiser(),
             precision=self.config.precision,
             cost=self._costs(),
             trajectories=trajectories,
@@ -342,6 +345,10 @@ class _Evaluation:
             machine=provenance.machine(self.ranks.device),
             date=date.today().isoformat(),
         )
+
+    def _quantiser(self) -> str:
+        is_used = any(space.of == "images" for space in self.spaces.values())
+        return QUANTISER if is_used or not self.spaces else "none: values are compared as they are"
 
     def _costs(self) -> dict[str, Cost]:
         with fixed_arithmetic(self.config.precision, self.ranks.device):

@@ -160,6 +160,7 @@ class Report(_Record):
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]  # the columns, the headline first
     spaces: tuple[Space, ...]
+    shape: tuple[int, ...] | None = None  # of a sample; None in older reports, which are of images
     reference: Reference
     not_computed: tuple[NotComputed, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -230,7 +230,7 @@ def inspect(
     console.print(summary.table())
     pictures = summary.pictures(rows)
     if pictures is None:
-        say("no picture: only records of shape [C, H, W] with 1 or 3 channels can be drawn")
+        say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     else:
         save_rows(out, pictures)
         say(f"{out}: {len(pictures)} trajectories from noise to sample")
@@ -685,23 +685,20 @@ def check_teacher(
 ) -> None:
     """Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
     from pipeline.common.device import pick_device
-    from pipeline.common.image_grid import is_drawable, save_square, to_bytes
+    from pipeline.common.image_grid import has_pictures, save_square, to_pictures
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
-    from pipeline.teachers.teacher import NO_STUDENT
 
     processor = pick_device(device)
     teacher = load_teacher(name, processor, guidance_scale)
-    if len(teacher.shape) != 3:
-        say(f"note: samples are {list(teacher.shape)}: {NO_STUDENT}")
     result = check.check_teacher(teacher, num_samples, seed, processor)
     console.print(result.table())
-    if is_drawable(teacher.shape):
-        save_square(out, to_bytes(result.samples.numpy(), teacher.data_range))
+    if has_pictures(teacher.shape):
+        save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
         say(f"{out}: {num_samples} samples")
     else:
-        say("no picture: only samples of shape [C, H, W] with 1 or 3 channels can be drawn")
+        say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if not result.is_data_like:
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
 

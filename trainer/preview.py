@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.common import image_grid
-from pipeline.common.image_grid import Images, to_bytes
+from pipeline.common.image_grid import Images, has_pictures, num_shown, to_pictures
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
@@ -20,14 +20,14 @@ TEACHER_SOLVER = Solver(name="rk4", num_steps=16)
 
 
 def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[str, Images]:
-    """By title, rows of samples, uint8 [N, C, H, W], of `network` (an average, in evaluation mode).
+    """By title, rows of pictures, uint8 [N, C, H, W], of `network` (an average, in evaluation mode).
 
     The noise depends on the seed alone, so that the rows of one run can be compared.
     """
     device = next(network.parameters()).device
     shape, num_classes = network.config.shape, network.config.num_classes
     trained = trained_labels(provenance.classes, num_classes)
-    noise, label = draw_start(config.seed, range(NUM_PICTURES), shape, num_classes, device, trained)
+    noise, label = draw_start(config.seed, range(num_shown(shape, NUM_PICTURES)), shape, num_classes, device, trained)
     rows = {}
     if config.recipe.trains == "student":
         student = Student(network)
@@ -38,10 +38,15 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
         start = network.convention.t_start
         solution = integrate(NetworkVelocity(network), start * noise, uniform_times(1, start), label, TEACHER_SOLVER)
         rows[f"{TEACHER_SOLVER.name}, {TEACHER_SOLVER.num_steps} steps"] = solution.states[-1]
-    return {title: to_bytes(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
+    return {title: to_pictures(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
+
+
+def is_saved(path: Path, network: Network) -> bool:
+    """Whether `save` has written what there is to write."""
+    return path.exists() or not has_pictures(network.config.shape)
 
 
 def save(path: Path, config: TrainConfig, network: Network, provenance: Provenance) -> None:
-    """Write the rows of `draw` as a PNG, unless samples are no images."""
-    if image_grid.is_drawable(network.config.shape):
+    """Write the rows of `draw` as a PNG, unless samples have no pictures."""
+    if has_pictures(network.config.shape):
         image_grid.save_rows(path, draw(config, network, provenance))

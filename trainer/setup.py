@@ -13,13 +13,13 @@ from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
-from pipeline.networks import Network
+from pipeline.networks import FlowNetworkConfig, Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers.classes import TrainedClass, describe, ranges
 from pipeline.teachers.loading import TeacherSource, load_teacher, resolve_recorded
-from pipeline.teachers.teacher import NO_STUDENT, Teacher
+from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
@@ -107,25 +107,27 @@ def _prepare_flow_matching(config: TrainConfig, device: torch.device) -> Task:
         term.prepare(shape)
     network = networks.build(network_config).to(device)
     stream = ImageStream(images, num_classes, config.seed, config.trainer.batch_size)
-    provenance = Provenance(images.sha256, classes=images.classes if num_classes else ())
+    classes = images.classes if num_classes else ()
+    provenance = Provenance(images.sha256, data_range=images.data_range, classes=classes)
     completed = config.model_copy(update={"network": network_config})
     return Task(completed, network, stream, provenance, "from scratch", notes=tuple(_image_notes(images, num_classes)))
 
 
-def _complete(network: UNetConfig, shape: tuple[int, ...], num_classes: int) -> UNetConfig:
+def _complete(network: FlowNetworkConfig, shape: tuple[int, ...], num_classes: int) -> FlowNetworkConfig:
     """`network`, with what it leaves out as in the data."""
     try:
         return network.completed(shape, num_classes)
-    except ValidationError as error:
-        raise BadInput(f"network, for data of {list(shape)}: {explain(error, type(network))}") from error
+    except ValueError as error:
+        fault = explain(error, type(network)) if isinstance(error, ValidationError) else error
+        raise BadInput(f"network, for data of {list(shape)}: {fault}") from error
 
 
-def _check_images(source: str, images: ImageSet, network: UNetConfig) -> None:
+def _check_images(source: str, images: ImageSet, network: FlowNetworkConfig) -> None:
     num_classes = network.num_classes
     if images.shape != network.shape:
         raise BadInput(
-            f"{source}: wanted images of {list(network.shape)} as the network; they are {list(images.shape)}: "
-            "leave resolution and image_channels out of it to take theirs"
+            f"{source}: wanted samples of {list(network.shape)} as the network; they are {list(images.shape)}: "
+            f"leave {' and '.join(network.of_data[:-1])} out of it to take theirs"
         )
     if not num_classes:
         return
@@ -151,7 +153,7 @@ def _image_notes(images: ImageSet, num_classes: int) -> Iterator[str]:
         yield "note: the network has no classes: labels are not used"
 
 
-def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
+def _image_inputs(config: TrainConfig) -> tuple[str, FlowNetworkConfig]:
     """`images` and `network` of a configuration that trains on images."""
     name = config.recipe.name
     if config.images is None or config.data is not None:
@@ -161,14 +163,14 @@ def _image_inputs(config: TrainConfig) -> tuple[str, UNetConfig]:
     return config.images, config.network
 
 
-def _check_trainable(network: UNetConfig) -> None:
+def _check_trainable(network: FlowNetworkConfig) -> None:
     if network.second_time:
         raise BadInput("a teacher's network has one time, not second_time")
     if network.convention not in TRAINABLE:
         raise BadInput(
             f"convention {network.convention} is for reading published checkpoints; train one of {', '.join(TRAINABLE)}"
         )
-    if network.augment_dim:
+    if isinstance(network, UNetConfig) and network.augment_dim:
         raise BadInput("augmentation labels are for reading EDM's checkpoints; train a network with augment_dim 0")
 
 
@@ -176,7 +178,7 @@ def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
     """The next rectified flow, from the network of the one before, or from scratch."""
     data, teacher, provenance = _open_data(config)
     config = _completed(config, data.plan)
-    network_config = _network_config(config, teacher).model_copy(update={"augment_dim": 0})
+    network_config = _network_config(config, teacher).for_training(second_time=False)
     _check_trainable(network_config)
     _check_fits(network_config, data.plan)
     network = networks.build(network_config)
@@ -256,8 +258,6 @@ def _completed(config: TrainConfig, plan: Plan) -> TrainConfig:
 
 def check_plan(config: TrainConfig, plan: Plan) -> None:
     """Raises `BadInput` if the recipe needs what data of `plan` lack, files that are missing, or another network."""
-    if len(plan.shape) != 3:
-        raise BadInput(f"{config.data}: wanted trajectories of images; they are {list(plan.shape)}: {NO_STUDENT}")
     if lack := config.recipe.lack(plan):
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
@@ -290,24 +290,28 @@ def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[St
             student, summary = from_teacher(teacher.network, config.network)
             return student, f"from {teacher.name}: {summary}"
     network = _network_config(config, teacher)
-    return Student(networks.build(network.model_copy(update={"second_time": True, "augment_dim": 0}))), "from scratch"
+    return Student(networks.build(network.for_training(second_time=True))), "from scratch"
 
 
-def _network_config(config: TrainConfig, teacher: Teacher) -> UNetConfig:
+def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
     """The architecture that is asked for, by default the teacher's."""
     if config.network is not None:
         return config.network
     if teacher.network is None:
-        raise BadInput(f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch")
+        family = "song" if len(teacher.shape) == 3 else "mlp"
+        raise BadInput(
+            f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch, such as "
+            f"--set network='{{family: {family}}}'"
+        )
     return teacher.network.config
 
 
-def _check_fits(network: UNetConfig, plan: Plan) -> None:
+def _check_fits(network: FlowNetworkConfig, plan: Plan) -> None:
     if (network.shape, network.num_classes) != (plan.shape, plan.num_classes):
         raise BadInput(
             f"wanted a network for {list(plan.shape)} and {plan.num_classes} classes as the data; "
-            f"it is for {list(network.shape)} and {network.num_classes}: leave resolution, image_channels and "
-            "num_classes out of it to take the data's"
+            f"it is for {list(network.shape)} and {network.num_classes}: leave "
+            f"{', '.join(network.of_data[:-1])} and {network.of_data[-1]} out of it to take the data's"
         )
 
 

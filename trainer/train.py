@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
+from pipeline.common.image_grid import has_pictures
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.plan import Plan
@@ -74,7 +75,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
             f"{config.out}: its machines hold different checkpoints (this one step {step}): wanted a folder that all "
             "of them reach, or a mirror that can be written; remove those that the others lack"
         )
-    if step == settings.num_steps and (config.out / preview.FILE).exists():
+    if step == settings.num_steps and preview.is_saved(config.out / preview.FILE, network):
         say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
@@ -163,7 +164,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
             mirror.push(config.out, config.mirror)
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
-    if log.takes_pictures:
+    if log.takes_pictures and has_pictures(state.network.config.shape):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
 
 

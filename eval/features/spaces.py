@@ -4,6 +4,7 @@ Inception's resizers and networks are clean-fid's (Parmar et al. 2022, arXiv 210
 A distance over features other than Inception's is not an FID, and is never called one.
 """
 
+import math
 import os
 import warnings
 from collections import deque
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ BATCHES_AHEAD = 4  # of these, resized ahead of the network
 DIGITS_BATCH_SIZE = 1024
 IMAGENET_PIXELS = 224  # of the images that DINOv2 and SqueezeNet take
 IMAGENET_RESIZER = f"PIL, bicubic, antialiased, to bytes of {IMAGENET_PIXELS}x{IMAGENET_PIXELS}"
+MAX_VALUES = 4096  # of an array, in the space of values: a covariance of 134 MB
 # Per channel of ImageNet's images in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,7 +57,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A network's features of images uint8 [N, *shape].
+    """Features of images uint8 [N, *shape], as a network has them; or of the `values` float32 [N, *shape] of any array.
 
     Without a `shape`, images may have any size and 1 or 3 channels; grey images are repeated to three channels.
     """
@@ -64,15 +66,19 @@ class FeatureSpace:
     title: str
     resizer: str  # describes the step from the images' size to the network's, for the report
     sha256: str  # of the network's weights
-    extract: Callable[[NDArray[np.uint8]], Extracted]
+    extract: Callable[[NDArray[Any]], Extracted]
     shape: tuple[int, ...] | None = None
+    of: Literal["images", "values"] = "images"
 
-    def begin(self, images: NDArray[np.uint8]) -> Callable[[], Extracted]:
+    def begin(self, images: NDArray[Any]) -> Callable[[], Extracted]:
         """Begin to extract features where threads can do so alone; the function that is returned gives them."""
         return self.extract.begin(images) if isinstance(self.extract, Extractor) else partial(self.extract, images)
 
     def check_shape(self, shape: tuple[int, ...], what: str) -> None:
-        """Raises `BadInput` unless images of `shape` [C, H, W] have such features; `what` names them in the error."""
+        """Raises `BadInput` unless samples of `shape` have such features; `what` names them in the error."""
+        if self.of == "values":
+            _check_values(shape, what)
+            return
         if self.shape is not None and shape != self.shape:
             raise BadInput(f"{what}: wanted images of {list(self.shape)} for {self.title}; they are {list(shape)}")
         if not is_drawable(shape):
@@ -113,6 +119,26 @@ def digits(device: torch.device) -> FeatureSpace:
         extract=extract,
         shape=(1, 8, 8),
     )
+
+
+def values(device: torch.device) -> FeatureSpace:
+    """The values of arrays of any shape, as they are: points, frames of sound, robot actions, small latents."""
+    return FeatureSpace(
+        name="values",
+        title="the values themselves",
+        resizer="none",
+        sha256="none",
+        extract=lambda arrays: Extracted(np.asarray(arrays, np.float32).reshape(len(arrays), -1)),
+        of="values",
+    )
+
+
+def _check_values(shape: tuple[int, ...], what: str) -> None:
+    if math.prod(shape) > MAX_VALUES:
+        raise BadInput(
+            f"{what}: wanted at most {MAX_VALUES:,} values in each for features values; samples of {list(shape)} have "
+            f"{math.prod(shape):,}: name features of your own with --features module:factory"
+        )
 
 
 def inception(device: torch.device) -> FeatureSpace:
@@ -201,6 +227,7 @@ def squeezenet(device: torch.device) -> FeatureSpace:
 
 FEATURES: dict[str, Callable[[torch.device], FeatureSpace]] = {
     "digits": digits,
+    "values": values,
     "inception": inception,
     "inception-tf": inception_tf,
     "inception-torch": inception_torch,
@@ -351,10 +378,10 @@ def _from_factory(source: str, device: torch.device) -> FeatureSpace:
     return replace(space, extract=_blamed(source, space.extract))
 
 
-def _blamed(source: str, extract: Callable[[NDArray[np.uint8]], Extracted]) -> Callable[[NDArray[np.uint8]], Extracted]:
+def _blamed(source: str, extract: Callable[[NDArray[Any]], Extracted]) -> Callable[[NDArray[Any]], Extracted]:
     """`extract` of the user's own, whose errors name it."""
 
-    def checked(images: NDArray[np.uint8]) -> Extracted:
+    def checked(images: NDArray[Any]) -> Extracted:
         try:
             found = extract(images)
             shape = found.features.shape

@@ -1,5 +1,6 @@
-"""Distances between sets of features: the Fréchet distance here, the others by clean-fid, torch-fidelity and prdc."""
+"""Distances between sets of features: Fréchet, Wasserstein and energy distance here, the others by other packages."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from eval.sample_counts import NEIGHBOURHOOD
 
 CPU = torch.device("cpu")
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
+MAX_PAIRS = 1000  # of an exact Wasserstein distance, whose time grows with their cube
 MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
@@ -102,6 +104,41 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
+def wasserstein_distance(samples: Features, reference: Features) -> float:
+    """W2, the root of the least mean square distance of pairs: exact, over as many of each, at most `MAX_PAIRS`.
+
+    Both arguments are features [N, D]. Of two sets of one distribution it is not 0: it falls with their number.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    count = min(len(samples), len(reference), MAX_PAIRS)
+    squares = _distances(spread_rows(samples, count), spread_rows(reference, count)) ** 2
+    return math.sqrt(squares[linear_sum_assignment(squares)].mean())
+
+
+def energy_distance(samples: Features, reference: Features) -> float:
+    """The root of 2 E|x - y| - E|x - x'| - E|y - y'| (Székely & Rizzo 2013, Eq. 3), pairs of two; 0 only if equal.
+
+    Both arguments are features [N, D], of which at most `MAX_MANIFOLD_SIZE` are compared.
+    """
+    x, y = (spread_rows(each, MAX_MANIFOLD_SIZE) for each in (samples, reference))
+    own = [_mean_distance(each, each) * len(each) / (len(each) - 1) for each in (x, y)]
+    return math.sqrt(max(0.0, 2 * _mean_distance(x, y) - sum(own)))
+
+
+def _mean_distance(x: Features, y: Features) -> float:
+    parts = (x[start : start + MAX_PAIRS] for start in range(0, len(x), MAX_PAIRS))
+    return sum(float(_distances(part, y).sum()) for part in parts) / (len(x) * len(y))
+
+
+def _distances(x: Features, y: Features) -> NDArray[np.float64]:
+    """Euclidean distances [N, M] between features [N, D] and [M, D], in float64."""
+    from scipy.spatial.distance import cdist
+
+    distances: NDArray[np.float64] = cdist(x, y)
+    return distances
+
+
 def kernel_distance(samples: Features, reference: Features) -> float:
     """The unbiased squared MMD with the kernel (x.y / D + 1)^3 (KID; Binkowski et al. 2018, Eq. 4), by clean-fid.
 
@@ -183,6 +220,7 @@ class MetricGroup:
     needs: Literal["moments", "features", "probabilities"]  # probabilities of the samples, the others of the reference
     num_needed: int  # samples, and reference images if their features are needed
     compute: Callable[[Extracted, ReferenceStats, torch.device], tuple[float, ...]]
+    space: str | None = None  # the only one it is for; its groups come before those of every space
 
 
 def _frechet_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
@@ -192,6 +230,16 @@ def _frechet_distance(sample: Extracted, reference: ReferenceStats, device: torc
 def _kernel_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
     assert reference.features is not None
     return (kernel_distance(sample.features, reference.features),)
+
+
+def _wasserstein_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
+    assert reference.features is not None
+    return (wasserstein_distance(sample.features, reference.features),)
+
+
+def _energy_distance(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
+    assert reference.features is not None
+    return (energy_distance(sample.features, reference.features),)
 
 
 def _inception_score(sample: Extracted, reference: ReferenceStats, device: torch.device) -> tuple[float]:
@@ -214,6 +262,9 @@ def _neighbours(sample: Extracted, reference: ReferenceStats) -> tuple[Features,
 
 # In the order of columns.
 METRIC_GROUPS = (
+    # Two moments say little of points in the plane.
+    MetricGroup(("w2",), True, "features", 2, _wasserstein_distance, "values"),
+    MetricGroup(("energy",), True, "features", 2, _energy_distance, "values"),
     MetricGroup(("fd",), True, "moments", 2, _frechet_distance),
     MetricGroup(("kd",), True, "features", 2, _kernel_distance),
     MetricGroup(("is",), False, "probabilities", NUM_SPLITS, _inception_score),
@@ -233,6 +284,8 @@ PUBLISHED = {
     ("is", "inception-tf"): ("is", "Inception Score"),
 }
 HEADINGS = {
+    "w2": "Wasserstein distance",
+    "energy": "energy distance",
     "fd": "Fréchet distance",
     "kd": "kernel distance",
     "precision": "precision",
@@ -296,8 +349,17 @@ def kept_rows(num_images: int) -> NDArray[np.int64]:
 
     Evenly spaced, because folders are sorted by class.
     """
-    num_kept = min(num_images, MAX_MANIFOLD_SIZE)
-    return np.arange(num_kept, dtype=np.int64) * num_images // num_kept
+    return _spread(num_images, MAX_MANIFOLD_SIZE)
+
+
+def spread_rows(features: Features, count: int) -> Features:
+    """`count` evenly spaced rows of `features`, or all if there are fewer."""
+    return features[_spread(len(features), count)]
+
+
+def _spread(num_rows: int, count: int) -> NDArray[np.int64]:
+    num_kept = min(num_rows, count)
+    return np.arange(num_kept, dtype=np.int64) * num_rows // num_kept
 
 
 def metric_keys(spaces: Iterable[str]) -> tuple[str, ...]:
@@ -306,7 +368,8 @@ def metric_keys(spaces: Iterable[str]) -> tuple[str, ...]:
 
 
 def _groups(space: str) -> list[MetricGroup]:
-    return [group for group in METRIC_GROUPS if group.needs != "probabilities" or ("is", space) in PUBLISHED]
+    groups = [group for group in METRIC_GROUPS if group.needs != "probabilities" or ("is", space) in PUBLISHED]
+    return [group for group in groups if group.space in (None, space)]
 
 
 def _is_available(group: MetricGroup, has_features: bool, has_probabilities: bool) -> bool:

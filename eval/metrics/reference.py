@@ -34,6 +34,7 @@ from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store, write_atomic
 from trainer.data.array_files import NPZ_KEYS
+from trainer.data.image_set import to_float
 from trainer.data.images import load_images
 from trainer.data.npz import open_npz
 from trainer.data.pictures import UNREADABLE
@@ -63,13 +64,17 @@ class OpenedReference:
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images uint8 of one shape, in batches [B, C, H, W]; `batches` can be read once."""
+    """Images uint8 [B, C, H, W] or arrays float32 [B, *shape] in batches, which can be read once.
+
+    The black and the white of images are the ends of `data_range`; None of arrays that are no images.
+    """
 
     title: str
     num_images: int
     shape: tuple[int, ...]
     sha256: str
-    batches: Iterator[NDArray[np.uint8]]
+    data_range: tuple[float, float] | None
+    batches: Iterator[NDArray[Any]]
 
 
 def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
@@ -110,10 +115,13 @@ def check_shape(reference: results.Reference, shape: tuple[int, ...]) -> None:
     """Raises `BadInput` if the reference's images are not of `shape` [C, H, W], that of the samples."""
     if reference.shape is None or reference.shape == shape:
         return
-    difference = "another number of channels" if reference.shape[1:] == shape[1:] else "another resolution"
+    is_deeper = len(shape) == 3 and reference.shape[1:] == shape[1:]
+    difference = (
+        "another number of channels" if is_deeper else "another resolution" if len(shape) == 3 else "another shape"
+    )
     raise BadInput(
-        f"{reference.source}: wanted a reference of images of {list(shape)}, as the samples are; "
-        f"its images have {difference}, {list(reference.shape)}"
+        f"{reference.source}: wanted a reference of {list(shape)}, as the samples are; "
+        f"its samples have {difference}, {list(reference.shape)}"
     )
 
 
@@ -175,9 +183,10 @@ def _open_image_set(source: str) -> ImageBatches:
         say(f"note: {source}: {note}")
     num_images = len(image_set)
     batches = (image_set.images[start : start + BATCH_SIZE] for start in range(0, num_images, BATCH_SIZE))
+    data_range = image_set.data_range if image_set.images.dtype == np.uint8 else None
     digest = hashlib.sha256(f"{image_set.images.shape}".encode())
     digest.update(image_set.images.data)
-    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), batches)
+    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), data_range, batches)
 
 
 def _open_data_set(source: str) -> ImageBatches:
@@ -185,17 +194,17 @@ def _open_data_set(source: str) -> ImageBatches:
     plan = manifest.plan
     title = f"samples of teacher {plan.teacher}"
     # The data set's digest identifies its samples; hashing those would read everything twice.
-    return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, _samples(manifest))
+    return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, plan.data_range, _samples(manifest))
 
 
-def _samples(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
-    """The samples of a data set as uint8 [B, C, H, W], B about `BATCH_SIZE`."""
+def _samples(manifest: Manifest) -> Iterator[NDArray[np.float32]]:
+    """The samples of a data set, float32 [B, *shape], B about `BATCH_SIZE`."""
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
-    pending: list[NDArray[np.uint8]] = []
+    pending: list[NDArray[np.float32]] = []
     try:
         for block in range(num_blocks):
             reader.prefetch(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
-            pending.append(to_bytes(reader.read(block).sample.astype(np.float32), manifest.plan.data_range))
+            pending.append(reader.read(block).sample.astype(np.float32))
             if sum(map(len, pending)) >= BATCH_SIZE or block == num_blocks - 1:
                 yield np.concatenate(pending)
                 pending = []
@@ -236,13 +245,27 @@ def _compute_stats(source: str, images: ImageBatches, spaces: Sequence[FeatureSp
 def _extract(source: str, images: ImageBatches, spaces: Sequence[FeatureSpace]) -> dict[str, ReferenceStats]:
     for space in spaces:
         space.check_shape(images.shape, source)
+        if space.of == "images" and images.data_range is None:
+            raise BadInput(
+                f"{source}: wanted images for {space.title}; it holds floating-point arrays: take --features values"
+            )
     running = {space.name: _RunningStats(images.num_images) for space in spaces}
     with bar("reference", images.num_images * len(spaces)) as advance:
         for batch in images.batches:
             for space in spaces:
-                running[space.name].add(space.extract(batch).features)
+                running[space.name].add(space.extract(_as_taken(batch, images.data_range, space)).features)
                 advance(len(batch), space.name)
     return {name: stats.result(name) for name, stats in running.items()}
+
+
+def _as_taken(batch: NDArray[Any], data_range: tuple[float, float] | None, space: FeatureSpace) -> NDArray[Any]:
+    """`batch` as `space` takes it: as bytes, or as values, which of images are in [-1, 1]."""
+    if space.of == "values":
+        return to_float(batch)
+    if batch.dtype == np.uint8:
+        return batch
+    assert data_range is not None  # `_extract` has refused such arrays
+    return to_bytes(batch, data_range)
 
 
 def _describe(source: str, images: ImageBatches) -> results.Reference:
@@ -474,6 +497,8 @@ def _parse_moments(source: str, arrays: Arrays) -> Moments:
 
 def _check_length(source: str, moments: Moments, space: FeatureSpace, shape: tuple[int, ...] | None) -> None:
     """Raises `BadInput` unless the moments have as many features as the space extracts from a black image."""
+    if space.of == "values" and shape is None:
+        return
     black = np.zeros((1, *(space.shape or shape or (3, 32, 32))), np.uint8)
     num_features, length = space.extract(black).features.shape[1], len(moments.mean)
     if length != num_features:

@@ -183,7 +183,9 @@ class _BatchFeatures:
         """Begin `samples`, and finish the batches before the last `num_behind`; what is not finite is left out."""
         if np.isfinite(samples).all():
             images = to_bytes(samples, self.data_range)
-            self._begun.append({name: space.begin(images) for name, space in self.spaces.items()})
+            self._begun.append(
+                {name: space.begin(samples if space.of == "values" else images) for name, space in self.spaces.items()}
+            )
         self._finish(self.num_behind)
 
     def result(self) -> dict[str, NDArray[np.float32]]:

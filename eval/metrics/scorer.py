@@ -22,7 +22,7 @@ from eval.metrics import distances
 from eval.metrics.distances import ReferenceStats
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
 from eval.sampling.samplers import Sampler
-from pipeline.common.image_grid import Images, to_bytes
+from pipeline.common.image_grid import Images, num_shown, to_pictures
 from pipeline.common.progress import Advance
 from pipeline.storage.store import write_file
 from trainer.distillation.distance import Distance
@@ -96,9 +96,13 @@ class Scorer:
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
-        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`."""
-        samples = np.load(self._first_file(sampler), allow_pickle=False)[:NUM_IMAGES]
-        return to_bytes(np.nan_to_num(samples), self.settings.data_range)
+        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`, or a picture of points."""
+        samples = np.load(self._first_file(sampler), allow_pickle=False)[: self._num_shown]
+        return to_pictures(np.nan_to_num(samples), self.settings.data_range)
+
+    @property
+    def _num_shown(self) -> int:
+        return num_shown(self.settings.shape, NUM_IMAGES)
 
     def discard_other_settings(self) -> None:
         """Delete chunks and results of other settings."""
@@ -125,7 +129,7 @@ class Scorer:
         """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
         first = samples.first_samples
         buffer = io.BytesIO()
-        np.save(buffer, first if sampler.group == "solver" else first[:NUM_IMAGES])
+        np.save(buffer, first if sampler.group == "solver" else first[: self._num_shown])
         write_file(self._first_file(sampler), buffer.getvalue())
         return self._compare(first)
 

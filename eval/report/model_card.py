@@ -8,7 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import tables
 from eval.results import Report, gains
-from trainer.export.card import CITATIONS, WHAT, dump_yaml, front_matter, licence, recipe, title
+from pipeline.common.image_grid import is_drawable
+from trainer.export.card import CITATIONS, dump_yaml, front_matter, licence, recipe, title, what
 
 TEMPLATES = Path(__file__).with_name("templates")
 MEASURED = ("samples", "reference", "quantiser", "machine", "versions", "date")  # of tables.facts, beside the features
@@ -21,12 +22,21 @@ SCOT = """@inproceedings{wu2025scot,
   year      = {2025}
 }"""
 
+# Of the examples, for images and for other arrays: the file of the samples, and what saving them imports and does.
+SAVING = {
+    True: (
+        "samples.png",
+        "from pipeline.common.image_grid import save_square, to_bytes",
+        Template('save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))'),
+    ),
+    False: ("samples.npy", "import numpy as np", Template('np.save("samples.npy", samples.numpy())')),
+}
 EXAMPLES = {
     "student": Template("""from pathlib import Path
 
 import torch
 from pipeline import networks
-from pipeline.common.image_grid import save_square, to_bytes
+$imports
 from pipeline.flow.path import uniform_times
 from trainer.distillation.student import Student, sample
 
@@ -36,11 +46,11 @@ torch.manual_seed(0)
 noise = torch.randn(num_images, *config.shape)
 label = torch.randint(config.num_classes, (num_images,)) if config.num_classes else None
 samples = sample(student, noise, uniform_times(num_steps, $t_start, $t_end), label)
-save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
+$save"""),
     "teacher": Template("""from pathlib import Path
 
 import torch
-from pipeline.common.image_grid import save_square, to_bytes
+$imports
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.teachers.loading import load_teacher
@@ -51,7 +61,7 @@ noise = torch.randn(16, *teacher.shape)
 label = torch.randint(teacher.num_classes, (16,)) if teacher.num_classes else None
 times = uniform_times(1, $t_start, $t_end)
 samples = integrate(teacher.velocity, $t_start * noise, times, label, Solver()).states[-1]
-save_square(Path("samples.png"), to_bytes(samples.numpy(), $data_range))"""),
+$save"""),
 }
 
 
@@ -59,13 +69,14 @@ def card(report: Report) -> str:
     """The card in Markdown with front matter; its paths are relative to the folder of the run, where it belongs."""
     training, facts = report.training, tables.facts(report)
     trains, teacher = training.trains, training.teacher
-    weights = _weights(report)
+    weights, is_image = _weights(report), report.shape is None or is_drawable(report.shape)
+    file, imports, save = SAVING[is_image]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
     environment.filters["md"] = tables.escape
     text = environment.get_template("card.md").render(
-        front_matter=front_matter(trains, "traflow-pipeline"),
+        front_matter=front_matter(trains, "traflow-pipeline", unconditional=is_image, of_images=is_image),
         title=title(trains, teacher),
-        what=WHAT[trains],
+        what=what(trains, is_image),
         is_student=trains == "student",
         made_of={name: facts[name] for name in MADE_OF if name in facts}
         | {"recipe": recipe(training.recipe, training.step)},
@@ -75,12 +86,13 @@ def card(report: Report) -> str:
         measured=tables.bullets(
             [f"{name}: {text}" for name, text in facts.items() if name in MEASURED or name.startswith("features")]
         ),
-        sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))} --steps 4 --out samples.png",
+        sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))} --steps 4 --out {file}",
         example=EXAMPLES[trains].substitute(
             weights=repr(str(weights)),
             t_start=training.t_start,
             t_end=training.t_end,
-            data_range=training.data_range,
+            imports=imports,
+            save=save.substitute(data_range=training.data_range),
         ),
         configuration=dump_yaml(training.config),
         licence=licence(trains, teacher),

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.common.errors import BadInput
+from pipeline.common.point_cloud import draw_points
 
 MIN_CELL = 40  # pixels; smaller images, such as 8x8 digits, are enlarged to be legible
+NUM_POINTS = 1024  # in one picture
 GAP = 2
 FONT_SIZE = 14
 MARGIN = 8
@@ -31,6 +33,21 @@ def to_bytes(samples: NDArray[np.float32], data_range: tuple[float, float] = (-1
 def is_drawable(shape: tuple[int, ...]) -> bool:
     """Whether samples of `shape` are images [C, H, W], grey or in colour."""
     return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def has_pictures(shape: tuple[int, ...]) -> bool:
+    """Whether samples of `shape` can be shown: images, or points in the plane."""
+    return is_drawable(shape) or shape == (2,)
+
+
+def num_shown(shape: tuple[int, ...], num_images: int) -> int:
+    """How many samples of `shape` make a row of pictures: `num_images` images, or one picture of many points."""
+    return num_images if is_drawable(shape) else NUM_POINTS
+
+
+def to_pictures(samples: NDArray[np.float32], data_range: tuple[float, float]) -> Images:
+    """Images as bytes, one picture each; points in the plane as one picture."""
+    return to_bytes(samples, data_range) if is_drawable(samples.shape[1:]) else draw_points(samples, data_range)
 
 
 def save_rows(path: Path, rows: Mapping[str, Images]) -> None:

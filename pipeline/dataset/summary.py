@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
-from pipeline.common.image_grid import Images, is_drawable, to_bytes
+from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.dataset.manifest import PLAN, Manifest, confirmed_markers, derive, read_dataset
 from pipeline.dataset.reader import BlockReader
@@ -90,9 +90,17 @@ class Summary:
         return table
 
     def pictures(self, num_rows: int) -> dict[str, Images] | None:
-        """A row of images per trajectory, from noise to sample; None if the records are not images."""
-        if not is_drawable(self.manifest.plan.shape):
+        """A row of images per trajectory, from noise to sample; of points, of all of them at once.
+
+        None if the records have no pictures.
+        """
+        plan = self.manifest.plan
+        if not has_pictures(plan.shape):
             return None
+        if not is_drawable(plan.shape):
+            states = _states(self, self.records).astype(np.float32)
+            rows = [to_pictures(states[:, i], plan.data_range) for i in range(states.shape[1])]
+            return {f"{len(states)} records": np.concatenate(rows)}
         indices = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
         return {

@@ -35,7 +35,7 @@ from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
 from pipeline.teachers.compilation import check_compiler
 from pipeline.teachers.loading import TeacherSource, resolve
-from pipeline.teachers.teacher import NO_STUDENT, Teacher
+from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
@@ -152,8 +152,6 @@ def report(failures: Sequence[str], num_shards: int, stop: threading.Event) -> N
 
 def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
     """What the user should know before the work."""
-    if len(plan.shape) != 3:
-        yield f"samples are {list(plan.shape)}: {NO_STUDENT}"
     if plan.classes is not None and config.classes is None:
         yield f"labels are drawn from the {len(plan.classes)} of {plan.num_classes} classes that were trained"
 

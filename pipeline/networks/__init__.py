@@ -1,10 +1,10 @@
-"""The U-Net families, each once, and the one file format of a network: safetensors that know their own shape."""
+"""The network families, each once, and the one file format of a network: safetensors that know their own shape."""
 
 import errno
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import torch
 from pydantic import Discriminator, Tag, TypeAdapter
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
+from pipeline.networks.flow_network import FlowNetwork as Network
+from pipeline.networks.flow_network import FlowNetworkConfig
+from pipeline.networks.mlp import Mlp, MlpConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 
@@ -22,10 +25,12 @@ def _family(config: Any) -> Any:
     return config.get("family", "song") if isinstance(config, dict) else getattr(config, "family", None)
 
 
-Network = UNet
 __all__ = [
     "DhariwalUNet",
     "DhariwalUNetConfig",
+    "FlowNetworkConfig",
+    "Mlp",
+    "MlpConfig",
     "Network",
     "NetworkConfig",
     "SongUNet",
@@ -40,21 +45,37 @@ __all__ = [
 ]
 # The configuration of a network; the default family is song.
 NetworkConfig = Annotated[
-    Annotated[SongUNetConfig, Tag("song")] | Annotated[DhariwalUNetConfig, Tag("dhariwal")], Discriminator(_family)
+    Annotated[SongUNetConfig, Tag("song")]
+    | Annotated[DhariwalUNetConfig, Tag("dhariwal")]
+    | Annotated[MlpConfig, Tag("mlp")],
+    Discriminator(_family),
 ]
-parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
+parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig | MlpConfig] = TypeAdapter(
+    NetworkConfig
+).validate_python
 
 
-def build(config: UNetConfig) -> Network:
+@overload
+def build(config: UNetConfig) -> UNet: ...
+
+
+@overload
+def build(config: FlowNetworkConfig) -> Network: ...
+
+
+def build(config: FlowNetworkConfig) -> Network:
     """A freshly initialised network, laid out for a CPU.
 
     Raises:
         BadInput: the configuration leaves something to the data.
     """
     if not config.is_complete:
-        raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
+        lacking = " and ".join(name for name in config.of_data if name != "num_classes")
+        raise BadInput(f"network: wanted its {lacking}, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
         return lay_out(DhariwalUNet(config))
+    if isinstance(config, MlpConfig):
+        return lay_out(Mlp(config))
     assert isinstance(config, SongUNetConfig)
     return lay_out(SongUNet(config))
 
@@ -68,12 +89,12 @@ def lay_out(network: Network, compiled: bool = False) -> Network:
     return network.to(memory_format=torch.contiguous_format if on_gpu and not compiled else torch.channels_last)
 
 
-def require_size(path: Path, config: UNetConfig, num_tensors: int, num_values: int) -> None:
+def require_size(path: Path, config: FlowNetworkConfig, num_tensors: int, num_values: int) -> None:
     """Raises `BadInput` if `path`, with `num_tensors` of `num_values` together, cannot hold the network of `config`.
 
     Called before a network of somebody else's configuration is built: its blocks alone could take hours.
     """
-    num_blocks, width = len(config.widths) * (2 * config.num_blocks + 1), max(config.widths)
+    num_blocks, width = config.num_blocks_and_width
     if num_blocks > num_tensors or width > num_values:
         raise BadInput(
             f"{path}: its network would have {num_blocks:,} blocks of up to {width:,} channels; "

@@ -1,34 +1,16 @@
-"""What the U-Net families share: the times and classes they see, the trunk, and the velocity that comes out."""
+"""What the U-Net families share: their images, and the trunk from image to image."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.flow.path import match_dims
-from pipeline.networks.convention import (
-    AdmCosine,
-    AdmLinear,
-    Convention,
-    Edm,
-    Flow,
-    RectifiedFlow,
-    ScaledRectifiedFlow,
-)
-from pipeline.networks.layers import Block, BlockStyle, Resampling, TimeEmbedding
+from pipeline.networks.flow_network import ConventionName, FlowNetwork, FlowNetworkConfig
+from pipeline.networks.layers import Block, BlockStyle, Resampling
 
 Resolution = int | tuple[int, int]
-OF_DATA = ("resolution", "image_channels", "num_classes")  # fields that the data know
 
 
 def _sides(resolution: object) -> object:
@@ -39,7 +21,7 @@ def _sides(resolution: object) -> object:
     return sides[0] if len(set(sides)) == 1 else tuple(sides)
 
 
-class UNetConfig(BaseModel):
+class UNetConfig(FlowNetworkConfig):
     """What decides the shape of a network and the meaning of its output, whatever its family.
 
     Images are [image_channels, resolution, resolution], or [image_channels, H, W] where `resolution` is (H, W). Level i
@@ -51,7 +33,7 @@ class UNetConfig(BaseModel):
     `convention` says what the network predicts (see `convention.py`); it sees `time_scale` times the noise label.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    of_data: ClassVar[tuple[str, ...]] = ("resolution", "image_channels", "num_classes")
 
     resolution: Annotated[Resolution, BeforeValidator(_sides)] = 0  # 0: left out
     image_channels: Annotated[int, Field(ge=1)] = 0
@@ -64,7 +46,7 @@ class UNetConfig(BaseModel):
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment_dim: int = Field(default=0, ge=0)
     # "adm" has the cosine schedule: files older than "adm-linear" say it so.
-    convention: Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm", "adm", "adm-linear"] = "flow"
+    convention: ConventionName = "flow"
     sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
     time_scale: float = Field(default=1000.0, gt=0)
     second_time: bool = False
@@ -82,28 +64,23 @@ class UNetConfig(BaseModel):
             raise ValueError("label_dropout: there is no label to drop where num_classes is 0")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        if self.is_complete:
-            return values
-        return {key: value for key, value in values.items() if key not in OF_DATA or key in self.model_fields_set}
-
     @property
     def is_complete(self) -> bool:
         """Whether it leaves nothing to the data."""
         return bool(self.resolution and self.image_channels)
 
-    def completed(self, shape: tuple[int, ...], num_classes: int) -> Self:
-        """This configuration, with what it leaves out as in data of `shape` (C, H, W) and `num_classes`.
+    @property
+    def num_blocks_and_width(self) -> tuple[int, int]:
+        return len(self.widths) * (2 * self.num_blocks + 1), max(self.widths)
 
-        Raises:
-            pydantic.ValidationError: no such network can have that shape.
-        """
-        if self.is_complete:
-            return self
-        of_data = {"resolution": shape[1:], "image_channels": shape[0], "num_classes": num_classes}
-        return self.model_validate(of_data | self.model_dump())
+    def _fields_of(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        if len(shape) != 3:
+            raise ValueError("a U-Net is for images [C, H, W]; give a network of family mlp")
+        return {"resolution": shape[1:], "image_channels": shape[0]}
+
+    def for_training(self, second_time: bool) -> Self:
+        """See above; without augmentation labels, which describe a published teacher's training images."""
+        return super().for_training(second_time).model_copy(update={"augment_dim": 0})
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -122,45 +99,12 @@ class UNetConfig(BaseModel):
         """Channels of each level."""
         return [self.channels * mult for mult in self.channel_mult]
 
-    def make_convention(self) -> Convention:
-        """The change of variables between what the network predicts and a velocity."""
-        conventions: dict[str, Convention] = {
-            "flow": Flow(),
-            "rectified-flow": RectifiedFlow(),
-            "rectified-flow-scaled": ScaledRectifiedFlow(),
-            "edm": Edm(self.sigma_data),
-            "adm": AdmCosine(),
-            "adm-linear": AdmLinear(),
-        }
-        return conventions[self.convention]
 
+class UNet(FlowNetwork):
+    """A `FlowNetwork` over images [B, C, H, W]."""
 
-class UNet(nn.Module):
-    """The velocity v(x, t, s, label) -> [B, C, H, W] of x [B, C, H, W], t and s [B] in [0, 1], label int64 [B].
-
-    `s` is ignored by a network without a second time; label -1, or None, means "no label"; `augment` float
-    [B, augment_dim] are EDM's augmentation labels, None for none.
-    """
-
-    embed_t: TimeEmbedding
-    embed_s: TimeEmbedding  # with a second time
-    gate_s: nn.Parameter
-    embed_label: nn.Linear  # with classes
+    config: UNetConfig
     embed_augment: nn.Linear  # with augmentation labels
-
-    def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.convention = config.make_convention()
-
-    @property
-    def embedding_channels(self) -> int:
-        return 4 * self.config.channels
-
-    def add_second_time(self, embedding: TimeEmbedding) -> None:
-        """The embedding of the student's second time, behind a gate that is zero."""
-        self.embed_s = embedding
-        self.gate_s = nn.Parameter(torch.zeros(self.embedding_channels))
 
     def build_trunk(self, style: BlockStyle, first_width: int, attends_everywhere: bool) -> None:
         """Makes the layers from image to image; `attends_everywhere`: not only after a decoder level's last block.
@@ -202,25 +146,6 @@ class UNet(nn.Module):
         self.conv_out = init.conv(width, config.image_channels, gain=style.last_gain)
         self.inputs, self.outputs = nn.ModuleDict(), nn.ModuleDict()
 
-    def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What one-hot classes [B, num_classes] and augmentation labels add to a time's features, and after them."""
-        raise NotImplementedError
-
-    def embedding(self, t: Tensor, s: Tensor | None, label: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Joint embedding [B, embedding_channels] of all that is not an image."""
-        config = self.config
-        classes = torch.arange(config.num_classes, device=t.device)
-        no_label = torch.full_like(t, -1, dtype=torch.long)
-        one_hot = ((no_label if label is None else label)[:, None] == classes).to(self.conv_in.weight.dtype)
-        before, after = self.condition(one_hot, augment)
-        embedding: Tensor = self.embed_t(self._time(t), before, after)
-        if config.second_time and s is not None:
-            embedding = embedding + self.gate_s * self.embed_s(self._time(s), before, after)
-        return embedding
-
-    def _time(self, t: Tensor) -> Tensor:
-        return self.config.time_scale * self.convention.noise_label(t.float())
-
     def encode(self, image: Tensor, embedding: Tensor) -> list[Tensor]:
         """The features after the first convolution and after every block of the encoder."""
         x = self.conv_in(image)
@@ -244,25 +169,3 @@ class UNet(nn.Module):
             x = decode(torch.cat([x, skips.pop()], dim=1) if takes_skip else x, embedding)
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return out if image_out is None else out + image_out
-
-    def features(self, x: Tensor, t: Tensor, label: Tensor | None) -> list[Tensor]:
-        """What `encode` finds in the state x [B, C, H, W] at t [B], each [B, C', H', W']."""
-        embedding, found = self.embedding(t, None, label, None), list[Tensor]()
-
-        def predict(scaled: Tensor) -> Tensor:
-            found.extend(self.encode(scaled, embedding))
-            return scaled
-
-        self.convention.velocity(predict, x, match_dims(t, x))
-        return found
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
-        embedding = self.embedding(t, s, label, augment)
-        return self.convention.velocity(lambda scaled: self.trunk(scaled, embedding), x, match_dims(t, x))

@@ -16,6 +16,7 @@ from pipeline.common.config import validate
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.networks import NetworkConfig
+from pipeline.networks.unet import UNetConfig
 from pipeline.storage.cache import cache_folder
 from pipeline.teachers.download import page
 
@@ -80,7 +81,8 @@ class Entry(BaseModel):
         if families and self.network and self.network.family not in families:
             wanted = " or ".join(families)
             raise ValueError(f"format {self.format} holds networks of family {wanted}, not {self.network.family}")
-        if self.network and (self.network.second_time or (families and self.network.augment_dim)):
+        augmented = families and isinstance(self.network, UNetConfig) and self.network.augment_dim
+        if self.network and (self.network.second_time or augmented):
             raise ValueError("network: a teacher has no second_time, and augment_dim is for format edm")
         return self
 

@@ -19,8 +19,7 @@ from pipeline.common import plugins
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput, reason, suggest
 from pipeline.common.progress import say
-from pipeline.networks import Network
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks import FlowNetworkConfig, Network
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_atomic
@@ -176,8 +175,16 @@ class _FileSource(TeacherSource):
         _refuse_page(self.weights)
         network, which = _read(_format_of(self.weights), self.weights, None)
         name = Path(self.text).stem
-        classes = run_folder.read_classes(self.weights)
-        return of_network(name, file_sha256(self.weights), network, device, f"{which}, {self.weights}", classes)
+        info = run_folder.read_training(self.weights)
+        return of_network(
+            name,
+            file_sha256(self.weights),
+            network,
+            device,
+            f"{which}, {self.weights}",
+            info.classes,
+            info.data_range,
+        )
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,7 @@ def _check_pin(named: NamedTeacher, sha256: str) -> None:
         )
 
 
-def _read(format_name: str, path: Path, config: UNetConfig | None) -> tuple[Network, str]:
+def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tuple[Network, str]:
     load, which = FORMATS[format_name]
     return load(path, config), which
 
@@ -289,7 +296,7 @@ def _format_of(weights: Path) -> str:
     return "edm" if weights.suffix == ".pkl" else "safetensors"
 
 
-def _shape(config: UNetConfig) -> dict[str, object]:
+def _shape(config: FlowNetworkConfig) -> dict[str, object]:
     """The fields of a configuration that decide the velocity: all but those of training."""
     return config.model_dump(mode="json", exclude={"dropout", "label_dropout"})
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
@@ -16,6 +17,7 @@ from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import TrainedClass
 
 WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
+METADATA = "checkpoint"  # of an exported or averaged file: the description of the checkpoint that it is made from
 EXPORTED = ("student.safetensors", "teacher.safetensors")
 STAGE = "train"  # the training inside a whole run
 STEP = re.compile("step-[0-9]{1,18}")
@@ -26,10 +28,11 @@ class Damaged(BadInput):
     """A checkpoint whose files differ from what was written; an older one may be intact."""
 
 
-class _Info(BaseModel):
-    """What a checkpoint.json says of the classes that were trained; the trainer reads the rest."""
+class Training(BaseModel):
+    """What a checkpoint.json says of the data that a teacher was trained on; the trainer reads the rest."""
 
     classes: tuple[TrainedClass, ...] = ()
+    data_range: tuple[float, float] = (-1.0, 1.0)
 
 
 def find_run(path: Path) -> Path:
@@ -100,9 +103,19 @@ def load(weights: Path) -> Network:
     return network
 
 
-def read_classes(weights: Path) -> tuple[TrainedClass, ...]:
-    """The classes that the network in `weights` was trained on, by the checkpoint.json beside it; none without one."""
+def read_training(weights: Path) -> Training:
+    """What is known of the data that the network in `weights` was trained on, by the description of its training.
+
+    That is a checkpoint's checkpoint.json, or in the metadata of an exported or averaged file.
+    """
     try:
-        return _Info.model_validate_json((weights.parent / INFO).read_bytes()).classes
-    except (OSError, ValidationError):
-        return ()
+        return Training.model_validate_json(_description(weights))
+    except (OSError, SafetensorError, ValidationError):
+        return Training()
+
+
+def _description(weights: Path) -> str | bytes:
+    if (weights.parent / INFO).is_file() or weights.suffix != ".safetensors":
+        return (weights.parent / INFO).read_bytes()
+    with safe_open(weights, framework="pt") as file:
+        return str((file.metadata() or {}).get(METADATA, ""))

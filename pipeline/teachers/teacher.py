@@ -13,8 +13,6 @@ from pipeline.flow.solver import Velocity
 from pipeline.networks import Network, lay_out
 from pipeline.teachers.classes import TrainedClass, trained_labels
 
-NO_STUDENT = "a student's network is for images [C, H, W], so that none of this program can be trained on them"
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -90,6 +88,7 @@ def of_network(
     device: torch.device,
     weights: str = "",
     classes: tuple[TrainedClass, ...] = (),
+    data_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Teacher:
     """The teacher of one of our networks, of any convention."""
     network = lay_out(network.to(device)).requires_grad_(False)
@@ -102,6 +101,7 @@ def of_network(
         num_classes=config.num_classes,
         takes_no_label=config.label_dropout > 0,
         t_start=network.convention.t_start,
+        data_range=data_range,
         network=network,
         weights=weights,
         classes=classes,

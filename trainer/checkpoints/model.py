@@ -11,12 +11,10 @@ from safetensors import SafetensorError, safe_open
 from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network
-from pipeline.teachers.run_folder import WEIGHTS, check_intact, find_checkpoints, find_run
+from pipeline.teachers.run_folder import METADATA, WEIGHTS, check_intact, find_checkpoints, find_run
 from pipeline.teachers.run_folder import find_weights as find_file
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
-
-METADATA = "checkpoint"  # of an exported or averaged file: the description of the checkpoint that it is made from
 
 
 @dataclass(frozen=True)

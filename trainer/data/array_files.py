@@ -1,4 +1,4 @@
-"""Image sets in files of arrays: .npz, and the IDX of MNIST."""
+"""Image sets in files of arrays: .npy, .npz, and the IDX of MNIST."""
 
 import gzip
 import math
@@ -40,9 +40,20 @@ class Images:
     parts: Iterable[NDArray[Any]]
 
 
+def load_npy(path: Path, allocate: Allocate) -> ImageSet:
+    """One array without classes: what `load_npz` takes for `images`."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # maps no more bytes than are there
+    except UNREADABLE as error:
+        raise BadInput(f"{path}: wanted an .npy file of numbers; {one_line(error)}") from error
+    images = Images(stored.shape, stored.dtype, [stored])
+    return _from_arrays(path, path.stem, images, np.full(len(stored), -1), allocate)
+
+
 def load_npz(path: Path, allocate: Allocate) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N].
 
+    `images` may also be floating-point arrays [N, *shape], such as points or frames of sound, which stay as they are.
     Other names that are usual for the two are in `NPZ_KEYS`.
     """
     try:
@@ -117,19 +128,38 @@ def labels_beside(path: Path) -> Path | None:
 
 
 def _from_arrays(path: Path, name: str, images: Images, labels: NDArray[Any], allocate: Allocate) -> ImageSet:
-    if images.dtype != np.uint8 or len(images.shape) not in (3, 4) or 0 in images.shape:
+    is_pixels = images.dtype == np.uint8 and len(images.shape) in (3, 4) and 0 not in images.shape
+    if not is_pixels and (images.dtype.kind != "f" or len(images.shape) < 2):
         raise BadInput(
-            f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W]; they are {images.dtype} {list(images.shape)}"
+            f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W], or floating-point arrays [N, ...]; they are "
+            f"{images.dtype} {list(images.shape)}"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise BadInput(
             f"{path}: wanted 'labels' integer [{images.shape[0]}], one for each image; "
             f"they are {labels.dtype} {list(labels.shape)}"
         )
+    placed = _place_pixels(images, allocate) if images.dtype == np.uint8 else _place_values(path, images, allocate)
+    return ImageSet(name, placed, labels.astype(np.int64))
+
+
+def _place_pixels(images: Images, allocate: Allocate) -> NDArray[np.uint8]:
     num_images, height, width, *channels = images.shape
     placed, start = allocate((num_images, *(channels or [1]), height, width)), 0
     for part in images.parts:
         end = start + len(part)
         placed[start:end] = part[:, None] if part.ndim == 3 else part.transpose(0, 3, 1, 2)
         start = end
-    return ImageSet(name, placed, labels.astype(np.int64))
+    return placed
+
+
+def _place_values(path: Path, arrays: Images, allocate: Allocate) -> NDArray[np.float32]:
+    """`arrays` as float32; raises `BadInput` unless they are finite and differ."""
+    placed, start = allocate(arrays.shape, np.float32), 0
+    with np.errstate(over="ignore"):
+        for part in arrays.parts:
+            placed[start : start + len(part)] = part
+            start += len(part)
+    if not placed.size or not np.isfinite(placed).all() or placed.min() == placed.max():
+        raise BadInput(f"{path}: wanted finite values that differ; some are infinite or not a number, or all are one")
+    return placed

@@ -1,8 +1,9 @@
-"""A set of images, in memory or mapped from a file, with its classes."""
+"""A set of images or other arrays, in memory or mapped from a file, with its classes."""
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from pipeline.teachers.classes import TrainedClass, describe
 class ImageSet:
     """Images uint8 [N, C, H, W] and their classes int64 [N] in [0, num_classes), or -1 where there are none.
 
+    Instead of images there may be arrays float32 [N, *shape], with values of any range.
     `class_names` are by number, empty where classes have only numbers. `notes` say in one line each what was left out
     of the source, or lost. `known_sha256` is the digest where it was computed before.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -27,8 +29,15 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
+        """Of one image (C, H, W), or of one array."""
         return self.images.shape[1:]
+
+    @cached_property
+    def data_range(self) -> tuple[float, float]:
+        """The range of `to_float`'s values: of bytes [-1, 1], of other arrays from their least to their largest."""
+        if self.images.dtype == np.uint8:
+            return -1.0, 1.0
+        return float(self.images.min()), float(self.images.max())
 
     @cached_property
     def sha256(self) -> str:
@@ -60,9 +69,12 @@ class ImageSet:
 
     def __str__(self) -> str:
         classes = describe(self.classes) if self.classes else "no classes"
-        return f"{self.name}: {len(self)} images of {list(self.shape)}, {classes}"
+        kind = "images" if self.images.dtype == np.uint8 else "arrays"
+        return f"{self.name}: {len(self)} {kind} of {list(self.shape)}, {classes}"
 
 
-def to_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bytes [0, 255] to the range of the flows, [-1, 1]."""
+def to_float(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Bytes [0, 255] to the range of the flows, [-1, 1]; floating-point arrays are values already."""
+    if images.dtype == np.float32:
+        return images
     return images.astype(np.float32) / np.float32(127.5) - 1

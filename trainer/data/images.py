@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput
 from trainer.data import mapped_images
-from trainer.data.array_files import IDX_NAME, labels_beside, load_idx, load_npz
+from trainer.data.array_files import IDX_NAME, labels_beside, load_idx, load_npy, load_npz
 from trainer.data.hugging_face import find_hugging_face
 from trainer.data.image_folder import find_folder, load_zip
 from trainer.data.image_set import ImageSet
@@ -30,7 +30,7 @@ IMAGE_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
 
 
 def load_images(source: str) -> ImageSet:
-    """The image set called `source`, or of the Hub (hf:NAME[:SPLIT]), or the folder, .zip, IDX or .npz file there.
+    """The image set called `source`, or of the Hub (hf:NAME[:SPLIT]), or the folder, .zip, IDX, .npy or .npz there.
 
     Raises:
         BadInput: `source` is none of these, cannot be read, or its images have more than one size.
@@ -51,7 +51,7 @@ def _find(source: str) -> Source:
         version = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
         return Source(version, path.stat().st_size, partial(_loader(path), path))
     raise BadInput(
-        f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npz, .zip or IDX file "
+        f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npy, .npz, .zip or IDX file "
         "or a folder of images"
     )
 
@@ -59,4 +59,6 @@ def _find(source: str) -> Source:
 def _loader(path: Path) -> Callable[[Path, Allocate], ImageSet]:
     if path.suffix.lower() == ".zip":
         return load_zip
+    if path.suffix.lower() == ".npy":
+        return load_npy
     return load_idx if IDX_NAME.search(path.name) else load_npz

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -28,7 +28,11 @@ FOLDER = "TRAFLOW_IMAGES"
 MIN_BYTES = 2**26  # of a source's files: a smaller set is decoded in a moment, and every process may hold it
 RULES = 1  # of decoding: a file that was decoded by others is not taken
 
-Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]  # an array of this shape, to be filled
+
+class Allocate(Protocol):
+    """Makes an array of this shape and type, to be filled."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class _NoRoom(Exception):
     """The file for the images cannot be made."""
 
 
-def in_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def in_memory(shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> NDArray[Any]:
     """An array in the memory of this process."""
-    return np.empty(shape, np.uint8)
+    return np.empty(shape, dtype)
 
 
 def load(source: Source) -> ImageSet:
@@ -104,11 +108,11 @@ def _read(folder: Path) -> ImageSet | None:
 def _make(source: Source, folder: Path) -> ImageSet:
     """Decode `source` into `folder`; set.json is written last, so that a crash leaves nothing that would be read."""
 
-    def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def allocate(shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> NDArray[Any]:
         path = folder / "images.npy"
         try:
             path.unlink(missing_ok=True)
-            images: NDArray[np.uint8] = open_memmap(path, "w+", np.uint8, shape)
+            images: NDArray[Any] = open_memmap(path, "w+", dtype, shape)
             _reserve(path)
         except OSError as error:  # not one of the source's
             path.unlink(missing_ok=True)

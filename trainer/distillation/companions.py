@@ -21,7 +21,8 @@ class Discriminator(nn.Module):
     """Whether a noised sample is real: a head on each feature of a frozen teacher's encoder.
 
     The encoder is no part of the state: it is the teacher's. A head is a small convolutional network and judges every
-    place of its feature by itself, as in ADD and LADD (arXiv 2311.17042, 2403.12015) and DMD2 (arXiv 2405.14867).
+    place of its feature by itself, as in ADD and LADD (arXiv 2311.17042, 2403.12015) and DMD2 (arXiv 2405.14867); of
+    arrays that are no images it judges the whole.
     """
 
     def __init__(self, teacher: Network) -> None:
@@ -30,7 +31,7 @@ class Discriminator(nn.Module):
         with torch.no_grad():
             one = torch.zeros(1)
             features = teacher.features(torch.zeros(1, *teacher.config.shape), one, None)
-        self.heads = nn.ModuleList(_head(feature.shape[1]) for feature in features)
+        self.heads = nn.ModuleList(_head(feature) for feature in features)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         """Logits [B, places] of the states x [B, C, H, W] at times t [B]: positive for real ones."""
@@ -44,7 +45,10 @@ class Discriminator(nn.Module):
         return moved
 
 
-def _head(channels: int) -> nn.Module:
+def _head(feature: Tensor) -> nn.Module:
+    channels = feature.shape[1]
+    if feature.ndim == 2:
+        return nn.Sequential(nn.Linear(channels, HEAD_CHANNELS), nn.SiLU(), nn.Linear(HEAD_CHANNELS, 1))
     return nn.Sequential(
         nn.Conv2d(channels, HEAD_CHANNELS, 3, padding=1),
         nn.GroupNorm(4, HEAD_CHANNELS),

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from pipeline import networks
 from pipeline.flow.path import match_dims
-from pipeline.networks import Network
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks import FlowNetworkConfig, Network
 from trainer.distillation.inheritance import Inheritance, inherit
 
 FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
 
 class Student(nn.Module):
-    """x_t [B, C, H, W], times t and s [B] in [0, 1], label int64 [B] or None -> [B, C, H, W]."""
+    """x_t [B, *shape], times t and s [B] in [0, 1], label int64 [B] or None -> [B, *shape]."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class Student(nn.Module):
         return x_t + match_dims(s - t, x_t) * self.mean_velocity(x_t, t, s, label)
 
 
-def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, Inheritance]:
+def from_teacher(teacher: Network, config: FlowNetworkConfig | None = None) -> tuple[Student, Inheritance]:
     """The student that starts from a teacher's network, of its architecture or of `config`.
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
@@ -52,20 +51,20 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
     wanted = (config or given).model_dump() | {
         name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
     }
-    own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
-    network = networks.build(networks.parse_config(wanted | own))
+    wanted["dropout"] = config.dropout if config else 0.0
+    network = networks.build(networks.parse_config(wanted).for_training(second_time=True))
     return Student(network), inherit(network, teacher)
 
 
 def sample(student: Student, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
-    """The last state of `sample_path` from times[0] * noise, noise standard normal [B, C, H, W]; N evaluations."""
+    """The last state of `sample_path` from times[0] * noise, noise standard normal [B, *shape]; N evaluations."""
     (x,) = deque(sample_path(student, noise * times[0].to(noise), times, label), maxlen=1)
     return x
 
 
 @torch.no_grad()
 def sample_path(student: Student, x: Tensor, times: Tensor, label: Tensor | None) -> Iterator[Tensor]:
-    """TraFlow's Algorithm 1, x <- G(x, t_n, t_n-1): the states [B, C, H, W] at `times` [N + 1], falling, from `x`."""
+    """TraFlow's Algorithm 1, x <- G(x, t_n, t_n-1): the states [B, *shape] at `times` [N + 1], falling, from `x`."""
     yield x
     for t, s in pairwise(times.to(x)):
         x = student(x, t.expand(len(x)), s.expand(len(x)), label)

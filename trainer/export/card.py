@@ -15,10 +15,14 @@ from trainer.distillation.student import FEW_STEPS
 from trainer.export.formats import FORMATS, ExportedFlow, Format
 
 WHAT = {
-    "student": "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to images: one evaluation jumps from "
-    "the state at time t to the state at time s of the same trajectory. Time 1 is noise, time 0 is an image.",
-    "teacher": "The velocity v(x_t, t) of a flow from noise to images. Solving dx/dt = v from time 1, noise, down to "
-    "time 0 draws an image.",
+    "student": Template(
+        "The flow map x_s = G(x_t, t, s) of a teacher's flow from noise to ${kind}s: one evaluation jumps from the "
+        "state at time t to the state at time s of the same trajectory. Time 1 is noise, time 0 is an $kind."
+    ),
+    "teacher": Template(
+        "The velocity v(x_t, t) of a flow from noise to ${kind}s. Solving dx/dt = v from time 1, noise, down to time 0 "
+        "draws an $kind."
+    ),
 }
 ONE_STEP = " Only the jump from noise to sample was trained: draw in one step, more steps make the samples worse."
 CITATIONS = {
@@ -59,7 +63,7 @@ Any batch size B. Time t = 1 is noise, t = 0 is data; this flow runs from t = $t
 |---|---|---|
 $signature
 
-## Draw images
+## Draw samples
 
 It takes $needs; run it where the file is.
 
@@ -109,11 +113,18 @@ for num_steps in $steps:
 """)
 
 
-def front_matter(trains: str, library: str, tags: Sequence[str] = (), unconditional: bool = True) -> str:
+def what(trains: str, of_images: bool) -> str:
+    """What the network of a student or a teacher computes."""
+    return WHAT[trains].substitute(kind="image" if of_images else "array")
+
+
+def front_matter(
+    trains: str, library: str, tags: Sequence[str] = (), unconditional: bool = True, of_images: bool = True
+) -> str:
     """The YAML that Hugging Face reads. The licence is for whoever publishes the weights to choose."""
     student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"] if trains == "student" else []
     task = {"pipeline_tag": "unconditional-image-generation"} if unconditional else {}
-    tags = [*tags, "rectified-flow", "image-generation", *student]
+    tags = [*tags, "rectified-flow", *(["image-generation"] if of_images else []), *student]
     return dump_yaml({"license": "other", "library_name": library, **task, "tags": tags})
 
 
@@ -153,11 +164,12 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, weights: Path, error: float) -> str:
     """The card of the exported file `path`, which differs by `error` from the network in the file `weights`."""
     form = FORMATS[kind]
-    unconditional = not flow.config.num_classes and is_drawable(flow.config.shape)
+    of_images = is_drawable(flow.config.shape)
+    unconditional = not flow.config.num_classes and of_images
     return CARD_TEXT.substitute(
-        front_matter=front_matter(info.trains, form.library, [kind], unconditional),
+        front_matter=front_matter(info.trains, form.library, [kind], unconditional, of_images),
         title=title(info.trains, info.teacher),
-        what=WHAT[info.trains] + (ONE_STEP if is_one_step(info) else ""),
+        what=what(info.trains, of_images) + (ONE_STEP if is_one_step(info) else ""),
         facts=_facts(form, flow, info, path, weights, error),
         note=Template(form.note).substitute(file=path.name),
         t_start=info.t_start,
@@ -242,9 +254,7 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
         steps=(1,) if is_one_step(info) else STEPS[info.trains],
         low=low,
         high=high,
-        save=_save_lines(config.image_channels, low, high)
-        if drawable
-        else 'np.save(f"{num_steps}-steps.npy", samples)',
+        save=_save_lines(config.shape[0], low, high) if drawable else 'np.save(f"{num_steps}-steps.npy", samples)',
     )
 
 

@@ -35,7 +35,7 @@ def test_a_new_network_is_nearly_zero_and_keeps_the_shape() -> None:
 )
 def test_any_number_of_levels_blocks_and_channels(changes: dict[str, Any]) -> None:
     network = tiny_network(**changes)
-    x = torch.randn(2, network.config.image_channels, 4, 4)
+    x = torch.randn(2, *network.config.shape)
     assert network(x, torch.tensor([0.1, 0.7])).shape == x.shape
 
 

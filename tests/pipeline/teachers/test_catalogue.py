@@ -8,9 +8,8 @@ import yaml
 from eval.metrics.cost import count_flops
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.networks import DhariwalUNetConfig, NetworkConfig, SongUNetConfig
+from pipeline.networks import DhariwalUNetConfig, FlowNetworkConfig, NetworkConfig, SongUNetConfig
 from pipeline.networks.layers import Attention
-from pipeline.networks.unet import UNetConfig
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers import catalogue
 from pipeline.teachers.loading import fetch_file, load_teacher, resolve
@@ -94,22 +93,22 @@ def test_the_papers_multiply_adds_are_ours_without_what_their_counter_does_not_s
     assert round((convolution_macs(network) - unseen) / 1e9, 1) == billions
 
 
-def build_on_meta(config: UNetConfig) -> networks.Network:
+def build_on_meta(config: FlowNetworkConfig) -> networks.Network:
     with torch.device("meta"):
         return networks.build(config).to("meta")
 
 
-def count(config: UNetConfig) -> int:
+def count(config: FlowNetworkConfig) -> int:
     return sum(parameter.numel() for parameter in build_on_meta(config).parameters())
 
 
-def convolution_macs(config: UNetConfig) -> int:
+def convolution_macs(config: FlowNetworkConfig) -> int:
     """All multiply-adds but those between queries, keys and values."""
     network = build_on_meta(config)
     return count_flops(network) // 2 - sum(2 * pixels**2 * width for pixels, width in attentions(network))
 
 
-def attention_macs(config: UNetConfig) -> int:
+def attention_macs(config: FlowNetworkConfig) -> int:
     """Of the 1x1 convolutions around attention: three make queries, keys and values, one takes the result."""
     return sum(4 * pixels * width**2 for pixels, width in attentions(build_on_meta(config)))
 

@@ -18,7 +18,7 @@ WIDTHS = (0.05, 0.10)
 
 
 def value(ema: Ema) -> float:
-    return ema.network.conv_out.weight.mean().item()
+    return ema.network.get_parameter("conv_out.weight").mean().item()
 
 
 def averaged(config: EmaConfig, start: float, values: Iterable[float], batch_size: int = 1) -> float:
@@ -89,7 +89,7 @@ def test_a_power_average_is_as_wide_as_was_asked(sigma_rel: float) -> None:
         network.conv_out.weight.fill_(step / n)
         network.conv_in.weight.fill_((step / n) ** 2)
         ema.update(network, 8, 8 * step)
-    mean, mean_square = value(ema), ema.network.conv_in.weight.mean().item()
+    mean, mean_square = value(ema), ema.network.get_parameter("conv_in.weight").mean().item()
     assert math.sqrt(mean_square - mean**2) == pytest.approx(sigma_rel, rel=1e-3)
 
 
@@ -231,7 +231,7 @@ def test_a_reconstruction_is_the_average_that_was_kept(tmp_path: Path, asked: fl
     snapshots, kept = trained(tmp_path, asked)
     num_images, gamma = snapshots[-1].num_images, exponent(asked)
     state = reconstruct(snapshots, num_images, asked)
-    error = (state["conv_out.weight"] - kept.conv_out.weight).abs().max().item()
+    error = (state["conv_out.weight"] - kept.get_parameter("conv_out.weight")).abs().max().item()
     assert error < tolerance
     fit = profile_error([(each.num_images, each.sigma_rel) for each in snapshots], num_images, asked)
     # Cauchy and Schwarz: no weight here is ever larger than 1, and |p|^2 = (gamma + 1)^2 / (2 gamma + 1).

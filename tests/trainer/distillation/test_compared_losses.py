@@ -207,7 +207,7 @@ def test_no_gradient_of_the_students_loss_reaches_the_discriminator() -> None:
     ours, own = loss_values(
         compared_losses.adversarial_loss(judge, held(judge), NOISE, ONE, ZERO, state(ZERO), OTHER, U, None), student
     ).mean(1)
-    heads, weight = list(judge.parameters()), student.network.conv_in.weight
+    heads, weight = list(judge.parameters()), student.network.get_parameter("conv_in.weight")
     assert all(not slope.any() for slope in torch.autograd.grad(ours, heads, retain_graph=True))
     assert not torch.autograd.grad(own, weight, retain_graph=True)[0].any()
     assert torch.autograd.grad(ours, weight)[0].any()

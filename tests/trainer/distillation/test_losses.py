@@ -80,8 +80,9 @@ def test_the_forward_mode_derivative_is_the_slope_and_can_be_trained() -> None:
         ahead, behind = student(NOISE, T, S + step, None), student(NOISE, T, S - step, None)
     torch.testing.assert_close(query.departure(answer), (ahead - behind) / (2 * step), atol=2e-3, rtol=0)
     query.departure(answer).square().mean().backward()  # type: ignore[no-untyped-call]
-    assert student.network.conv_in.weight.grad is not None
-    assert student.network.conv_in.weight.grad.abs().max() > 0
+    gradient = student.network.get_parameter("conv_in.weight").grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
 
 
 def test_the_velocity_target_points_from_data_to_noise() -> None:
@@ -106,7 +107,7 @@ def test_at_equal_times_f_is_the_derivative_in_s() -> None:
 
 def test_a_stopped_target_is_not_trained_and_a_live_one_is() -> None:
     student = from_teacher(tiny_network())[0].requires_grad_(True)
-    weight = student.network.conv_in.weight
+    weight = student.network.get_parameter("conv_in.weight")
 
     def gradient(loss: Tensor) -> Tensor:
         return torch.autograd.grad(loss.sum(), weight)[0]

@@ -1,0 +1,112 @@
+"""Mlp: a residual network over the values of an array of any shape, for points, audio frames or robot actions."""
+
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.networks.flow_network import ConventionName, FlowNetwork, FlowNetworkConfig
+from pipeline.networks.layers import Init, PositionalFeatures, TimeEmbedding
+
+INIT = Init(xavier=False)
+
+
+class MlpConfig(FlowNetworkConfig):
+    """`num_blocks` residual blocks of `width` over the values of an array of `shape`, which may be left to the data.
+
+    Times are embedded as in the U-Nets, in 4 `channels`. `num_classes`, `label_dropout`, `convention`, `time_scale` and
+    `second_time` mean what they mean there.
+    """
+
+    of_data: ClassVar[tuple[str, ...]] = ("shape", "num_classes")
+
+    family: Literal["mlp"] = "mlp"
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()  # (): left out
+    width: int = Field(default=256, ge=1)
+    num_blocks: int = Field(default=4, ge=1)
+    channels: int = Field(default=64, ge=4, multiple_of=2)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    num_classes: int = Field(default=0, ge=0, le=2**20)
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    convention: ConventionName = "flow"
+    sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
+    time_scale: float = Field(default=16.0, gt=0)
+    second_time: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.is_complete and self.label_dropout and not self.num_classes:
+            raise ValueError("label_dropout: there is no label to drop where num_classes is 0")
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.shape)
+
+    @property
+    def num_blocks_and_width(self) -> tuple[int, int]:
+        return self.num_blocks, max(self.width, math.prod(self.shape))
+
+    def _fields_of(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        return {"shape": shape}
+
+
+class MlpBlock(nn.Module):
+    """Two layers beside a skip connection; the embedding scales and shifts what goes in: [B, W] -> [B, W]."""
+
+    def __init__(self, width: int, embedding_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.affine = INIT.linear(embedding_channels, 2 * width)
+        self.layer0 = INIT.linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.layer1 = INIT.linear(width, width)
+        nn.init.zeros_(self.layer1.weight)
+        nn.init.zeros_(self.layer1.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.affine(embedding).chunk(2, dim=1)
+        h = F.silu(self.layer0(self.norm(x) * (1 + scale) + shift))
+        out: Tensor = x + self.layer1(self.dropout(h))
+        return out
+
+
+class Mlp(FlowNetwork):
+    """See `FlowNetwork`, and `MlpConfig` for the shapes."""
+
+    config: MlpConfig
+
+    def __init__(self, config: MlpConfig) -> None:
+        super().__init__(config)
+        num_values = math.prod(config.shape)
+        self.embed_t = self._time_embedding()
+        if config.num_classes:
+            self.embed_label = INIT.linear(config.num_classes, config.channels)
+        if config.second_time:
+            self.add_second_time(self._time_embedding())
+        self.layer_in = INIT.linear(num_values, config.width)
+        self.blocks = nn.ModuleList(
+            MlpBlock(config.width, self.embedding_channels, config.dropout) for _ in range(config.num_blocks)
+        )
+        self.norm_out = nn.LayerNorm(config.width)
+        self.layer_out = INIT.linear(config.width, num_values)
+
+    def _time_embedding(self) -> TimeEmbedding:
+        channels = self.config.channels
+        return TimeEmbedding(PositionalFeatures(channels, adm=False), channels, self.embedding_channels, INIT)
+
+    def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (self.embed_label(label) if self.config.num_classes else None), None
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        features = [self.layer_in(x.flatten(1))]
+        for block in self.blocks:
+            features.append(block(features[-1], embedding))
+        return features
+
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.encode(x, embedding)[-1]
+        out: Tensor = self.layer_out(F.silu(self.norm_out(h)))
+        return out.reshape(x.shape)

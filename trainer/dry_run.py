@@ -13,8 +13,10 @@ from pipeline.common.progress import format_bytes, format_seconds
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
+from trainer.kernels import check_kernels
 from trainer.setup import prepare, read_input
 from trainer.step import initial_state, take_step
+from trainer.train import memory_errors_explained
 
 NUM_STEPS = 3  # that are timed, after one to warm up
 
@@ -50,6 +52,12 @@ def dry_run(config: TrainConfig) -> DryRun:
         BadInput: see `train`.
     """
     ranks = Ranks(0, 1, pick_device(config.device))
+    check_kernels(config, ranks.device)
+    with memory_errors_explained(config, ranks.world):
+        return _measure(config, ranks)
+
+
+def _measure(config: TrainConfig, ranks: Ranks) -> DryRun:
     device = ranks.device
     task = prepare(config, device)
     config, settings = task.config, config.trainer

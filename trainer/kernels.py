@@ -1,11 +1,17 @@
-"""Which kernels a training runs on: compiled or not, TF32 or full float32, timed by cuDNN or not."""
-
-import shutil
+"""Which kernels a training runs on: compiled or not, in which precision, timed by cuDNN or not."""
 
 import torch
 
 from pipeline.common.errors import BadInput
+from pipeline.flow.numerics import check_precision
+from pipeline.teachers.compilation import missing_compiler
 from trainer.config import TrainConfig, TrainerConfig
+
+
+def check_kernels(config: TrainConfig, device: torch.device) -> None:
+    """Raises `BadInput` if `device` lacks the precision, or this machine the compiler, that were asked for."""
+    check_precision(config.trainer.precision, device)
+    compiles(config, device)
 
 
 def choose_kernels(settings: TrainerConfig) -> None:
@@ -23,9 +29,7 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
     """
     asked = config.trainer.compile
     can = not any(term.differentiates_forward for term in config.recipe.terms)
-    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    if asked and not has_compiler:
-        raise BadInput(
-            "trainer.compile: wanted a C compiler (gcc or clang) on the PATH; install one or set it to false"
-        )
-    return asked if asked is not None else device.type == "cuda" and can and has_compiler
+    missing = missing_compiler(device)
+    if asked and missing:
+        raise BadInput(f"trainer.compile: wanted {missing}; there is none here: install it, or set it to false")
+    return asked if asked is not None else device.type == "cuda" and can and not missing

@@ -79,8 +79,9 @@ def launch(
 ) -> None:
     """Call `work` with `settings` on every rank, in this process's working folder; Ray's own files go into `out`.
 
-    `choose` gives the number of ranks for a number of slots. Once `stop` is set, `ray_stop.here` is on every rank: an
-    exception `Stopped` of `work` then ends it, and at another time lets Ray Train start it again.
+    `choose` gives the number of ranks for a number of slots. `stop` is for work that obeys `ray_stop.here`, which is set
+    on every rank once `stop` is, and on a rank whose process gets a SIGTERM; in the second case its exception `Stopped`
+    lets Ray Train start it again.
 
     Raises:
         BadInput: Ray Train's packages are missing, or no cluster answers.
@@ -93,19 +94,19 @@ def launch(
 
     with connected(address):
         slots, gpus = worker_slots(ray.cluster_resources(), num_workers, None)  # type: ignore[no-untyped-call]
-        workers, request = choose(slots), ray_stop.open_request()
+        workers, request = choose(slots), None if stop is None else ray_stop.open_request()
         order = {"work": work, "settings": settings, "folder": str(Path.cwd()), "request": request}
         trainer = TorchTrainer(
             _in_folder,
             train_loop_config=order,
-            torch_config=ray_stop.torch_config(),
+            torch_config=None if stop is None else ray_stop.torch_config(),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name="ray", failure_config=FailureConfig(max_failures=MAX_FAILURES), **_storage(out)),
         )
-        _fit(trainer, request, stop or Stop())
+        _fit(trainer, request, stop)
 
 
-def _fit(trainer: Any, request: Any, stop: Stop) -> None:
+def _fit(trainer: Any, request: Any, stop: Stop | None) -> None:
     """`trainer.fit` in a thread: in the main thread Ray Train would take SIGINT for itself, and abort."""
     errors: list[Exception] = []
 
@@ -119,7 +120,7 @@ def _fit(trainer: Any, request: Any, stop: Stop) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(ray_stop.POLL_SECONDS)
-        if stop.is_set():
+        if stop is not None and stop.is_set():
             request.make.remote(stop.signal)
     if errors:
         raise WorkFailed(f"the work on Ray failed: {one_line(errors[0])}") from errors[0]
@@ -147,11 +148,13 @@ def _storage(out: str) -> dict[str, Any]:
 def _in_folder(order: dict[str, Any]) -> None:
     if Path(order["folder"]).is_dir():  # a machine that shares only a store may lack it
         os.chdir(order["folder"])
-    ray_stop.follow(order["request"])
+    request = order["request"]
+    if request is not None:
+        ray_stop.follow(request)
     try:
         order["work"](order["settings"])
     except Stopped:
-        if ray_stop.asked(order["request"]) is None:
+        if request is None or ray_stop.asked(request) is None:
             raise
 
 

@@ -2,8 +2,8 @@
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
 from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
-from trainer.kernels import choose_kernels, compiles
+from trainer.kernels import check_kernels, choose_kernels, compiles
 from trainer.log import Log, check_sinks, open_log
 from trainer.setup import INITS, Task, check_plan, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
@@ -56,12 +56,40 @@ def train(config: TrainConfig, stop: Stop | None = None) -> Path:
     stopping = stoppable("stopping after a checkpoint") if stop is None else nullcontext(stop)
     with join_ranks(config.device) as ranks, stopping as stop:
         check_ranks(config, ranks.world)
+        check_kernels(config, ranks.device)
         task = prepare(config, ranks.device)
         locations = [str(location) for location in (config.out, config.mirror) if location is not None]
         with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
             for lease in leases:
                 lease.on_loss = stop.set
-            return _train(config, task, ranks, stop, leases)
+            with memory_errors_explained(config, ranks.world):
+                return _train(config, task, ranks, stop, leases)
+
+
+@contextmanager
+def memory_errors_explained(config: TrainConfig, world: int) -> Iterator[None]:
+    """Turn a lack of memory into a `BadInput` that says in which parts a batch may fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        size, parts = config.trainer.batch_size, config.trainer.accumulate
+        smaller = next((n for n in range(parts + 1, size // world + 1) if _shares_evenly(config, world, n)), None)
+        advice = "take a smaller network or batch_size"
+        if smaller is not None:
+            advice = f"--set trainer.accumulate={smaller} takes parts of {size // world // smaller}, to the same result"
+        raise BadInput(
+            f"batch_size {size} in parts of {size // world // parts} does not fit into memory: {advice}; "
+            "train --dry-run measures a step"
+        ) from error
+
+
+def _shares_evenly(config: TrainConfig, world: int, accumulate: int) -> bool:
+    trainer = config.trainer.model_copy(update={"accumulate": accumulate})
+    try:
+        check_ranks(config.model_copy(update={"trainer": trainer}), world)
+    except BadInput:
+        return False
+    return True
 
 
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
@@ -102,6 +102,9 @@ def draw_samples(
     Sample i does not depend on which others are drawn.
 
     (With an adaptive solver, only up to its tolerance: it chooses steps for a whole batch.)
+
+    Raises:
+        WorkFailed: a batch does not fit into the device's memory.
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
@@ -109,6 +112,14 @@ def draw_samples(
         if labels is not None and label is not None:
             labels = torch.full_like(labels, label)
         started = time.monotonic()
-        samples, nfe = sampler.draw(noise, labels)
+        try:
+            samples, nfe = sampler.draw(noise, labels)
+        except (torch.OutOfMemoryError, WorkFailed) as error:
+            if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                raise
+            raise WorkFailed(
+                f"{sampler.name}: a batch of {len(batch)} samples does not fit into the memory of {device}: "
+                f"take a batch_size such as {max(1, len(batch) // 2)}, or another device"
+            ) from error
         samples = samples.float().cpu()
         yield SampleBatch(samples, None if labels is None else labels.cpu(), nfe, time.monotonic() - started)

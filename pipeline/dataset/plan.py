@@ -5,12 +5,13 @@ import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, Self, overload
+from typing import Annotated, Any, Literal, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from pipeline.common.config import differences
@@ -152,9 +153,16 @@ class Plan(BaseModel):
         """
         return stratified_times(self.seed, first_index, self.num_states, self.t_start, self.t_end)
 
+    def with_defaults(self) -> dict[str, Any]:
+        """Every field, as in JSON, also those that the JSON leaves out."""
+        fields = type(self).model_fields.items()
+        defaults = {name: field.default for name, field in fields if not field.is_required()}
+        values: dict[str, Any] = to_jsonable_python(defaults) | self.model_dump(mode="json")
+        return values
+
     def check_same(self, existing: "Plan", location: str) -> None:
         """Raises `BadInput` with the fields in which the `existing` plan at `location` differs from this one."""
-        if fields := differences(existing.model_dump(mode="json"), self.model_dump(mode="json")):
+        if fields := differences(existing.with_defaults(), self.with_defaults()):
             raise BadInput(f"{location} holds another plan ({fields}); choose another folder or ask for that plan")
 
 

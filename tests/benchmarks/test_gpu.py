@@ -78,3 +78,12 @@ def test_it_needs_no_package_that_a_bare_gpu_machine_lacks() -> None:
     code = f"import sys; import benchmarks.gpu; print([name for name in {ABSENT} if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[]"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_half_precision_compiling_resuming_and_shards_hold_on_a_gpu(tmp_path: Path) -> None:
+    run = Run(torch.device("cuda"), False, tmp_path, tmp_path / "gpu.json")
+    gpu.checks(run)
+    assert run.remarks == []
+    assert all(row["holds"] for row in run.rows["check"])

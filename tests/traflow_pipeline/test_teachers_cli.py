@@ -63,7 +63,7 @@ def test_guidance_is_part_of_the_plan_and_refused_where_a_teacher_was_not_traine
     entry.write_text(yaml.safe_dump(content))
     call(folder, *command, "--guidance-scale", 2)
     call(folder, "verify", "data")
-    assert_one_line(call(folder, *command, code=2), "guidance_scale: 2.0 there, None asked")
+    assert_one_line(call(folder, *command, code=2), "guidance_scale: 2.0 there, 1.0 asked")
 
 
 def test_check_says_whether_a_teacher_turns_noise_into_data_and_draws_it(own_folder: Path) -> None:

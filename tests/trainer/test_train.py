@@ -21,6 +21,7 @@ from trainer.config import TrainConfig, TrainerConfig
 from trainer.distillation.queries import Loss
 from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
 from trainer.distillation.terms import VelocityTerm
+from trainer.dry_run import dry_run
 from trainer.log import read_log
 from trainer.step import learning_rate
 from trainer.train import train
@@ -295,6 +296,32 @@ def test_a_compiled_network_trains_to_nearly_the_same_weights(
     found = weights(train(config(data, tmp_path / "run", trainer={"compile": True})))
     for name in exact:
         torch.testing.assert_close(found[name], exact[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_machine_lacks_is_said_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.flow.numerics.has_precision", lambda precision, device: precision == "fp32")
+    with pytest.raises(BadInput, match="precision bf16: wanted a GPU that has it, got a CPU: take a GPU, or precision"):
+        train(config(data, tmp_path / "run", trainer={"precision": "bf16"}))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BadInput, match=r"trainer\.compile: wanted a C\+\+ compiler; there is none here"):
+        train(config(data, tmp_path / "run", trainer={"compile": True}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_fit_names_the_parts_that_may(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("trainer.train.take_step", full)
+    monkeypatch.setattr("trainer.dry_run.take_step", full)
+    line = r"batch_size 8 in parts of 8 does not fit into memory: --set trainer\.accumulate=2 takes parts of 4"
+    for work in (train, dry_run):
+        with pytest.raises(BadInput, match=line):
+            work(config(data, tmp_path / "run"))
 
 
 def test_several_averages_are_kept_side_by_side_and_resumed(data: Path, tmp_path: Path) -> None:

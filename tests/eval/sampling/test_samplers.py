@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import Stream, draw_noise
 from pipeline.flow.solver import Solver
 from tests.support.problems import ExactStudent, GaussianFlow
@@ -53,3 +53,13 @@ def test_rows_of_other_steps_have_other_titles() -> None:
 def test_times_fall_from_the_start_of_the_flow_to_its_end(times: tuple[float, ...]) -> None:
     with pytest.raises(BadInput, match="wanted times that fall from 1 to 0, both included"):
         student_sampler(EXACT, times, 1.0, 0.0)
+
+
+def test_a_batch_that_does_not_fit_names_a_smaller_one() -> None:
+    def full(*_: object) -> tuple[torch.Tensor, int]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    sampler = Sampler("student", "2 steps", full, 2)
+    line = "2 steps: a batch of 8 samples does not fit into the memory of cpu: take a batch_size such as 4, or another"
+    with pytest.raises(WorkFailed, match=line):
+        next(draw_samples(sampler, (1, 4, 4), 0, 0, range(8), 8, torch.device("cpu")))

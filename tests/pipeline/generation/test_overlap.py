@@ -115,7 +115,7 @@ def test_the_precision_is_in_the_plan_and_in_the_markers_and_verified(tmp_path: 
     found = verify(Folder(tmp_path / "bf16"))
     recheck(Folder(tmp_path / "bf16"), found, load_teacher(teacher), torch.device("cpu"), 1)
     assert [again.rms for again in found.rechecks] == [0]
-    with pytest.raises(BadInput, match=r"holds another plan \(precision: bf16 there, None asked\)"):
+    with pytest.raises(BadInput, match=r"holds another plan \(precision: bf16 there, fp32 asked\)"):
         generate(config(tmp_path / "bf16", teacher=teacher, solver=solver, n=4))
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +51,30 @@ def test_every_evaluation_is_counted_and_inside_the_flow(solver: Solver) -> None
     solution = integrate(velocity, NOISE, TIMES, None, solver)
     assert solution.nfe == len(asked)
     assert all(((t >= 0) & (t <= 1)).all() and t.shape == (16,) for t in asked)
+
+
+def test_a_cautious_dopri5_does_not_grow_right_after_a_rejection() -> None:
+    """A flow that stands still and then turns fast: the step grows tenfold before the turn, and fails in it."""
+
+    def turning(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return (-(((t - 0.3) / 0.01) ** 2)).exp()[:, None, None, None] * 50 * x
+
+    nfe = {}
+    for cautious in (False, True):
+        solver = Solver(rtol=1e-6, atol=1e-6, cautious=cautious)
+        solution = integrate(turning, NOISE, uniform_times(1), None, solver)
+        growth = -50 * 0.01 * math.sqrt(math.pi)  # of the logarithm, from 1 to 0
+        torch.testing.assert_close(solution.states[-1], NOISE * math.exp(growth), rtol=1e-4, atol=1e-5)
+        nfe[cautious] = solution.nfe
+    assert nfe[True] <= nfe[False]
+
+
+def test_caution_is_no_part_of_a_plan_that_does_not_ask_for_it() -> None:
+    assert "cautious" not in Solver().model_dump()
+    assert Solver(cautious=True).model_dump()["cautious"] is True
+    assert str(Solver(cautious=True)) == "cautious dopri5 1e-5"
+    with pytest.raises(ValidationError, match="cautious is a step control of dopri5"):
+        Solver(name="rk4", num_steps=4, cautious=True)
 
 
 def test_more_times_cost_an_adaptive_solver_nothing() -> None:

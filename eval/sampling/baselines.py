@@ -31,6 +31,7 @@ SCHEDULERS = {
 }
 DPM_ORDERS = {"ddim": 1, "dpm2": 2, "dpm3": 3}  # steps of DPM-Solver
 MIN_MULTISTEP = 3  # in two steps they equal Euler: the first step and the last one are of first order
+MIN_THIRD_ORDER = 5
 SIGMA_MARGIN = 1e-6  # as in diffusers' UniPC; log(alpha / sigma) is infinite at t = 0 and t = 1
 
 
@@ -75,6 +76,11 @@ def _multistep(scheduler: str) -> Callable[[int], tuple[str, ...]]:
     return lambda num_evaluations: (scheduler if num_evaluations >= MIN_MULTISTEP else "euler",) * num_evaluations
 
 
+def _deis_3(num_evaluations: int) -> tuple[str, ...]:
+    # The first two steps and the last two are of lower order: below five there is none of third.
+    return _multistep("deis3" if num_evaluations >= MIN_THIRD_ORDER else "deis2")(num_evaluations)
+
+
 BASELINES = {
     "euler": Baseline("euler", _euler),
     "midpoint": Baseline("midpoint", _midpoint),
@@ -85,7 +91,7 @@ BASELINES = {
     "dpm++": Baseline("DPM-Solver++", _multistep("dpm++2"), needs_diffusers=True),
     "unipc": Baseline("UniPC", _multistep("unipc2"), needs_diffusers=True),
     "deis": Baseline("DEIS", _multistep("deis2"), needs_diffusers=True),
-    "3-deis": Baseline("3-DEIS", _multistep("deis3"), needs_diffusers=True),
+    "3-deis": Baseline("3-DEIS", _deis_3, needs_diffusers=True),
 }
 
 

@@ -173,7 +173,7 @@ def test_a_discriminator_that_prefers_brighter_samples_makes_them_brighter() -> 
     def bright(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return x.flatten(1)
 
-    loss = compared_losses.adversarial_loss(bright, bright, NOISE, ONE, ZERO, state(ZERO), OTHER, ZERO, None)
+    loss = compared_losses.adversarial_loss(bright, bright, NOISE, ONE, ZERO, state(ZERO), OTHER, ZERO, None, None)
     found, slope = values(loss)
     assert slope > 0  # less of the velocity is a brighter sample
     x = state(ZERO).flatten(1)
@@ -191,7 +191,7 @@ def test_a_discriminator_learns_to_tell_samples() -> None:
     u = 0.1 * U
     losses_of_judge = []
     for _ in range(30):
-        loss = compared_losses.adversarial_loss(judge, held(judge), NOISE, ONE, ZERO, state(ZERO), OTHER, u, None)
+        loss = compared_losses.adversarial_loss(judge, held(judge), NOISE, ONE, ZERO, state(ZERO), OTHER, u, None, None)
         _, own = loss_values(loss, student).mean(1)
         losses_of_judge.append(float(own.detach()))
         optimizer.zero_grad()
@@ -205,7 +205,8 @@ def test_no_gradient_of_the_students_loss_reaches_the_discriminator() -> None:
     judge = Discriminator(teacher)
     student = from_teacher(teacher)[0].requires_grad_(True)
     ours, own = loss_values(
-        compared_losses.adversarial_loss(judge, held(judge), NOISE, ONE, ZERO, state(ZERO), OTHER, U, None), student
+        compared_losses.adversarial_loss(judge, held(judge), NOISE, ONE, ZERO, state(ZERO), OTHER, U, None, None),
+        student,
     ).mean(1)
     heads, weight = list(judge.parameters()), student.network.conv_in.weight
     assert all(not slope.any() for slope in torch.autograd.grad(ours, heads, retain_graph=True))

@@ -35,6 +35,7 @@ from trainer.config import TrainConfig
 from trainer.data.images import load_digits
 from trainer.distillation.recipes import Recipe, load_recipe, recipe_names
 from trainer.distillation.student import Student
+from trainer.distillation.terms import Owner
 from trainer.train import train
 
 STEPS = (1, 2, 4, 8)
@@ -98,8 +99,10 @@ def compare(sources: list[str], seeds: list[int], units: float, workers: int) ->
             jobs = {(source, seed): pool.submit(run, data, source, seed, units) for seed in seeds for source in sources}
             results = {source: [jobs[source, seed].result() for seed in seeds] for source in sources}
     header = [
-        "| recipe | steps | " + " | ".join(f"{n} evaluation{'s' if n > 1 else ''}" for n in STEPS) + " | seconds |",
-        "|---" * (len(STEPS) + 3) + "|",
+        "| recipe | uses | cost of a row | steps | "
+        + " | ".join(f"{n} evaluation{'s' if n > 1 else ''}" for n in STEPS)
+        + " | seconds |",
+        "|---" * (len(STEPS) + 5) + "|",
     ]
     return "\n".join(header + [_row(source, results[source]) for source in sources])
 
@@ -111,7 +114,22 @@ def _row(source: str, results: list[Result]) -> str:
         spread = (max(values) - min(values)) / 2
         cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}")
     seconds = statistics.mean(result.seconds for result in results)
-    return f"| {Path(source).stem} | {results[0].num_steps} | " + " | ".join(cells) + f" | {seconds:.0f} |"
+    recipe = Recipe.model_validate(load_recipe(source))
+    first = [Path(source).stem, uses(recipe), f"{recipe.cost:.2f}", str(results[0].num_steps)]
+    return f"| {' | '.join([*first, *cells])} | {seconds:.0f} |"
+
+
+def uses(recipe: Recipe) -> str:
+    """What a recipe takes beside the pairs of noise and sample."""
+    found = {
+        "states": any(term.num_states for term in recipe.terms),
+        "velocities": recipe.needs_velocities,
+        "live teacher": recipe.needs_teacher,
+        "fresh noise": any(term.draws_noise for term in recipe.terms),
+        "average as target": recipe.needs_ema,
+        "own network": any(isinstance(term, Owner) for term in recipe.terms),
+    }
+    return ", ".join(name for name, is_used in found.items() if is_used) or "pairs"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.sampling import dpm_solver
 from eval.sampling.samplers import Draw, Sampler
 from pipeline.common.errors import BadInput, suggest
 from pipeline.flow.path import uniform_times
@@ -20,10 +21,17 @@ from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
 from pipeline.teachers.teacher import Teacher
 
 RHO = 7.0  # EDM's
-# diffusers' multistep solvers, all of second order: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et
-# al. 2023, arXiv 2302.04867) and DEIS (Zhang & Chen 2022, arXiv 2204.13902).
-SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
+# diffusers' multistep solvers and their orders: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al.
+# 2023, arXiv 2302.04867) and DEIS (Zhang & Chen 2022, arXiv 2204.13902).
+SCHEDULERS = {
+    "dpm++2": ("DPMSolverMultistepScheduler", 2),
+    "unipc2": ("UniPCMultistepScheduler", 2),
+    "deis2": ("DEISMultistepScheduler", 2),
+    "deis3": ("DEISMultistepScheduler", 3),
+}
+DPM_ORDERS = {"ddim": 1, "dpm2": 2, "dpm3": 3}  # steps of DPM-Solver
 MIN_MULTISTEP = 3  # in two steps they equal Euler: the first step and the last one are of first order
+MIN_THIRD_ORDER = 5
 SIGMA_MARGIN = 1e-6  # as in diffusers' UniPC; log(alpha / sigma) is infinite at t = 0 and t = 1
 
 
@@ -49,17 +57,41 @@ def _heun(num_evaluations: int) -> tuple[str, ...]:
     return ("heun2",) * (num_evaluations // 2) + ("euler",) * (num_evaluations % 2)
 
 
+def _ddim(num_evaluations: int) -> tuple[str, ...]:
+    return ("ddim",) * num_evaluations
+
+
+def _dpm_2(num_evaluations: int) -> tuple[str, ...]:
+    return () if num_evaluations % 2 else ("dpm2",) * (num_evaluations // 2)
+
+
+def _dpm_fast(num_evaluations: int) -> tuple[str, ...]:
+    """Steps of order 3 and what is left over, the last of them of lower order (DPM-Solver, Section 3.4)."""
+    threes, left = divmod(num_evaluations, 3)
+    last = {0: ("dpm2", "ddim"), 1: ("ddim",), 2: ("dpm2",)}[left]
+    return ("dpm3",) * (threes - (left == 0)) + last
+
+
 def _multistep(scheduler: str) -> Callable[[int], tuple[str, ...]]:
     return lambda num_evaluations: (scheduler if num_evaluations >= MIN_MULTISTEP else "euler",) * num_evaluations
+
+
+def _deis_3(num_evaluations: int) -> tuple[str, ...]:
+    # The first two steps and the last two are of lower order: below five there is none of third.
+    return _multistep("deis3" if num_evaluations >= MIN_THIRD_ORDER else "deis2")(num_evaluations)
 
 
 BASELINES = {
     "euler": Baseline("euler", _euler),
     "midpoint": Baseline("midpoint", _midpoint),
     "heun": Baseline("heun", _heun),
-    "dpm++": Baseline("DPM-Solver++", _multistep(SCHEDULERS[0]), needs_diffusers=True),
-    "unipc": Baseline("UniPC", _multistep(SCHEDULERS[1]), needs_diffusers=True),
-    "deis": Baseline("DEIS", _multistep(SCHEDULERS[2]), needs_diffusers=True),
+    "ddim": Baseline("DDIM", _ddim),
+    "dpm-2": Baseline("DPM-Solver-2", _dpm_2),
+    "dpm-fast": Baseline("DPM-Solver-fast", _dpm_fast),
+    "dpm++": Baseline("DPM-Solver++", _multistep("dpm++2"), needs_diffusers=True),
+    "unipc": Baseline("UniPC", _multistep("unipc2"), needs_diffusers=True),
+    "deis": Baseline("DEIS", _multistep("deis2"), needs_diffusers=True),
+    "3-deis": Baseline("3-DEIS", _deis_3, needs_diffusers=True),
 }
 
 
@@ -91,8 +123,9 @@ def baseline_samplers(
 ) -> list[Sampler]:
     """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
-    `names` are those of `BASELINES`, `grids` those of `GRIDS`. A solver whose steps are all Euler steps, as
-    with one evaluation, is listed as Euler. The sampler "heun 4" takes 4 evaluations.
+    `names` are those of `BASELINES`, `grids` those of `GRIDS`. A solver whose steps are all Euler steps, as with one
+    evaluation, is listed as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler "heun 4"
+    takes 4 evaluations.
 
     Raises:
         BadInput: a name is unknown, or a solver needs diffusers, which is not installed.
@@ -102,11 +135,12 @@ def baseline_samplers(
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
         for suffix, grid in (GRIDS[name] for name in grids):
+            same = tuple("euler" if step == "ddim" else step for step in steps)
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)
                 draw = _draw(teacher, num_evaluations, steps, times)
                 sampler = Sampler("few-step", f"{title} {num_evaluations}{suffix}", draw, num_evaluations)
-                samplers.setdefault((steps, tuple(times.tolist())), sampler)
+                samplers.setdefault((same, tuple(times.tolist())), sampler)
     return list(samplers.values())
 
 
@@ -136,7 +170,10 @@ def _draw(teacher: Teacher, num_evaluations: int, steps: tuple[str, ...], times:
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
         start = teacher.t_start * noise
         if steps[0] in SCHEDULERS:
-            return _run_scheduler(teacher.velocity, start, times, label, steps[0])
+            return _run_scheduler(teacher.velocity, start, times, label, *SCHEDULERS[steps[0]])
+        if steps[0] in DPM_ORDERS:
+            orders = [DPM_ORDERS[step] for step in steps]
+            return dpm_solver.integrate(teacher.velocity, start, times, label, orders)
         try:
             return _integrate(teacher.velocity, start, times, label, steps)
         except SolverFailed:  # fixed steps fail by a state that is not finite, and a sampler hands that out
@@ -157,14 +194,18 @@ def _integrate(
 
 
 @torch.no_grad()
-def _run_scheduler(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, name: str) -> tuple[Tensor, int]:
-    """The state at times[-1] and the number of evaluations, by diffusers' scheduler `name`.
+def _run_scheduler(
+    velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, name: str, order: int
+) -> tuple[Tensor, int]:
+    """The state at times[-1] and the number of evaluations, by diffusers' scheduler `name` of `order`.
 
     diffusers' flows are x = (1 - sigma) data + sigma noise and predict noise - data, so sigma is t here.
     """
     import diffusers
 
-    scheduler: Any = getattr(diffusers, name)(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler: Any = getattr(diffusers, name)(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=order
+    )
     scheduler.set_timesteps(len(times) - 1)
     # The scheduler's own sigmas always start at 0.999, and DEIS's end one step before data.
     scheduler.sigmas = times.clamp(SIGMA_MARGIN, 1 - SIGMA_MARGIN)

@@ -1,11 +1,13 @@
 """Integrate a teacher's ODE from noise to data, counting every evaluation. The solvers are torchdiffeq's."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
+from torchdiffeq._impl.dopri5 import Dopri5Solver
+from torchdiffeq._impl.odeint import SOLVERS
 
 from pipeline.common.errors import WorkFailed
 from pipeline.flow.solver_config import ADAPTIVE as ADAPTIVE
@@ -20,6 +22,27 @@ class Velocity(Protocol):
     """dx/dt of a flow: x [B, ...], t [B] in [0, 1], label int64 [B] or None -> [B, ...]."""
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor: ...
+
+
+class CautiousDopri5(Dopri5Solver):  # type: ignore[misc]
+    """dopri5 that does not try a longer step right after one that failed.
+
+    torchdiffeq may make a step ten times as long after one that it had to make a fifth as long, which fails again.
+    """
+
+    has_failed = False
+
+    def _adaptive_step(self, state: Any) -> Any:
+        after = super()._adaptive_step(state)
+        is_accepted = bool(after.t1 > state.t1)
+        if is_accepted and self.has_failed:
+            after = after._replace(dt=torch.minimum(after.dt, after.t1 - after.t0))
+        self.has_failed = not is_accepted
+        return after
+
+
+CAUTIOUS = "cautious-dopri5"
+SOLVERS[CAUTIOUS] = CautiousDopri5
 
 
 class SolverFailed(WorkFailed):
@@ -96,7 +119,9 @@ def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None
         grid, indices = refine(times.cpu(), solver.num_steps)
         grid, options, tolerances = grid.to(x.device), {}, {}
     try:
-        states = odeint(func, x, grid, method=solver.name, options=options, **tolerances)[indices]
+        states = odeint(
+            func, x, grid, method=CAUTIOUS if solver.cautious else solver.name, options=options, **tolerances
+        )[indices]
     except AssertionError as error:  # torchdiffeq's word for both "too many steps" and "step too small"
         raise SolverFailed(f"{solver} gave up after {nfe} evaluations ({error})") from error
     if not torch.isfinite(states).all():

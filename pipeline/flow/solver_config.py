@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Of a teacher's products: its state, the solver and what is stored stay float32 or better.
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -15,7 +15,8 @@ DEFAULT_TOLERANCE = 1e-5  # the tolerance of Rectified Flow's RK45 sampler
 class Solver(BaseModel):
     """A solver and its accuracy: tolerances for an adaptive one, a number of steps for a fixed-step one.
 
-    "dopri5" is the RK45 of Dormand and Prince; "rk4" is torchdiffeq's 3/8 rule.
+    "dopri5" is the RK45 of Dormand and Prince; "rk4" is torchdiffeq's 3/8 rule. A `cautious` dopri5 never tries a
+    longer step right after one that failed (Hairer, Norsett & Wanner 1993, Section II.4).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +25,8 @@ class Solver(BaseModel):
     rtol: float | None = None
     atol: float | None = None
     num_steps: int | None = None
+    # Left out of a plan where it is not set, so that plans from before keep their digests.
+    cautious: bool = Field(default=False, exclude_if=lambda cautious: not cautious)
 
     @model_validator(mode="before")
     @classmethod
@@ -43,6 +46,8 @@ class Solver(BaseModel):
             raise ValueError(f"{self.name} takes fixed steps: give it num_steps, not rtol or atol")
         if not self.is_adaptive and (self.num_steps is None or self.num_steps < 1):
             raise ValueError(f"{self.name} takes fixed steps: give it num_steps, at least 1")
+        if self.cautious and self.name != "dopri5":
+            raise ValueError(f"{self.name}: cautious is a step control of dopri5")
         if any(tolerance is not None and tolerance <= 0 for tolerance in (self.rtol, self.atol)):
             raise ValueError(f"{self.name}: rtol and atol are positive numbers, for example 1e-5")
         return self
@@ -56,14 +61,16 @@ class Solver(BaseModel):
         """The command-line flags of `generate` for this solver."""
         if not self.is_adaptive:
             return f"--solver {self.name} --num-steps {self.num_steps}"
-        return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}"
+        control = " --set solver.cautious=true" if self.cautious else ""
+        return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}{control}"
 
     def __str__(self) -> str:
         if not self.is_adaptive:
             return f"{self.name} {self.num_steps}"
+        name = f"cautious {self.name}" if self.cautious else self.name
         if self.rtol == self.atol:
-            return f"{self.name} {_short(self.rtol)}"
-        return f"{self.name} rtol {_short(self.rtol)} atol {_short(self.atol)}"
+            return f"{name} {_short(self.rtol)}"
+        return f"{name} rtol {_short(self.rtol)} atol {_short(self.atol)}"
 
 
 def _short(tolerance: float | None) -> str:

@@ -98,6 +98,17 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_a_discriminator_may_take_its_real_samples_from_images(data: Path, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (10, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=pictures)
+    term = {"loss": "adversarial", "images": str(tmp_path / "pictures.npz")}
+    log = train(config(data, tmp_path / "run", recipe={"phases": [{"terms": [term]}]})).parents[1] / "log.jsonl"
+    assert "adversarial, its network" in read_log(log)[-1]
+    np.savez(tmp_path / "pictures.npz", images=pictures[:, :3])
+    with pytest.raises(BadInput, match=r"adversarial: wanted images of \[1, 4, 4\] as the student's; those of"):
+        train(config(data, tmp_path / "other", recipe={"phases": [{"terms": [term]}]}))
+
+
 def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(config(data, tmp_path / "run"))
     before = (first / "ema.safetensors").stat().st_mtime_ns
@@ -244,7 +255,7 @@ def test_a_data_set_without_velocities_is_refused_by_a_recipe_that_needs_them(da
     values |= {"out": tmp_path / "data", "velocities": False, "n": 8}
     generate(validate(GenerateConfig, values, "generate"))
     with pytest.raises(BadInput, match="needs velocities, and there are none: generate with --velocities"):
-        train(config(tmp_path / "data", tmp_path / "run", recipe="shortcut"))
+        train(config(tmp_path / "data", tmp_path / "run", recipe="half-steps"))
     train(config(tmp_path / "data", tmp_path / "run", recipe="traflow"))
 
 

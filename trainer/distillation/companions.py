@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.networks import Network
+from trainer.data.image_set import ImageSet, to_float
 
 HEAD_CHANNELS = 32
 
@@ -22,11 +23,13 @@ class Discriminator(nn.Module):
 
     The encoder is no part of the state: it is the teacher's. A head is a small convolutional network and judges every
     place of its feature by itself, as in ADD and LADD (arXiv 2311.17042, 2403.12015) and DMD2 (arXiv 2405.14867); of
-    arrays that are no images it judges the whole.
+    arrays that are no images it judges the whole. `images`, if any, are its real samples, in place of the teacher's
+    stored ones.
     """
 
-    def __init__(self, teacher: Network) -> None:
+    def __init__(self, teacher: Network, images: ImageSet | None = None) -> None:
         super().__init__()
+        self.images = images
         self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)  # in a tuple: no submodule
         with torch.no_grad():
             one = torch.zeros(1)
@@ -37,6 +40,13 @@ class Discriminator(nn.Module):
         """Logits [B, places] of the states x [B, C, H, W] at times t [B]: positive for real ones."""
         features = self._teacher[0].features(x, t, label)
         return torch.cat([head(feature).flatten(1) for head, feature in zip(self.heads, features, strict=True)], dim=1)
+
+    def real(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Its images [B, C, H, W] in [-1, 1] and their labels int64 [B], by `index` [B]."""
+        assert self.images is not None
+        rows = index.cpu().numpy()
+        data, label = to_float(self.images.images[rows]), self.images.labels[rows]
+        return torch.from_numpy(data).to(index.device), torch.from_numpy(label).to(index.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What moves the heads moves the encoder too."""

@@ -7,9 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.common.config import PathText
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
+from trainer.data.images import load_images
 from trainer.data.stream import TrajectoryBatch
 from trainer.distillation import compared_losses, losses
 from trainer.distillation.companions import Discriminator, held
@@ -245,10 +247,14 @@ class ScoreDistillation(BaseTerm):
 
 
 class Adversarial(TrainingOwner):
-    """A discriminator on the teacher's features tells the student's samples from stored ones, noised to `max_time`."""
+    """A discriminator on the teacher's features tells the student's samples from real ones, noised up to `max_time`.
+
+    The real ones are the teacher's stored samples, or `images`: a folder, a file or a name, as `train` takes them.
+    """
 
     loss: Literal["adversarial"] = "adversarial"
     max_time: float = Field(default=0.6, gt=0, le=1)
+    images: PathText | None = None
 
     draws_noise: ClassVar[bool] = True
 
@@ -257,14 +263,25 @@ class Adversarial(TrainingOwner):
         return TRAINED + 2  # three passes of an encoder, one with a gradient: each half a network
 
     def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
-        return Discriminator(_required(teacher, self.title))
+        images = None if self.images is None else load_images(self.images)
+        if images is not None and images.shape != student.config.shape:
+            raise BadInput(
+                f"{self.title}: wanted images of {list(student.config.shape)} as the student's; those of {self.images} "
+                f"are {list(images.shape)}"
+            )
+        return Discriminator(_required(teacher, self.title), images)
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        judge = models.owned[self.title]
-        u = self.max_time * draws.uniform().to(batch.times.dtype)
-        x, times = batch.x, batch.times
+        judge, x, times = models.owned[self.title], batch.x, batch.times
+        assert isinstance(judge, Discriminator)
+        u = self.max_time * draws.uniform().to(times.dtype)
+        real, real_label = x[:, -1], batch.label
+        if judge.images is not None:
+            real, image_label = judge.real(draws.integers(0, len(judge.images)))
+            real_label = None if batch.label is None else image_label
+        start, end = times[:, 0], times[:, -1]
         return compared_losses.adversarial_loss(
-            judge, held(judge), x[:, 0], times[:, 0], times[:, -1], x[:, -1], draws.normal(), u, batch.label
+            judge, held(judge), x[:, 0], start, end, real, draws.normal(), u, batch.label, real_label
         )
 
 

@@ -137,6 +137,7 @@ def adversarial_loss(
     noise: Tensor,
     u: Tensor,
     label: Tensor | None,
+    real_label: Tensor | None,
 ) -> Loss:
     """The hinge losses of a student and of a discriminator D that sees samples noised to u; returns both, [2, B].
 
@@ -149,7 +150,7 @@ def adversarial_loss(
     x = jump.arrival(mean_velocity)
     ours = -held_judge(interpolate(x, noise, u), u, label).mean(1)
     of_ours = judge(interpolate(x.detach(), noise, u), u, label)
-    of_real = judge(interpolate(real, noise, u), u, label)
+    of_real = judge(interpolate(real, noise, u), u, real_label)
     return torch.stack([ours, F.relu(1 + of_ours).mean(1) + F.relu(1 - of_real).mean(1)])
 
 

@@ -69,12 +69,31 @@ def test_one_evaluation_is_one_euler_step_and_is_listed_once() -> None:
 
 
 def test_samplers_are_listed_by_evaluations_and_grid_and_none_twice() -> None:
-    assert names(2) == ["euler 2", "euler 2, EDM grid", "midpoint 2", "heun 2"]  # one step has no grid
+    # One step has no grid, and DDIM is Euler.
+    assert names(2) == ["euler 2", "euler 2, EDM grid", "midpoint 2", "heun 2", "DPM-Solver-2 2"]
     assert names(3) == [
-        *("euler 3", "euler 3, EDM grid", "heun 3", "heun 3, EDM grid", "DPM-Solver++ 3", "DPM-Solver++ 3, EDM grid"),
+        *("euler 3", "euler 3, EDM grid", "heun 3", "heun 3, EDM grid", "DPM-Solver-fast 3"),
+        *("DPM-Solver-fast 3, EDM grid", "DPM-Solver++ 3", "DPM-Solver++ 3, EDM grid"),
         *("UniPC 3", "UniPC 3, EDM grid", "DEIS 3", "DEIS 3, EDM grid"),
     ]
-    assert len(names(4)) == len(BASELINES) * len(GRIDS)
+    assert len(names(6)) == (len(BASELINES) - 1) * len(GRIDS)
+
+
+def test_ddims_step_is_eulers() -> None:
+    of = teacher(MixtureFlow())
+    for grid in (", EDM grid", ""):
+        ddim, euler = (only(5, name, grid, of).draw(NOISE, None)[0] for name in ("ddim", "euler"))
+        torch.testing.assert_close(ddim, euler, atol=2e-4, rtol=0)  # of T_MAX, where DPM-Solver begins
+
+
+def test_dpm_solver_fast_takes_steps_of_order_three_and_the_rest() -> None:
+    """DPM-Solver, Section 3.4: 3M + 1, 3M + 2 and 3M evaluations."""
+    steps = BASELINES["dpm-fast"].steps
+    assert steps(7) == ("dpm3", "dpm3", "ddim")
+    assert steps(8) == ("dpm3", "dpm3", "dpm2")
+    assert steps(9) == ("dpm3", "dpm3", "dpm2", "ddim")
+    assert steps(3) == ("dpm2", "ddim")
+    assert steps(1) == ("ddim",)
 
 
 def test_no_two_samplers_of_as_many_evaluations_agree() -> None:
@@ -105,7 +124,7 @@ def test_evaluations_are_those_asked_for_and_inside_the_flow(
 
 
 @pytest.mark.parametrize("grid", [suffix for suffix, _ in GRIDS.values()])
-@pytest.mark.parametrize(("name", "least"), [("euler", 1.9), ("midpoint", 3.6), ("heun", 3.4)])
+@pytest.mark.parametrize(("name", "least"), [("euler", 1.9), ("midpoint", 3.6), ("heun", 3.4), ("dpm-2", 3.0)])
 def test_doubling_the_evaluations_divides_the_error_as_the_order_says(name: str, least: float, grid: str) -> None:
     of = teacher(MixtureFlow())
     coarse, fine = (error(only(n, name, grid, of), of) for n in (64, 128))
@@ -166,8 +185,8 @@ def test_the_edm_grid_is_that_of_its_paper() -> None:
 
 
 def test_an_unknown_baseline_is_named() -> None:
-    with pytest.raises(BadInput, match="no baseline 'ddim': wanted one of euler, "):
-        baseline_samplers(teacher(), 4, ["euler", "ddim"])
+    with pytest.raises(BadInput, match="no baseline 'ddpm': wanted one of euler, "):
+        baseline_samplers(teacher(), 4, ["euler", "ddpm"])
 
 
 @pytest.mark.parametrize("installed", [None, SimpleNamespace(DEISMultistepScheduler=object)])

@@ -1,3 +1,7 @@
+import math
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +11,17 @@ from torch import Tensor
 
 from pipeline.flow import solver as solver_module
 from pipeline.flow.path import uniform_times
-from pipeline.flow.solver import ADAPTIVE, Solver, SolverFailed, integrate, refine, rms_norm
+from pipeline.flow.solver import (
+    ADAPTIVE,
+    CAUTIOUS,
+    SOLVERS,
+    CautiousDopri5,
+    Solver,
+    SolverFailed,
+    integrate,
+    refine,
+    rms_norm,
+)
 from tests.support.problems import GaussianFlow
 
 FLOW = GaussianFlow()
@@ -49,6 +63,36 @@ def test_every_evaluation_is_counted_and_inside_the_flow(solver: Solver) -> None
     solution = integrate(velocity, NOISE, TIMES, None, solver)
     assert solution.nfe == len(asked)
     assert all(((t >= 0) & (t <= 1)).all() and t.shape == (16,) for t in asked)
+
+
+def test_a_cautious_dopri5_does_not_grow_right_after_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[bool, float, float]] = []  # accepted, how long it was, how long the next one is to be
+
+    class Watched(CautiousDopri5):
+        def _adaptive_step(self, state: Any) -> Any:
+            after = super()._adaptive_step(state)
+            steps.append((bool(after.t1 > state.t1), float(after.t1 - after.t0), float(after.dt)))
+            return after
+
+    def turning(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return (-(((t - 0.3) / 0.05) ** 2)).exp()[:, None, None, None] * 20 * x
+
+    monkeypatch.setitem(SOLVERS, CAUTIOUS, Watched)
+    solver = Solver(rtol=1e-6, atol=1e-6, cautious=True)
+    found = integrate(turning, NOISE, uniform_times(1), None, solver).states[-1]
+    # The logarithm moves by minus the integral of 20 exp(-((t - 0.3) / 0.05)^2).
+    torch.testing.assert_close(found, NOISE * math.exp(-math.sqrt(math.pi)), rtol=1e-4, atol=1e-5)
+    repaired = [after for before, after in pairwise(steps) if after[0] and not before[0]]
+    assert repaired
+    assert all(following <= width for _, width, following in repaired)
+
+
+def test_caution_is_no_part_of_a_plan_that_does_not_ask_for_it() -> None:
+    assert "cautious" not in Solver().model_dump()
+    assert Solver(cautious=True).model_dump()["cautious"] is True
+    assert str(Solver(cautious=True)) == "cautious dopri5 1e-5"
+    with pytest.raises(ValidationError, match="cautious is a step control of dopri5"):
+        Solver(name="rk4", num_steps=4, cautious=True)
 
 
 def test_more_times_cost_an_adaptive_solver_nothing() -> None:

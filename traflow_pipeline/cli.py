@@ -177,7 +177,7 @@ def verify(
     store, processor = open_store(data), pick_device(device)
     with hold_lease(store) if repair and read_dataset(store) else nullcontext():
         findings = verify.verify(store)
-        if recheck and findings.markers:
+        if recheck and findings.num_whole:
             try:
                 source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
                 flow = source.load(processor, findings.dataset.plan.guidance_scale)
@@ -195,7 +195,7 @@ def verify(
         verify.repair(store, findings)
     num_removed = len(findings.bad_shards)
     removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
-    raise WorkFailed(f"{data}: {findings}; {removed}: run traflow-pipeline generate again")
+    raise WorkFailed(f"{data}: {findings}; {removed}: {findings.advice_when_repaired}")
 
 
 @app.command()

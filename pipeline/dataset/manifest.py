@@ -5,7 +5,7 @@ The markers beside the shards are authoritative; the table is derived from them 
 
 import hashlib
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.dataset.commit import read_markers
-from pipeline.dataset.plan import Plan
+from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import SHARD_FILE, Block, Marker
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
@@ -114,30 +114,53 @@ def write_dataset(store: Store, dataset: DataSet) -> None:
 
 
 class Ledger:
-    """The committed shards of the first `num_records` records of `plan`, in about fifty bytes a block.
+    """The committed shards of `plan`, in about fifty bytes a block.
 
-    The columns have a row for every block of the plan, so that markers can be added in any order and need not be kept.
+    The columns have a row for every block of the first `num_records` records, and of more once a marker lies beyond
+    them, so that markers can be added in any order and need not be kept.
     """
 
-    def __init__(self, plan: Plan, num_records: int) -> None:
-        self.plan, self.num_records = plan, num_records
-        num_shards, num_blocks = -(-num_records // plan.shard_size), -(-num_records // plan.block_size)
+    def __init__(self, plan: Plan, num_records: int = 0) -> None:
+        self.plan, self.num_records = plan, 0
         names = (*Block._fields, "nfe")
-        self._columns = {n: np.zeros(num_blocks, SCHEMA.field(n).type.to_pandas_dtype()) for n in names}
-        self._sha256 = [""] * num_shards
-        self._numerics: list[Numerics | None] = [None] * num_shards
+        self._columns = {n: np.zeros(0, SCHEMA.field(n).type.to_pandas_dtype()) for n in names}
+        self._seconds = np.zeros(0)
+        self._sha256: list[str] = []
+        self._numerics: list[Numerics | None] = []
         self._kinds: dict[Numerics, Numerics] = {}  # equal ones are stored once
+        self._reach(num_records)
 
     def add(self, marker: Marker) -> None:
         """Record a marker of the plan (see `Marker.is_of`); it replaces an earlier one of the same shard."""
-        number, first = marker.shard.number, marker.shard.first_index // self.plan.block_size
-        rows = slice(first, first + len(marker.blocks))
+        if marker.shard.end > self.num_records:
+            self._reach(max(marker.shard.end, 2 * self.num_records))
+        number, rows = marker.shard.number, self._rows(marker.shard)
         for name, values in zip(Block._fields, zip(*marker.blocks, strict=True), strict=True):
             self._columns[name][rows] = values
         blocks_per_batch = self.plan.batch_size // self.plan.block_size
         self._columns["nfe"][rows] = np.repeat(marker.nfe, blocks_per_batch)[: len(marker.blocks)]
-        self._sha256[number] = marker.sha256
+        self._sha256[number], self._seconds[number] = marker.sha256, marker.wall_seconds
         self._numerics[number] = self._kinds.setdefault(marker.numerics, marker.numerics)
+
+    def remove(self, shard: Shard) -> None:
+        """Forget what was recorded of `shard`."""
+        for column in self._columns.values():
+            column[self._rows(shard)] = 0
+        self._sha256[shard.number], self._seconds[shard.number], self._numerics[shard.number] = "", 0, None
+
+    def _reach(self, num_records: int) -> None:
+        """Make room for the first `num_records` records."""
+        num_shards, num_blocks = -(-num_records // self.plan.shard_size), -(-num_records // self.plan.block_size)
+        self._columns = {name: _extended(column, num_blocks) for name, column in self._columns.items()}
+        self._seconds = _extended(self._seconds, num_shards)
+        self._sha256 += [""] * (num_shards - len(self._sha256))
+        self._numerics += [None] * (num_shards - len(self._numerics))
+        self.num_records = num_records
+
+    def _rows(self, shard: Shard) -> slice:
+        """The rows of the blocks of `shard`."""
+        first = shard.first_index // self.plan.block_size
+        return slice(first, first + -(-shard.num_records // self.plan.block_size))
 
     @property
     def numerics(self) -> set[Numerics]:
@@ -147,9 +170,36 @@ class Ledger:
     @property
     def sizes(self) -> NDArray[np.int64]:
         """The number of committed records of each shard, int64 [shards]."""
-        first_blocks = range(0, len(self._columns["num_records"]), self.plan.shard_size // self.plan.block_size)
+        blocks_per_shard = self.plan.shard_size // self.plan.block_size
+        first_blocks = np.arange(0, len(self._columns["num_records"]), blocks_per_shard)
         sizes: NDArray[np.int64] = np.add.reduceat(self._columns["num_records"], first_blocks)
         return sizes
+
+    @property
+    def num_shards(self) -> int:
+        """The number of committed shards."""
+        return len(self._sha256) - self._sha256.count("")
+
+    @property
+    def wall_seconds(self) -> float:
+        """What the shards took, all workers together."""
+        return float(self._seconds.sum())
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the data: sha256 over the shards' sha256 in order."""
+        return _digest(self._sha256)
+
+    def blocks(self, first_index: int, num_records: int) -> list[Block]:
+        """The committed blocks of the records from `first_index` on, at most `num_records`."""
+        size = self.plan.block_size
+        rows = slice(first_index // size, -(-(first_index + num_records) // size))
+        columns = (self._columns[name][rows].tolist() for name in Block._fields)
+        return [block for block in map(Block._make, zip(*columns, strict=True)) if block.num_records]
+
+    def numerics_of(self, number: int) -> Numerics | None:
+        """The kind of machine that the shard of this number was made on; None unless it is committed."""
+        return self._numerics[number]
 
     def manifest(self, store: Store, dataset: DataSet) -> Manifest:
         """The manifest of the recorded shards. It shares memory with this ledger: add nothing afterwards."""
@@ -159,18 +209,44 @@ class Ledger:
         names = [shard.name for shard in self.plan.shards(self.num_records)]
         of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
         columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
-        whole = _digest(self._sha256)
-        metadata = {"dataset": dataset.model_dump_json(), "sha256": whole}
+        metadata = {"dataset": dataset.model_dump_json(), "sha256": self.sha256}
         table = pa.table(columns, schema=IN_MEMORY.with_metadata(metadata))
-        return Manifest(store, dataset, table if is_committed.all() else table.filter(pa.array(is_committed)), whole)
+        blocks = table if is_committed.all() else table.filter(pa.array(is_committed))
+        return Manifest(store, dataset, blocks, self.sha256)
 
 
-def derive(store: Store, dataset: DataSet, markers: Collection[Marker]) -> Manifest:
+def _extended(column: np.ndarray, length: int) -> np.ndarray:
+    """`column` with zeros behind it."""
+    longer = np.zeros(length, column.dtype)
+    longer[: len(column)] = column
+    return longer
+
+
+def derive(store: Store, dataset: DataSet, markers: Iterable[Marker]) -> Manifest:
     """The manifest of the committed shards with these markers."""
-    ledger = Ledger(dataset.plan, max((marker.shard.end for marker in markers), default=0))
+    ledger = Ledger(dataset.plan)
     for marker in markers:
         ledger.add(marker)
     return ledger.manifest(store, dataset)
+
+
+def lists_the_same(manifest: Manifest, derived: Manifest) -> bool:
+    """Whether `manifest` lists the shards of `derived` as that does; others in it do not count.
+
+    Their rows are compared a part at a time: decoded, they would take hundreds of bytes each.
+    """
+    first_index = derived.blocks["first_index"].to_numpy()
+    numbers = np.unique(first_index // derived.plan.shard_size)
+    is_listed = np.isin(manifest.blocks["first_index"].to_numpy() // manifest.plan.shard_size, numbers)
+    ours = manifest.blocks if is_listed.all() else manifest.blocks.filter(pa.array(is_listed))
+    parts = [
+        [rows.slice(start, ROWS_AT_ONCE) for rows in (ours, derived.blocks)] for start in _starts(len(first_index))
+    ]
+    return ours.num_rows == len(first_index) and all(a.cast(SCHEMA).equals(b.cast(SCHEMA)) for a, b in parts)
+
+
+def _starts(num_rows: int) -> range:
+    return range(0, num_rows, ROWS_AT_ONCE)
 
 
 def confirmed_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]:
@@ -212,11 +288,6 @@ class _Listing:
         return not agrees or self._sha256[start].as_py() != marker.sha256
 
 
-def digest(markers: Iterable[Marker]) -> str:
-    """The identity of the data: sha256 over the shards' sha256 in order."""
-    return _digest(marker.sha256 for marker in sorted(markers, key=lambda marker: marker.shard.number))
-
-
 def _digest(in_order: Iterable[str]) -> str:
     return hashlib.sha256("".join(in_order).encode()).hexdigest()
 
@@ -229,7 +300,7 @@ def write_manifest(manifest: Manifest) -> None:
     """
     buffer, schema = io.BytesIO(), SCHEMA.with_metadata(manifest.blocks.schema.metadata)
     with pq.ParquetWriter(buffer, schema) as writer:
-        for start in range(0, manifest.blocks.num_rows, ROWS_AT_ONCE):
+        for start in _starts(manifest.blocks.num_rows):
             for batch in manifest.blocks.slice(start, ROWS_AT_ONCE).cast(schema).to_batches():
                 writer.write_batch(batch)
     try:

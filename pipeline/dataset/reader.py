@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.common.errors import StoreFailed, WorkFailed, reason
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import Layout, Trajectories, check_layout, read_block, read_layout
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, read_again
 
 CACHED_BLOCKS = 4  # a batch may end inside a block, whose rest the next step reads
 REQUESTS = 8  # concurrent
@@ -85,8 +85,13 @@ class BlockReader:
         end = start + int(self._num_bytes[block])
         location = f"{store.location}/{name}"
         advice = f"see traflow-pipeline verify {store.location}"
+
+        def is_whole(payload: memoryview) -> bool:
+            is_known = len(payload) == end - start and self._checked[block]
+            return bool(is_known or crc32(payload) == self._crc32[block])
+
         try:
-            payload = self._read(store, name, block)
+            payload = read_again(store, lambda: self._read(store, name, block), is_whole)
         except OSError as error:
             raise StoreFailed(f"{location}: cannot be read ({reason(error)}); {advice}") from error
         if len(payload) != end - start or not self._checked[block]:

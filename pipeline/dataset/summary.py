@@ -1,6 +1,5 @@
 """Summarise a data set in figures and a picture."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from rich.text import Text
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
 from pipeline.common.progress import format_bytes, format_seconds
-from pipeline.dataset.manifest import PLAN, Manifest, confirmed_markers, derive, read_dataset
+from pipeline.dataset.manifest import PLAN, Ledger, Manifest, confirmed_markers, read_dataset
 from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import Trajectories
 from pipeline.flow.numerics import Numerics
@@ -35,10 +34,9 @@ class Summary:
     @property
     def nfe(self) -> list[tuple[str, int]]:
         """Histogram of solver evaluations per sample: (title of the bin, records)."""
-        blocks = self.manifest.blocks
-        counts: Counter[int] = Counter()
-        for nfe, records in zip(blocks["nfe"].to_pylist(), blocks["num_records"].to_pylist(), strict=True):
-            counts[nfe] += records
+        values, of_block = np.unique(self.manifest.blocks["nfe"].to_numpy(), return_inverse=True)
+        records_of = np.bincount(of_block, self.manifest.counts).astype(int)
+        counts = dict(zip(values.tolist(), records_of.tolist(), strict=True))
         low, high = min(counts), max(counts)
         width = -(-(high - low + 1) // MAX_BINS)
         bins = [range(start, min(start + width, high + 1)) for start in range(low, high + 1, width)]
@@ -119,21 +117,23 @@ def summarise(store: Store) -> Summary:
     dataset = read_dataset(store)
     if dataset is None:
         raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    ledger = Ledger(dataset.plan)
     try:
-        markers = list(confirmed_markers(store, dataset.plan, dataset.num_records))
+        for marker in confirmed_markers(store, dataset.plan, dataset.num_records):
+            ledger.add(marker)
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
-    if not markers:
+    if not ledger.num_shards:
         raise BadInput(f"{store.location}: no shard of it is committed yet; run traflow-pipeline generate again")
-    manifest = derive(store, dataset, markers)
+    manifest = ledger.manifest(store, dataset)
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
     sampled = np.linspace(0, num_blocks - 1, min(SAMPLED_BLOCKS, num_blocks)).round().astype(int).tolist()
     reader.prefetch(sampled)
     return Summary(
         manifest=manifest,
-        num_shards=len(markers),
-        wall_seconds=sum(marker.wall_seconds for marker in markers),
-        numerics=tuple(dict.fromkeys(marker.numerics for marker in markers)),
+        num_shards=ledger.num_shards,
+        wall_seconds=ledger.wall_seconds,
+        numerics=tuple(sorted(ledger.numerics, key=str)),
         records=Trajectories.concatenate([reader.read(block) for block in sampled]),
     )
 

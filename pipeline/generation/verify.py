@@ -1,40 +1,54 @@
 """Verify a data set against its plan: hash every byte, and integrate a few batches again."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.common.errors import BadInput, StoreFailed, one_line, reason
 from pipeline.common.progress import bar, format_bytes
-from pipeline.dataset.commit import marker_name, parse_marker, shards_present
+from pipeline.dataset.commit import MARKERS_AT_ONCE, marker_name, parse_marker, shards_present
 from pipeline.dataset.manifest import (
     MANIFEST,
     PLAN,
     DataSet,
-    derive,
-    digest,
+    Ledger,
+    lists_the_same,
     parse_manifest,
     read_dataset,
     write_manifest,
 )
-from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import MEMBERS, Block, Marker, Trajectories, check_layout, read_block, read_layout, sha256
+from pipeline.dataset.plan import Plan, Shard, Shards
+from pipeline.dataset.shards import (
+    MEMBERS,
+    SHARD_FILE,
+    Block,
+    Marker,
+    Trajectories,
+    check_layout,
+    read_block,
+    read_layout,
+    sha256,
+)
 from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
 from pipeline.generation.generate import CONFIG
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
 from pipeline.storage.lease import LEASE
-from pipeline.storage.store import Store, is_aside
+from pipeline.storage.store import READ_ATTEMPTS, Store, is_aside, read_again
 from pipeline.teachers.teacher import Teacher
 
-# The largest RMS difference from a stored batch, on data of about unit scale, that another kind of machine may make.
-# Rounding alone makes less; another teacher, seed or solver makes far more.
+# The largest RMS difference of most records from stored ones, on data of about unit scale, that another kind of machine
+# may make. Rounding alone makes less; another teacher, seed or solver makes far more. A few records may differ by any
+# amount: those that start between two basins.
 OTHER_MACHINE_RMS = 0.02
+MAX_UNREAD = 100  # shards; then the store as a whole does not answer
 
 
 @dataclass(frozen=True)
@@ -56,11 +70,12 @@ class Recheck:
     first_index: int
     same_machine: bool  # the kind of machine, by `Numerics`
     rms: float  # of the differences; 0 if bit-identical
+    median: float  # of the records' own RMS differences
     repeats: bool = True  # whether the teacher makes the same bits twice
 
     def __str__(self) -> str:
         kind = "this kind of machine" if self.same_machine else "another kind of machine than this"
-        match = f"RMS {self.rms:.1e} apart" if self.rms else "every bit the same"
+        match = f"RMS {self.rms:.1e} apart, the median record {self.median:.1e}" if self.rms else "every bit the same"
         vary = "" if self.repeats else "; no two integrations by this teacher agree in every bit"
         return f"records from {self.first_index} on, made on {kind}, integrated again: {match}{vary}"
 
@@ -70,9 +85,10 @@ class VerifyResult:
     """What `verify` found; the data set is good if there are no `faults`."""
 
     dataset: DataSet
+    ledger: Ledger  # of the shards that are not bad
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    markers: dict[int, Marker] = field(default_factory=dict)  # of the shards whose bytes are as committed
+    unread: set[int] = field(default_factory=set)  # the numbers of shards that the store did not give
     rechecks: list[Recheck] = field(default_factory=list)
     num_bytes: int = 0  # hashed
 
@@ -82,34 +98,66 @@ class VerifyResult:
         return list({fault.shard.number: fault.shard for fault in self.faults if fault.shard}.values())
 
     @property
-    def good_markers(self) -> list[Marker]:
-        """The markers of the shards that `repair` keeps."""
-        bad = {shard.number for shard in self.bad_shards}
-        return [marker for number, marker in self.markers.items() if number not in bad]
+    def num_whole(self) -> int:
+        """The number of shards whose bytes are as committed."""
+        return int(np.count_nonzero(self.whole_sizes))
+
+    @property
+    def whole_sizes(self) -> NDArray[np.int64]:
+        """The number of records of each shard whose bytes are as committed, 0 of the others; int64 [shards]."""
+        sizes = self.ledger.sizes
+        sizes[[number for number in self.unread if number < len(sizes)]] = 0
+        return sizes
 
     @property
     def digest(self) -> str:
         """The digest of the good shards; the data set's own if there are no faults."""
-        return digest(self.good_markers)
+        return self.ledger.sha256
 
     @property
     def advice(self) -> str:
         """What to do about the faults."""
         if self.bad_shards:
             return "--repair removes the bad shards, then generate makes them again"
-        if len(self.markers) < len(self.dataset.plan.shards(self.dataset.num_records)):
+        if self.unread:
+            return "verify again when the store gives what could not be read"
+        if self.ledger.num_shards < len(self.dataset.plan.shards(self.dataset.num_records)):
             return "run traflow-pipeline generate again"
         return "the shards themselves are whole"
 
+    @property
+    def advice_when_repaired(self) -> str:
+        """What to do once the bad shards are removed."""
+        is_over = self.unread and not self.bad_shards
+        return self.advice if is_over else "run traflow-pipeline generate again"
+
     def __str__(self) -> str:
         plan, num_records = self.dataset.plan, self.dataset.num_records
-        whole = f"{len(self.good_markers)} of {len(plan.shards(num_records))} shards are whole"
+        whole = f"{self.num_whole} of {len(plan.shards(num_records))} shards are whole"
         faults = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}; " if self.faults else ""
         return f"{faults}{whole}, {format_bytes(self.num_bytes)} read"
+
+    def blame(self, fault: Fault) -> None:
+        """Add `fault`; the shard that it makes bad is no longer among the good ones."""
+        self.faults.append(fault)
+        if fault.shard is not None:
+            self.ledger.remove(fault.shard)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one shard turned out to be."""
+
+    marker: Marker | None  # None if it is bad
+    faults: list[Fault] = field(default_factory=list)
+    is_read: bool = True
 
 
 def verify(store: Store) -> VerifyResult:
     """Hash every shard of the data set in `store`, and check its markers, blocks, manifest and file names.
+
+    A shard is bad for what its bytes say. One that the store does not give is read three times, and is a fault then,
+    but not bad.
 
     Raises:
         BadInput: there is no data set.
@@ -118,40 +166,66 @@ def verify(store: Store) -> VerifyResult:
     dataset = read_dataset(store)
     if dataset is None:
         raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
-    result = VerifyResult(dataset)
+    result = VerifyResult(dataset, Ledger(dataset.plan))
     try:
         sizes = store.sizes()
-        shards = shards_present(dataset.plan, dataset.num_records, sizes)
-        markers = store.read_all([marker_name(shard) for shard in shards if marker_name(shard) in sizes])
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
-    result.faults += _foreign_files(dataset, shards, sizes)
+    shards = shards_present(dataset.plan, dataset.num_records, sizes)
+    result.faults += _foreign_files(dataset, sizes)
     result.notes += [f"{n}: left aside by a writer that was killed" for n in sizes if is_aside(n)]
     result.notes += [f"{n}: the start of a batch that could not be integrated" for n in sizes if _is_failed_batch(n)]
-
-    def check(shard: Shard) -> Marker | list[Fault]:
-        return _check_shard(store, dataset.plan, shard, sizes.get(shard.name), markers.get(marker_name(shard)))
-
-    # hashlib releases the GIL while it hashes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar("verify", len(shards)) as advance:
-        for shard, checked in zip(shards, pool.map(check, shards), strict=True):
-            if isinstance(checked, Marker):
-                result.markers[shard.number] = checked
-                result.num_bytes += checked.num_bytes
-            else:
-                result.faults += checked
+    with bar("verify", len(shards)) as advance:
+        for shard, found in zip(shards, _find(store, dataset.plan, shards, sizes), strict=True):
+            result.faults += found.faults
+            if found.marker is not None:
+                result.ledger.add(found.marker)
+                result.num_bytes += found.marker.num_bytes * found.is_read
+            if not found.is_read:
+                result.unread.add(shard.number)
+                _check_answers(store, result)
             advance(1)
     result.faults += _not_made(dataset, shards)
     result.faults += _check_manifest(store, result)
     return result
 
 
+def _find(store: Store, plan: Plan, shards: Shards, sizes: dict[str, int]) -> Iterator[_Found]:
+    """What each of `shards` turns out to be; their markers are held in memory a part at a time."""
+    num_threads = os.cpu_count() or 1
+    check = partial(_check_shard, store, plan, num_threads)
+    pool = ThreadPoolExecutor(num_threads)  # hashlib releases the GIL while it hashes
+    try:
+        for start in range(0, len(shards), MARKERS_AT_ONCE):
+            some = shards[start : start + MARKERS_AT_ONCE]
+            texts = _read_markers(store, [marker_name(shard) for shard in some if marker_name(shard) in sizes])
+            their_sizes = [sizes.get(shard.name) for shard in some]
+            their_texts = [texts.get(marker_name(shard)) for shard in some]
+            yield from pool.map(check, some, their_sizes, their_texts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_markers(store: Store, names: Sequence[str]) -> dict[str, bytes]:
+    """The markers `names`, each empty where it could not be read with the others."""
+    try:
+        return dict.fromkeys(names, b"") | store.read_all(names)
+    except OSError:
+        return dict.fromkeys(names, b"")
+
+
+def _check_answers(store: Store, result: VerifyResult) -> None:
+    """Raises `StoreFailed` if so much could not be read that the store is to blame."""
+    if len(result.unread) == MAX_UNREAD:
+        raise StoreFailed(f"{store.location}: {MAX_UNREAD} shards cannot be read, the last one as {result.faults[-1]}")
+
+
 def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.device, num_batches: int) -> None:
-    """Integrate `num_batches` evenly spread batches of the good shards again; add comparisons and faults to `result`.
+    """Integrate `num_batches` evenly spread batches of the whole shards again; add comparisons and faults to `result`.
 
     On the kind of machine that made a batch, it must be bit-identical. On another kind, or by a teacher whose own bits
-    vary, its start must be, and the rest must lie within `OTHER_MACHINE_RMS`; no shard is blamed for such a teacher. A
-    device that lacks the plan's precision integrates in fp32.
+    vary, its start must be, and most records must lie within `OTHER_MACHINE_RMS`; no shard is blamed for them. A device
+    that lacks the plan's precision integrates in fp32.
 
     Raises:
         BadInput: `teacher` is not the plan's.
@@ -162,28 +236,36 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
         raise BadInput(f"{store.location} was made by another teacher than {teacher.name}")
     if not has_precision(plan.precision, device):  # compared as another kind of machine's then
         plan = plan.model_copy(update={"precision": "fp32"})
-    starts = [
-        (number, start)
-        for number, marker in sorted(result.markers.items())
-        for start in range(marker.shard.first_index, marker.shard.end, plan.batch_size)
-    ]
-    chosen = np.linspace(0, len(starts) - 1, min(num_batches, len(starts))).round().astype(int)
-    for number, first_index in [starts[i] for i in chosen]:
-        marker = result.markers[number]
-        stored = _read_batch(store, plan, marker, first_index)
+    for shard, first_index in _spread_batches(result, num_batches):
+        stored = _read_batch(store, result.ledger, shard, first_index)
         with fixed_numerics(plan.precision):
             start = draw_batch(plan, first_index)
             remade = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
-            same_machine = numerics_of(device, plan.precision, teacher.compiled) == marker.numerics
-            repeats = True
+            here = numerics_of(device, plan.precision, teacher.compiled)
+            same_machine, repeats = here == result.ledger.numerics_of(shard.number), True
             if same_machine and _differing(stored, remade):
                 once_more = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
                 repeats = not _differing(remade, once_more)
-        comparison, problem = _compare(stored, remade, same_machine, repeats)
+        comparison, problem, is_bad = _compare(stored, remade, same_machine, repeats)
         result.rechecks.append(comparison)
         if problem:
             records = f"records {first_index} to {first_index + len(stored) - 1}"
-            result.faults.append(Fault(marker.shard.name, f"{records}: {problem}", marker.shard if repeats else None))
+            result.blame(Fault(shard.name, f"{records}: {problem}", shard if is_bad else None))
+
+
+def _spread_batches(result: VerifyResult, num_batches: int) -> list[tuple[Shard, int]]:
+    """Evenly spread integration batches of the whole shards: the shard of each, and its first record."""
+    plan = result.dataset.plan
+    ends = np.cumsum(-(-result.whole_sizes // plan.batch_size))
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.linspace(0, total - 1, min(num_batches, total)).round().astype(int)
+    numbers = np.searchsorted(ends, chosen, side="right")
+    befores = [int(ends[number - 1]) if number else 0 for number in numbers]
+    shards = plan.shards(result.dataset.num_records)
+    return [
+        (shards[number], shards[number].first_index + (int(batch) - before) * plan.batch_size)
+        for number, batch, before in zip(numbers.tolist(), chosen, befores, strict=True)
+    ]
 
 
 def repair(store: Store, result: VerifyResult) -> None:
@@ -201,7 +283,7 @@ def repair(store: Store, result: VerifyResult) -> None:
         store.sweep()
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
-    write_manifest(derive(store, result.dataset, result.good_markers))
+    write_manifest(result.ledger.manifest(store, result.dataset))
 
 
 def _is_failed_batch(name: str) -> bool:
@@ -209,10 +291,12 @@ def _is_failed_batch(name: str) -> bool:
     return stem.isdigit() and name == failed_batch_name(int(stem))
 
 
-def _foreign_files(dataset: DataSet, shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
-    ours = {PLAN, CONFIG, MANIFEST, LEASE, *(name for s in shards for name in (s.name, marker_name(s)))}
-    for name in sorted(sizes.keys() - ours):
-        if not is_aside(name) and not _is_failed_batch(name):
+def _foreign_files(dataset: DataSet, sizes: Iterable[str]) -> Iterator[Fault]:
+    num_shards = len(dataset.plan.shards(dataset.num_records))
+    for name in sorted(sizes):
+        shard = SHARD_FILE.fullmatch(name)
+        is_ours = int(shard[1]) < num_shards if shard else name in {PLAN, CONFIG, MANIFEST, LEASE}
+        if not is_ours and not is_aside(name) and not _is_failed_batch(name):
             yield Fault(name, "does not belong to this data set; move it away")
 
 
@@ -227,30 +311,53 @@ def _not_made(dataset: DataSet, present: Sequence[Shard]) -> Iterator[Fault]:
 
 
 def _check_shard(
-    store: Store, plan: Plan, shard: Shard, num_bytes: int | None, text: bytes | None
-) -> Marker | list[Fault]:
-    """The marker of `shard` if it is good, else its faults; `text` is the marker's file."""
+    store: Store, plan: Plan, at_once: int, shard: Shard, num_bytes: int | None, text: bytes | None
+) -> _Found:
+    """What `shard` turns out to be; `text` is the marker's file, None if there is none."""
     if num_bytes is None or text is None:
         missing = shard.name if num_bytes is None else marker_name(shard)
-        return [Fault(missing, f"missing: {shard} was not committed", shard)]
-    marker = parse_marker(text)
-    if marker is None:
-        return [Fault(marker_name(shard), "not a marker this version reads", shard)]
-    if not marker.is_of(plan):
-        return [Fault(marker_name(shard), "not the marker of a shard of this plan", shard)]
-    if marker.shard != shard:
-        return [Fault(marker_name(shard), f"wanted {shard}, it speaks of {marker.shard}", shard)]
-    if marker.num_bytes != num_bytes:
-        return [Fault(shard.name, f"{num_bytes} bytes, the marker says {marker.num_bytes}", shard)]
+        return _bad(shard, missing, f"missing: {shard} was not committed")
     try:
-        # Not memory-mapped: a bad sector, or a file that is truncated meanwhile, must raise an error, not SIGBUS.
-        payload = memoryview(store.read(shard.name))
+        marker = parse_marker(text) or parse_marker(_read_marker(store, shard))
+        if marker is None:
+            return _bad(shard, marker_name(shard), "not a marker this version reads")
+        if not marker.is_of(plan):
+            return _bad(shard, marker_name(shard), "not the marker of a shard of this plan")
+        if marker.shard != shard:
+            return _bad(shard, marker_name(shard), f"wanted {shard}, it speaks of {marker.shard}")
     except OSError as error:
-        return [Fault(shard.name, f"cannot be read ({reason(error)})", shard)]
+        return _unread(marker_name(shard), error)
+    if marker.num_bytes != num_bytes:
+        return _bad(shard, shard.name, f"{num_bytes} bytes, the marker says {marker.num_bytes}")
+    try:
+        payload = memoryview(_read_shard(store, marker, at_once))
+    except OSError as error:
+        return _unread(shard.name, error, marker)
     if sha256(payload) != marker.sha256:
-        return [Fault(shard.name, "its bytes are not those that were committed (sha256 differs)", shard)]
+        return _bad(shard, shard.name, "its bytes are not those that were committed (sha256 differs)")
     problems = list(_check_blocks(plan, marker, payload))
-    return [Fault(shard.name, problem, shard) for problem in problems] or marker
+    return _bad(shard, shard.name, *problems) if problems else _Found(marker)
+
+
+def _bad(shard: Shard, name: str, *problems: str) -> _Found:
+    return _Found(None, [Fault(name, problem, shard) for problem in problems])
+
+
+def _unread(name: str, error: OSError, marker: Marker | None = None) -> _Found:
+    problem = f"cannot be read ({reason(error)}), tried {READ_ATTEMPTS} times: nothing is known of it, and it stays"
+    return _Found(marker, [Fault(name, problem)], is_read=False)
+
+
+def _read_marker(store: Store, shard: Shard) -> bytes:
+    """The file of a marker that did not come whole with the others."""
+    return read_again(store, lambda: store.read(marker_name(shard)), lambda text: parse_marker(text) is not None)
+
+
+def _read_shard(store: Store, marker: Marker, at_once: int) -> bytes:
+    """The bytes of a shard. Not memory-mapped: a bad sector, or a file that is truncated meanwhile, must raise an
+    error, not SIGBUS."""
+    read = partial(store.read, marker.shard.name, at_once)
+    return read_again(store, read, lambda payload: sha256(payload) == marker.sha256)
 
 
 def _check_blocks(plan: Plan, marker: Marker, payload: memoryview) -> Iterator[str]:
@@ -293,23 +400,29 @@ def _check_manifest(store: Store, result: VerifyResult) -> Iterator[Fault]:
     except FileNotFoundError:
         yield Fault(MANIFEST, "missing; run generate again")
         return
-    except (BadInput, OSError):
+    except BadInput:
         yield Fault(MANIFEST, "not a manifest this version reads; run generate again")
         return
-    names = {marker.shard.name for marker in result.markers.values()}
-    listed = [row for row in manifest.blocks.to_pylist() if row["shard"] in names]
-    derived = derive(store, result.dataset, result.markers.values())
-    if manifest.dataset != result.dataset or listed != derived.blocks.to_pylist():
+    except OSError as error:
+        yield Fault(MANIFEST, f"cannot be read ({reason(error)})")
+        return
+    derived = result.ledger.manifest(store, result.dataset)
+    if manifest.dataset != result.dataset or not lists_the_same(manifest, derived):
         yield Fault(MANIFEST, "does not list what is committed; run generate again")
 
 
-def _read_batch(store: Store, plan: Plan, marker: Marker, first_index: int) -> Trajectories:
-    blocks = [b for b in marker.blocks if first_index <= b.first_index < first_index + plan.batch_size]
+def _read_batch(store: Store, ledger: Ledger, shard: Shard, first_index: int) -> Trajectories:
+    blocks = ledger.blocks(first_index, min(ledger.plan.batch_size, shard.end - first_index))
     try:
-        parts = [store.read_range(marker.shard.name, b.offset, b.offset + b.num_bytes) for b in blocks]
-    except OSError as error:
-        raise StoreFailed(f"{store.location}/{marker.shard.name}: cannot be read ({reason(error)})") from error
-    return Trajectories.concatenate([read_block(part) for part in parts])
+        parts = [_read_block(store, shard, block) for block in blocks]
+        return Trajectories.concatenate([read_block(part) for part in parts])
+    except (OSError, ValueError) as error:
+        raise StoreFailed(f"{store.location}/{shard.name}: cannot be read ({one_line(error)})") from error
+
+
+def _read_block(store: Store, shard: Shard, block: Block) -> memoryview:
+    read = partial(store.read_range, shard.name, block.offset, block.offset + block.num_bytes)
+    return read_again(store, read, lambda payload: crc32(payload) == block.crc32)
 
 
 def _differing(a: Trajectories, b: Trajectories) -> list[str]:
@@ -318,20 +431,26 @@ def _differing(a: Trajectories, b: Trajectories) -> list[str]:
 
 def _compare(
     stored: Trajectories, remade: Trajectories, same_machine: bool, repeats: bool
-) -> tuple[Recheck, str | None]:
+) -> tuple[Recheck, str | None, bool]:
+    """The comparison, what is wrong if anything is, and whether that is the shard's fault."""
     differ = _differing(stored, remade)
-    squares = [_mean_square(getattr(stored, n), getattr(remade, n)) for n in differ]
-    comparison = Recheck(int(stored.index[0]), same_machine, max(squares, default=0.0) ** 0.5, repeats)
+    squares = [_squares(getattr(stored, n), getattr(remade, n)) for n in differ]
+    rms = max((float(s.mean()) ** 0.5 for s in squares), default=0.0)
+    median = max((float(np.median(s)) ** 0.5 for s in squares), default=0.0)
+    comparison = Recheck(int(stored.index[0]), same_machine, rms, median, repeats)
     start = [name for name in differ if name in ("noise", "times", "label", "index")]
     if start:
-        return comparison, f"integrated again: another {' and '.join(start)}"
+        return comparison, f"integrated again: another {' and '.join(start)}", True
     if differ and same_machine and repeats:
-        return comparison, f"integrated again: other {' and '.join(differ)}, RMS {comparison.rms:.1e}"
-    if comparison.rms > OTHER_MACHINE_RMS:
+        return comparison, f"integrated again: other {' and '.join(differ)}, RMS {rms:.1e}", True
+    if median > OTHER_MACHINE_RMS:
         where = "on another kind of machine" if repeats else "by a teacher that answers the same question differently"
-        return comparison, f"integrated again {where}: RMS {comparison.rms:.1e} apart"
-    return comparison, None
+        advice = "" if same_machine else "; verify on the kind of machine that made it"
+        return comparison, f"integrated again {where}: RMS {rms:.1e} apart{advice}", False
+    return comparison, None, False
 
 
-def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The mean square difference of each record."""
+    squares: np.ndarray = np.square(a.astype(np.float64) - b.astype(np.float64)).reshape(len(a), -1).mean(axis=1)
+    return squares

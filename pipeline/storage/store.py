@@ -8,12 +8,13 @@ import errno
 import mmap
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import fsspec
 from fsspec.exceptions import FSTimeoutError
@@ -29,6 +30,10 @@ MAPPED_FILES = 64  # kept open; the usual limit of a process is 1024
 # waits for the server's "100 Continue" waits for ever (aiobotocore 3.10).
 REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1e6
+READ_ATTEMPTS = 3  # where the store fails, or something else comes: a part, or a page about an error
+PAUSE_SECONDS = 1.0  # after a failure; then twice as long
+
+Payload = TypeVar("Payload", bytes, memoryview)
 
 # In configurations: a path or a URL, for `open_store`.
 Location = Annotated[PathText, Field(min_length=1)]
@@ -51,8 +56,8 @@ class Store(Protocol):
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file, by name; a folder has a name that ends in "/", and size 0."""
 
-    def read(self, name: str) -> bytes:
-        """A whole file."""
+    def read(self, name: str, at_once: int = 1) -> bytes:
+        """A whole file; a remote store has the longer for it, the larger it is and the more are read `at_once`."""
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """The files of `names` that exist; a remote store reads many at a time."""
@@ -127,7 +132,7 @@ class Folder:
                     continue
         return sizes
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, at_once: int = 1) -> bytes:
         return (self.path / name).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -206,9 +211,13 @@ class Bucket:
         names.pop("", None)  # the prefix itself, which some tools mark with an empty object
         return {f"{n}/" if e["type"] == "directory" else n: e["size"] or 0 for n, e in names.items()}
 
-    def read(self, name: str) -> bytes:
-        payload: bytes = self._request("cat_file", self._path(name))
-        return payload
+    def read(self, name: str, at_once: int = 1) -> bytes:
+        for _ in range(READ_ATTEMPTS):  # a file may be replaced between the two requests
+            size = self._request("info", self._path(name))["size"] or 0
+            payload: bytes = self._request("cat_file", self._path(name), num_bytes=size * at_once)
+            if len(payload) == size:
+                return payload
+        raise OSError(errno.EIO, f"{len(payload)} bytes came of {size}")
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         payloads: dict[str, bytes] = {}
@@ -280,6 +289,29 @@ class Bucket:
 
 def _as_os_error(error: Exception) -> OSError:
     return OSError(getattr(error, "errno", None) or errno.EIO, one_line(error))
+
+
+def read_again(store: Store, read: Callable[[], Payload], is_whole: Callable[[Payload], bool]) -> Payload:
+    """What `read` reads of `store`: again where it fails, or where a remote store answers what is not whole.
+
+    The last answer is returned whatever it is.
+
+    Raises:
+        OSError: the last attempt failed.
+    """
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            payload = read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if attempt == READ_ATTEMPTS:
+                raise
+            time.sleep(PAUSE_SECONDS * attempt)
+        else:
+            if store.is_local or is_whole(payload):
+                break
+    return payload
 
 
 def write_atomic(path: Path, payload: bytes) -> None:

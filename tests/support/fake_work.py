@@ -1,7 +1,7 @@
-"""Drives `generate` over shards that cost nothing: `python -m tests.support.fake_work HOW SHARDS` prints the cost.
+"""Drives a command over shards that cost nothing: `python -m tests.support.fake_work HOW SHARDS` prints the cost.
 
-HOW is `make`, where workers answer at once with markers of their own invention, or `resume`, where a store says that
-every shard is committed already. In a process of its own, so that its memory is that of the driver.
+HOW is `make`, where workers answer at once with markers of their own invention, or `resume`, `verify` or `inspect`,
+where a store says that every shard is committed already. In a process of its own, so that its memory is the command's.
 """
 
 import json
@@ -13,19 +13,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+
 from pipeline.dataset.commit import marker_name
 from pipeline.dataset.manifest import DataSet, Manifest, write_dataset
 from pipeline.dataset.plan import Plan, Shard
-from pipeline.dataset.shards import Block, Marker
+from pipeline.dataset.reader import BlockReader
+from pipeline.dataset.shards import Block, Marker, Trajectories, sha256
+from pipeline.dataset.summary import summarise
 from pipeline.flow.numerics import Numerics
 from pipeline.generation import workers
 from pipeline.generation.generate import GenerateConfig, generate, make_plan
+from pipeline.generation.verify import verify
 from pipeline.generation.workers import Job
 from pipeline.storage.store import Folder
-from tests.support.problems import GaussianFlow
+from tests.support.killing import ended, fork
+from tests.support.problems import SHAPE, GaussianFlow
 
 SHARD_SIZE, BATCH_SIZE, BLOCK_SIZE = 1024, 256, 64  # the defaults of `generate`
 NUMERICS = Numerics(torch="2.0", device="none", threads=1)
+RECORDS = Trajectories(
+    noise=np.ones((1, *SHAPE), np.float16),
+    sample=np.zeros((1, *SHAPE), np.float16),
+    states=np.zeros((1, 8, *SHAPE), np.float16),
+    velocities=np.zeros((1, 10, *SHAPE), np.float16),
+    times=np.linspace(1, 0, 10, dtype=np.float32)[None],
+    label=np.full(1, -1),
+    index=np.zeros(1, np.int64),
+)
 fake_seconds = 0.0  # spent on inventing markers
 
 
@@ -46,8 +61,8 @@ def marker(plan: Plan, shard: Shard) -> Marker:
     return Marker(
         shard=shard,
         plan_sha256=plan.sha256,
-        sha256=f"{shard.number:064x}",
-        num_bytes=0,
+        sha256=sha256(shard.name.encode()),
+        num_bytes=len(shard.name),
         blocks=tuple(
             Block(offset, 10**6, shard.first_index + i, BLOCK_SIZE, (shard.first_index + i) * 7919 % 2**32)
             for offset, i in enumerate(range(0, shard.num_records, BLOCK_SIZE))
@@ -86,7 +101,11 @@ class FullStore(Folder):
         self.plan, self.shards = plan, plan.shards(num_records)
 
     def sizes(self) -> dict[str, int]:
-        return super().sizes() | {name: 0 for shard in self.shards for name in (shard.name, marker_name(shard))}
+        return super().sizes() | {n: len(s.name) for s in self.shards for n in (s.name, marker_name(s))}
+
+    def read(self, name: str, at_once: int = 1) -> bytes:
+        """A shard holds its name."""
+        return name.encode() if name.endswith(".tar") else super().read(name)
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         with faking():
@@ -102,13 +121,43 @@ def make(folder: Path, num_shards: int) -> Manifest:
         return generate(config(folder, num_shards))
 
 
-def resume(folder: Path, num_shards: int) -> Manifest:
-    """A generation that finds everything made."""
+def full_store(folder: Path, num_shards: int) -> FullStore:
+    """A store in which everything is made."""
     asked = config(folder, num_shards)
     store = FullStore(folder, make_plan(asked, GaussianFlow().teacher()), asked.n)
     write_dataset(store, DataSet(plan=store.plan, num_records=asked.n, teacher_source=asked.teacher))
+    return store
+
+
+def resume(folder: Path, num_shards: int) -> Manifest:
+    """A generation that finds everything made."""
+    store = full_store(folder, num_shards)
     with patch("pipeline.generation.generate.open_store", lambda location: store):
-        return generate(asked)
+        return generate(config(folder, num_shards))
+
+
+def listed(folder: Path, num_shards: int) -> FullStore:
+    """A store in which everything is made, and listed in a manifest that another process has written."""
+    assert ended(fork(lambda: resume(folder, num_shards))) == 0
+    return full_store(folder, num_shards)
+
+
+def check(folder: Path, num_shards: int) -> Manifest:
+    """A verification that finds everything whole; blocks are not looked into."""
+    store = listed(folder, num_shards)
+    with patch("pipeline.generation.verify._check_blocks", lambda *_: ()):
+        result = verify(store)
+    assert not result.faults, result.faults
+    return result.ledger.manifest(store, result.dataset)
+
+
+def inspect(folder: Path, num_shards: int) -> Manifest:
+    """The summary of a set of many shards, all of the same records."""
+    store = listed(folder, num_shards)
+    with patch.object(BlockReader, "read", lambda self, block: RECORDS):
+        summary = summarise(store)
+    summary.table()
+    return summary.manifest
 
 
 def megabytes(of: str) -> float:
@@ -133,6 +182,7 @@ def measure(work: Callable[[Path, int], Manifest], folder: Path, num_shards: int
 
 
 if __name__ == "__main__":
-    how, num_shards = {"make": make, "resume": resume}[sys.argv[1]], int(sys.argv[2])
+    ways = {"make": make, "resume": resume, "verify": check, "inspect": inspect}
+    how, num_shards = ways[sys.argv[1]], int(sys.argv[2])
     with tempfile.TemporaryDirectory() as root:
         print(json.dumps(measure(how, Path(root), num_shards)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import BadInput
-from pipeline.dataset.manifest import derive, read_dataset, write_dataset, write_manifest
+from pipeline.dataset.manifest import read_dataset, write_dataset, write_manifest
 from pipeline.generation.verify import verify
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher, resolve_recorded
@@ -70,7 +70,7 @@ def test_a_module_in_a_strangers_data_set_never_runs(command: str, tmp_path: Pat
     assert dataset is not None
     write_dataset(store, dataset.model_copy(update={"teacher_source": "evilmod:factory"}))
     found = verify(store)
-    write_manifest(derive(store, found.dataset, found.good_markers))
+    write_manifest(found.ledger.manifest(store, found.dataset))
     (data / "evilmod.py").write_text(EVIL)
     if command == "verify":
         assert "not imported" in call(data, "verify", ".", code=1).stdout

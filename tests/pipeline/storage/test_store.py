@@ -118,6 +118,33 @@ def test_a_large_object_is_one_put_of_its_own(s3: str) -> None:
     assert "-" not in found["ETag"], "an ETag with a dash is one of parts"
 
 
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_a_whole_read_has_the_longer_the_larger_the_file_and_the_more_are_read(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"memory://{uuid.uuid4().hex}/a")
+    store.write("a.tar", b"0123456789")
+    monkeypatch.setattr(stores, "SLOWEST_BYTES_PER_SECOND", 0.1)
+    filesystem, given = store._filesystem, []  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(filesystem), "async_impl", True)
+    monkeypatch.setattr(type(filesystem), "info", lambda self, path, timeout: {"size": 10})
+    monkeypatch.setattr(type(filesystem), "cat_file", lambda self, path, timeout: given.append(timeout) or bytes(10))
+    store.read("a.tar", at_once)
+    assert given == [60 + 100 * at_once]
+
+
+def test_a_whole_read_that_comes_cut_short_comes_again_or_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(f"memory://{uuid.uuid4().hex}/a")
+    store.write("a.tar", b"0123456789")
+    kind = type(store._filesystem)  # type: ignore[attr-defined]
+    answers = [b"01234", b"<Error/>", b"0123456789"]
+    monkeypatch.setattr(kind, "cat_file", lambda self, path: answers.pop(0))
+    assert store.read("a.tar") == b"0123456789"
+    monkeypatch.setattr(kind, "cat_file", lambda self, path: b"01234")
+    with pytest.raises(OSError, match="5 bytes came of 10"):
+        store.read("a.tar")
+
+
 def test_a_file_system_without_hard_links_still_creates_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")

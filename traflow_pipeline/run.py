@@ -212,7 +212,7 @@ def _run_stage(
     config: StageConfig, status: StageStatus, on_cluster: bool, address: str | None, part: Part | None
 ) -> None:
     match config:
-        case GenerateConfig() if part is not None and not status.complete:
+        case GenerateConfig() if part is not None:
             generate_part(config, part, steals=True)
         case GenerateConfig():
             generate(config)

@@ -25,8 +25,9 @@ FIRST_PORT, NUM_PORTS = 20_000, 10_000  # where the ranks of a training meet, by
 SCRIPT = """\
 #!/bin/bash
 {header}
+job={job}
 stop() {{
-  scancel --signal=TERM "$SLURM_JOB_ID"
+  scancel --signal=TERM "$job"
   for second in $(seq {patience}); do
     kill -0 "$step" 2>/dev/null || break
     sleep 1
@@ -40,10 +41,10 @@ trap stop USR1
 step=$!
 wait "$step"
 """
-AGAIN, ONCE = (
-    'scontrol requeue "$SLURM_JOB_ID"',
-    'echo "stopped before the time limit; submit the run to resume it" >&2',
-)
+# The last task of an array has the array's own SLURM_JOB_ID, which stands for all of its tasks.
+WHOLE_JOB, ARRAY_TASK = '"$SLURM_JOB_ID"', '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+AGAIN = 'scontrol requeue "$job"'
+ONCE = 'echo "stopped before the time limit; submit the run to resume it" >&2'
 REQUEUE_SECONDS = 5  # of `stop_seconds`, for Slurm to take note
 
 
@@ -105,6 +106,7 @@ def _script(location: str, stage: str, config: SlurmConfig) -> str:
         ]
     return SCRIPT.format(
         header="\n".join(f"#SBATCH {option}" for option in _options(location, stage, config, options)),
+        job=ARRAY_TASK if stage == "generate" else WHOLE_JOB,
         command=command,
         patience=config.stop_seconds - REQUEUE_SECONDS,
         again=AGAIN if config.requeue else ONCE,

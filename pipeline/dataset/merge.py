@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
@@ -101,13 +102,14 @@ def _copy(dataset: DataSet, owners: dict[int, tuple[Marker, Store]], target: Sto
     left = iter(sorted(owners.items()))
     with bar("merge (shards)", len(owners)) as advance, ThreadPoolExecutor(SHARDS_AT_ONCE, "merge") as pool:
         while chunk := [owner for _, owner in islice(left, SHARDS_AT_ONCE)]:
-            for marker in pool.map(lambda owner: _commit(*owner, target), chunk):
+            for marker in pool.map(partial(_commit, target), chunk):
                 ledger.add(marker)
                 advance(1)
     return ledger.manifest(target, dataset)
 
 
-def _commit(marker: Marker, store: Store, target: Store) -> Marker:
+def _commit(target: Store, owner: tuple[Marker, Store]) -> Marker:
+    marker, store = owner
     if store is target:
         return marker
     return commit(target, _payload(marker, store), marker)

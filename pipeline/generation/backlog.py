@@ -96,14 +96,15 @@ class Backlog:
         return None
 
     def _slow(self, worker: Hashable) -> Shard | None:
-        """The longest in work of those that take far longer than others did, if only one other worker is at it."""
+        """The longest in work of the shards that take far longer than others did, if only one other worker is at it."""
         if self.stop.is_set() or not self._seconds:
             return None
         begun_before = self.clock() - SLOW_FACTOR * statistics.median(self._seconds)
         slow = [
             (begun, shard)
             for shard, begun, owner in self._begun.values()
-            if begun < begun_before and owner != worker and self._copies[shard.number] == 1
+            if begun < begun_before and self._copies[shard.number] == 1
+            if owner != worker and worker not in self._failed_on.get(shard.number, ())
         ]
         return min(slow, key=lambda pair: pair[0])[1] if slow else None
 

@@ -62,9 +62,10 @@ def running() -> Iterator[Path]:
         _start(folder)
         yield folder
     finally:
-        for pid_file in (*(folder / f"{node}.pid" for node in NODES), folder / "controller.pid"):
+        for node in NODES:
+            kill_node(folder, node)
+        for pid_file in (folder / "controller.pid", folder / "munge" / "pid"):
             _end(pid_file)
-        _end(folder / "munge" / "pid")
         os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -101,10 +102,9 @@ def start_node(node: str) -> None:
 
 def kill_node(folder: Path, node: str) -> None:
     """Kill the daemon of `node` and whatever runs there, as if the machine were lost."""
-    daemon = int((folder / f"{node}.pid").read_text())
-    processes = [Path(f"/proc/{daemon}"), *Path("/proc").glob("[0-9]*")]
+    processes = list(Path("/proc").glob("[0-9]*"))
     stewards = [process for process in processes if _is_steward(process, folder / f"{node}.log")]
-    work = [process for process in processes if _environment(process).count(f"SLURMD_NODENAME={node}\0".encode())]
+    work = [process for process in processes if _is_work(process, folder, node)]
     for process in (*stewards, *work):  # first who would tell the controller of the others' end
         try:
             os.kill(int(process.name), signal.SIGKILL)
@@ -120,11 +120,13 @@ def _is_steward(process: Path, log: Path) -> bool:
         return False
 
 
-def _environment(process: Path) -> bytes:
+def _is_work(process: Path, folder: Path, node: str) -> bool:
+    """Whether `process` is part of a job on `node`."""
     try:
-        return (process / "environ").read_bytes()
+        environment = (process / "environ").read_bytes().split(b"\0")
     except OSError:
-        return b""
+        return False
+    return {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={folder / 'slurm.conf'}".encode()} <= {*environment}
 
 
 def said(*command: str) -> str:

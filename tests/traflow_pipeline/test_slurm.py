@@ -59,7 +59,7 @@ def test_generation_is_an_array_training_is_torchrun_and_evaluation_a_process(tm
 
 def test_without_gpus_or_requeue_none_is_asked_for(tmp_path: Path) -> None:
     script = job_scripts(open_here(tmp_path, requeue=False))["train"]
-    assert "gpus" not in script
+    assert "--gpus" not in script
     assert "--no-requeue" in script
     assert "scontrol requeue" not in script
 
@@ -157,17 +157,20 @@ def slurm() -> Iterator[Path]:
         yield folder
 
 
-NUM_STEPS = 900
+NUM_STEPS = 300
 
 
 def slow_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose teacher can be slowed down, on a cluster that gives each job a minute."""
-    config = with_slurm(folder, time="1", stop_seconds=15, parts=3, nodes=2)
+    """A run whose teacher can be slowed down."""
+    config = with_slurm(folder, time="9", stop_seconds=20, parts=3, nodes=2)
     sections = yaml.safe_load(config.read_text())
     monkeypatch.setenv(slow_teacher.FILE, sections["generate"]["teacher"])
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    sections["generate"] |= {"teacher": "tests.support.slow_teacher:slow", "n": 24 * 16}
-    sections["train"] |= {"recipe": "lagrangian", "trainer": {"num_steps": NUM_STEPS, "batch_size": 8, "log_every": 10}}
+    sections["generate"] |= {"teacher": "tests.support.slow_teacher:slow", "n": 12 * 16}
+    sections["train"] |= {
+        "recipe": "lagrangian",
+        "trainer": {"num_steps": NUM_STEPS, "batch_size": 8, "log_every": 2},
+    }
     config.write_text(yaml.safe_dump(sections))
     return config
 
@@ -175,6 +178,15 @@ def slow_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def weights(run: Path) -> dict[str, bytes]:
     newest = checkpoint.find(run / "train")
     return {name: (newest / name).read_bytes() for name in (checkpoint.EMA, checkpoint.OPTIMIZER)}
+
+
+def num_steps(run: Path) -> int:
+    log = run / "train" / "log.jsonl"
+    return len(log.read_text().splitlines()) * 2 if log.exists() else 0
+
+
+def state(job: str) -> str:
+    return said("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip()
 
 
 @pytest.mark.cluster
@@ -185,10 +197,11 @@ def test_a_run_that_loses_a_part_a_node_and_its_time_ends_with_the_undisturbed_d
     run_stages(open_run(str(config), str(calm), [], None), on_cluster=False, address=None, only="generate")
     on_ranks(2, ["run", str(config), "--out", str(calm), "--only", "train"])
 
-    monkeypatch.setenv(slow_teacher.PAUSE, "0.05")
+    monkeypatch.setenv(slow_teacher.PAUSE, "0.2")
     call(tmp_path, "run", config, "--out", place, "--submit", "slurm")
     job = json.loads((place / "slurm" / "jobs.json").read_text())["generate"]
-    wait_until(lambda: len(list((place / "data").glob("shard-*.json"))) > 3, "the first shards")
+    wait_until(lambda: len(list((place / "data").glob("shard-*.json"))) > 2, "the first shards")
+    wait_until(lambda: said("squeue", "--noheader", "--format=%T", f"--jobs={job}").split() == ["RUNNING"] * 3, "parts")
     nodes = dict(line.split() for line in said("squeue", "--noheader", "--format=%K %N", f"--jobs={job}").splitlines())
     said("scontrol", "requeue", f"{job}_1")
     lost = nodes["2"]
@@ -197,10 +210,15 @@ def test_a_run_that_loses_a_part_a_node_and_its_time_ends_with_the_undisturbed_d
 
     wait_until(lambda: (place / "data" / "manifest.parquet").exists(), "the data set", 120)
     slurm_cluster.start_node(lost)
-    log = place / "train" / "log.jsonl"
-    wait_until(lambda: bool(list((place / "slurm").glob("train-*.log"))), "the training", 60)
-    wait_until(lambda: "resuming from" in "".join(p.read_text() for p in (place / "slurm").glob("train-*")), "it", 120)
-    assert log.exists()
+    job = json.loads((place / "slurm" / "jobs.json").read_text())["train"]
+    wait_until(lambda: num_steps(place) > 10, "the training", 120)
+    minutes, seconds = map(int, said("squeue", "--noheader", "--format=%M", f"--jobs={job}").split(":"))
+    said("scontrol", "update", f"jobid={job}", f"timelimit={minutes + (1 if seconds < 30 else 2)}")
+    log = place / "slurm" / f"train-{job}.log"
+    wait_until(lambda: "stopped after step" in log.read_text(), "the time limit", 120)
+    wait_until(lambda: state(job) == "PENDING", "the training to be requeued")
+    said("scontrol", "update", f"jobid={job}", "timelimit=9")
+    wait_until(lambda: state(job) != "PENDING" and "resuming from" in log.read_text(), "the training to resume", 120)
     wait_until(lambda: (place / "report" / "metrics.json").exists(), "the report", 120)
 
     digests = [read_manifest(open_store(str(folder / "data"))).sha256 for folder in (calm, place)]

@@ -57,7 +57,7 @@ def test_an_unknown_config_or_section_is_answered_with_those_there_are(tmp_path:
         load_section("digits-teacher", "generate")
     path = tmp_path / "mine.yaml"
     path.write_text("training: {}")
-    with pytest.raises(BadInput, match="wanted sections named generate, train, evaluate; found training"):
+    with pytest.raises(BadInput, match="wanted sections named generate, train, evaluate, slurm; found training"):
         load_section(str(path), "train")
     path.write_text("a: [")
     with pytest.raises(BadInput, match="not YAML"):

@@ -79,9 +79,9 @@ def launch(
 ) -> None:
     """Call `work` with `settings` on every rank, in this process's working folder; Ray's own files go into `out`.
 
-    `choose` gives the number of ranks for a number of slots. `stop` is for work that obeys `ray_stop.here`, which is set
-    on every rank once `stop` is, and on a rank whose process gets a SIGTERM; in the second case its exception `Stopped`
-    lets Ray Train start it again.
+    `choose` gives the number of ranks for a number of slots. `stop` is for work that obeys `ray_stop.here`: that is set
+    on every rank once `stop` is, and on a rank whose process gets a SIGTERM. In the second case `Stopped`, raised by
+    the work, lets Ray Train start it again.
 
     Raises:
         BadInput: Ray Train's packages are missing, or no cluster answers.

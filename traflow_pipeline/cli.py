@@ -578,13 +578,20 @@ def reference(
 
 @app.command()
 def compare(
-    reports: Annotated[list[Path], typer.Argument(help="Folders of evaluations.", metavar="REPORT...")],
+    reports: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluations or of whole runs.", metavar="REPORT...")
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    paper: Annotated[
+        str | None, typer.Option(help="A table of the paper: print it with the runs of configs/paper/TABLE/ROW beside.")
+    ] = None,
 ) -> None:
-    """Put several evaluations on one page."""
+    """Put several evaluations on one page; --paper also prints a table of the paper with them."""
     from eval.report import files
     from pipeline.common.progress import say
 
+    if paper is not None:
+        typer.echo(files.paper_table(paper, reports))
     files.compare(reports, out)
     say(f"{out}: {len(reports)} evaluations on one page")
 

@@ -14,6 +14,7 @@ from pipeline.common.config import (
     find_config,
     load_sections,
     merge,
+    name_of_config,
     parse_assignment,
     parse_sections,
     validate,
@@ -82,7 +83,7 @@ def gather(
         given = read_sections(location)
     else:
         given = load_sections(source)
-        location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
+        location = str(expand_home((out or f"runs/{name_of_config(find_config(source))}").rstrip("/")))
     sections = merge(given, *map(parse_assignment, assignments))
     location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in (*COMMANDS, SLURM)]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from eval.report import model_card, page, tables
+from eval.report import model_card, page, paper, tables
 from eval.results import METRICS, Report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
@@ -13,6 +13,7 @@ from pipeline.common.image_grid import Images, encode_rows
 from pipeline.storage.store import open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
+REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
 GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
@@ -68,13 +69,36 @@ def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
     return {title: grid[title] for title in titles if title in grid}
 
 
+def paper_table(name: str, folders: Sequence[Path]) -> str:
+    """The table `name` of the paper, in Markdown, with the figures of the evaluations in `folders` beside its own.
+
+    The row of an evaluation is the name of the run's folder; several of one row become a mean.
+
+    Raises:
+        BadInput: no such table, a folder holds no evaluation, or its name is no row of the table.
+    """
+    found = map(_report_folder, folders)
+    return paper.markdown(name, [(row_name(folder), read_report(folder)) for folder in found])
+
+
+def row_name(folder: Path) -> str:
+    """The name of the run that the report in `folder` is of."""
+    inner = folder.resolve()
+    return inner.parent.name if inner.name == REPORT else inner.name
+
+
+def _report_folder(folder: Path) -> Path:
+    """The report in `folder`, or in the whole run there."""
+    return folder / REPORT if not (folder / METRICS).exists() and (folder / REPORT / METRICS).exists() else folder
+
+
 def compare(folders: Sequence[Path], out: Path) -> None:
-    """Write a page that compares the evaluations in `folders`.
+    """Write a page that compares the evaluations in `folders`, or of the whole runs there.
 
     Raises:
         BadInput: a folder holds no evaluation, or `out` cannot be written.
     """
-    names = _short_names(folders)
+    names, folders = _short_names(folders), [_report_folder(folder) for folder in folders]
     runs = [
         (name, read_report(folder), _read_if_present(folder / GRID))
         for name, folder in zip(names, folders, strict=True)

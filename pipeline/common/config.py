@@ -55,16 +55,39 @@ def load_section(source: str | None, command: str) -> dict[str, Any]:
 
 
 def load_sections(source: str) -> dict[str, dict[str, Any]]:
-    """The sections of the config `source`: a name in configs/ or the path of a YAML file.
+    """The sections of the config `source`: a name in configs/ or the path of a YAML file, over those of its `base`.
+
+    A base is the path of another config, from the folder of the one that names it.
 
     Raises:
-        BadInput: no such config, not YAML, or sections that no command reads.
+        BadInput: no such config, not YAML, or sections that no command reads; or the bases lead back to a config.
     """
-    path = find_config(source)
-    try:
-        return parse_sections(read_text(path), str(path))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    layers: list[dict[str, dict[str, Any]]] = []
+    paths: list[Path] = []
+    path: Path | None = find_config(source)
+    while path is not None:
+        if path.resolve() in paths:
+            raise BadInput(f"{path}: it is its own base; take a base out of {' or '.join(each.name for each in paths)}")
+        paths.append(path.resolve())
+        try:
+            sections, base = _parse(read_text(path), str(path))
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+        layers.insert(0, sections)
+        path = path.parent / base if base else None
+    return merge(*layers)
+
+
+def config_names() -> list[str]:
+    """The configs in configs/, by path without the suffix; recipes are none."""
+    paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] != "recipes")
+
+
+def name_of_config(path: Path) -> str:
+    """The name of the config at `path`: in configs/ its path there, elsewhere its file's, without the suffix."""
+    inner, configs = path.resolve(), CONFIGS.resolve()
+    return inner.relative_to(configs).with_suffix("").as_posix() if inner.is_relative_to(configs) else path.stem
 
 
 def find_config(source: str) -> Path:
@@ -72,7 +95,7 @@ def find_config(source: str) -> Path:
     given = Path(str(expand_home(source)))
     path = next((p for p in (CONFIGS / f"{source}.yaml", given) if p.is_file()), None)
     if path is None:
-        names = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+        names = config_names()
         known = suggest(source, names)
         raise BadInput(f"no config {source!r}: wanted one of {', '.join(names)}, or the path of a YAML file{known}")
     return path
@@ -84,17 +107,28 @@ def parse_sections(text: bytes, location: str) -> dict[str, dict[str, Any]]:
     Raises:
         BadInput: see `load_sections`.
     """
+    sections, base = _parse(text, location)
+    if base:
+        raise BadInput(f"{location}: wanted sections named {', '.join(COMMANDS)}; found base")
+    return sections
+
+
+def _parse(text: bytes, location: str) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """The sections in the YAML `text` of `location`, and the base that it names."""
     try:
         sections = parse_yaml(text) or {}
     except ValueError as error:
         raise BadInput(f"{location}: not YAML: {error}") from error
+    base = sections.pop("base", None) if isinstance(sections, dict) else None
+    if not isinstance(base, str | None):
+        raise BadInput(f"{location}: wanted the path of a config as base; it is {str(base)[:MAX_SHOWN]}")
     if not isinstance(sections, dict) or not set(sections) <= {*COMMANDS, SLURM}:
         got = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
         raise BadInput(f"{location}: wanted sections named {', '.join((*COMMANDS, SLURM))}; found {got}")
     for command, section in sections.items():
         if not isinstance(section, dict | None):
             raise BadInput(f"{location}: section {command!r} is not a mapping of keys to values")
-    return {command: section or {} for command, section in sections.items()}
+    return {command: section or {} for command, section in sections.items()}, base
 
 
 def parse_assignment(assignment: str) -> dict[str, Any]:

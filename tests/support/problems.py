@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from pipeline import networks
 from pipeline.dataset.manifest import Manifest
 from pipeline.flow.path import match_dims
 from pipeline.generation.generate import GenerateConfig, generate
-from pipeline.networks import DhariwalUNetConfig
+from pipeline.networks import DhariwalUNetConfig, FlowNetworkConfig, MlpConfig, Network
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.teachers.teacher import Teacher
@@ -122,7 +122,15 @@ def tiny_network(seed: int = 0, **changes: Any) -> UNet:
     return shaken(tiny_config(**changes), seed)
 
 
-def shaken(config: UNetConfig, seed: int = 0) -> UNet:
+@overload
+def shaken(config: UNetConfig, seed: int = 0) -> UNet: ...
+
+
+@overload
+def shaken(config: FlowNetworkConfig, seed: int = 0) -> Network: ...
+
+
+def shaken(config: FlowNetworkConfig, seed: int = 0) -> Network:
     """A network of `config` whose output depends on all of its parts."""
     torch.manual_seed(seed)
     network = networks.build(config).eval().requires_grad_(False)
@@ -133,7 +141,8 @@ def shaken(config: UNetConfig, seed: int = 0) -> UNet:
 
 
 NCSN = {"time_embedding": "fourier", "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
-FAMILIES: dict[str, UNetConfig] = {
+FAMILIES: dict[str, FlowNetworkConfig] = {
+    "mlp": MlpConfig(shape=(2, 3), width=8, num_blocks=2, channels=8, num_classes=3),
     "ddpm++": tiny_config(num_classes=3, augment_dim=2),
     "ncsn++": tiny_config(resolution=8, channel_mult=(1, 2, 2), num_classes=3, augment_dim=2, **NCSN),
     "skips": tiny_config(resolution=8, channel_mult=(1, 2, 2), **{**NCSN, "encoder": "skip", "decoder": "skip"}),
@@ -151,7 +160,7 @@ FAMILIES: dict[str, UNetConfig] = {
 }
 
 
-def with_second_time(config: UNetConfig) -> UNetConfig:
+def with_second_time(config: FlowNetworkConfig) -> FlowNetworkConfig:
     return config.model_copy(update={"second_time": True})
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import DhariwalUNetConfig
+from pipeline.networks import DhariwalUNetConfig, FlowNetworkConfig, MlpConfig
 from pipeline.networks.layers import Resample
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNetConfig
@@ -62,6 +62,11 @@ def test_a_network_without_a_shape_is_built_only_once_the_data_gave_it() -> None
         networks.build(partial)
     assert partial.completed((3, 4, 8), 5).shape == (3, 4, 8)
     assert partial.completed((3, 4, 8), 5).num_classes == 5
+    assert MlpConfig(num_blocks=1).completed((7,), 5).shape == (7,)
+    with pytest.raises(BadInput, match="wanted its shape"):
+        networks.build(MlpConfig())
+    with pytest.raises(ValueError, match="a U-Net is for images"):
+        partial.completed((7,), 0)
 
 
 def test_a_second_time_behind_a_closed_gate_changes_nothing() -> None:
@@ -103,20 +108,20 @@ def test_channels_need_not_be_a_multiple_of_32() -> None:
     assert tiny_network(channels=36)(X, T).shape == X.shape
 
 
-def inputs(config: UNetConfig) -> dict[str, torch.Tensor]:
+def inputs(config: FlowNetworkConfig) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     found = {
         "x": torch.randn(3, *config.shape, generator=generator),
         "t": torch.tensor([0.2, 0.5, 0.9]),
         "s": torch.tensor([0.1, 0.5, 0.0]),
         "label": torch.tensor([0, 2, -1]),
-        "augment": torch.randn(3, config.augment_dim, generator=generator),
     }
-    return {key: value for key, value in found.items() if key != "augment" or config.augment_dim}
+    augment_dim = config.augment_dim if isinstance(config, UNetConfig) else 0
+    return found | ({"augment": torch.randn(3, augment_dim, generator=generator)} if augment_dim else {})
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_everything_that_a_network_is_told_shows_in_its_output(config: UNetConfig) -> None:
+def test_everything_that_a_network_is_told_shows_in_its_output(config: FlowNetworkConfig) -> None:
     network, told = shaken(with_second_time(config)), inputs(config)
     torch.nn.init.normal_(network.gate_s)
     out = network(**told)
@@ -129,13 +134,13 @@ def test_everything_that_a_network_is_told_shows_in_its_output(config: UNetConfi
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_a_second_time_of_any_family_begins_behind_a_closed_gate(config: UNetConfig) -> None:
+def test_a_second_time_of_any_family_begins_behind_a_closed_gate(config: FlowNetworkConfig) -> None:
     network, told = shaken(with_second_time(config)), inputs(config)
     torch.testing.assert_close(network(**told), network(**{**told, "s": told["t"]}))
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_a_network_compiles_into_one_graph_and_means_the_same(config: UNetConfig) -> None:
+def test_a_network_compiles_into_one_graph_and_means_the_same(config: FlowNetworkConfig) -> None:
     network, told = shaken(with_second_time(config)), inputs(config)
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
@@ -143,7 +148,7 @@ def test_a_network_compiles_into_one_graph_and_means_the_same(config: UNetConfig
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_a_network_of_any_family_comes_back_from_its_file(config: UNetConfig, tmp_path: Path) -> None:
+def test_a_network_of_any_family_comes_back_from_its_file(config: FlowNetworkConfig, tmp_path: Path) -> None:
     network, told = shaken(config), inputs(config)
     networks.save(tmp_path / "n.safetensors", network)
     found = networks.load(tmp_path / "n.safetensors")

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import match_dims, uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks import FlowNetworkConfig
 from pipeline.teachers.teacher import NetworkVelocity
 from tests.support.problems import FAMILIES, ExactStudent, GaussianFlow, shaken, tiny_network
 from trainer.distillation.student import Student, from_teacher, sample
@@ -28,11 +28,11 @@ def test_the_embedding_of_s_starts_as_that_of_t() -> None:
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_a_student_begins_as_a_teacher_of_any_family_and_convention(config: UNetConfig) -> None:
+def test_a_student_begins_as_a_teacher_of_any_family_and_convention(config: FlowNetworkConfig) -> None:
     teacher = shaken(config.model_copy(update={"convention": "edm", "dropout": 0.2}))
     x, t = torch.randn(3, *config.shape), torch.tensor([0.2, 0.5, 0.9])
     label = torch.tensor([0, 2, -1]) if config.num_classes else None
-    euler = x - t[:, None, None, None] * teacher(x, t, label=label)
+    euler = x - match_dims(t, x) * teacher(x, t, label=label)
     torch.testing.assert_close(from_teacher(teacher)[0].train()(x, t, 0 * t, label), euler, rtol=0, atol=0)
 
 

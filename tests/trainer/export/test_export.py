@@ -17,9 +17,8 @@ from torch import Tensor
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.path import uniform_times
-from pipeline.networks import Network
+from pipeline.networks import FlowNetworkConfig, Network
 from pipeline.networks.convention import T_MAX
-from pipeline.networks.unet import UNetConfig
 from tests.support.problems import FAMILIES, shaken, tiny_config, with_second_time
 from trainer.checkpoints.checkpoint import EMA, CheckpointInfo
 from trainer.distillation.student import Student, sample
@@ -30,7 +29,7 @@ STUDENT = with_second_time(tiny_config(num_classes=3))
 PLAIN = with_second_time(tiny_config())
 
 
-def make_checkpoint(folder: Path, config: UNetConfig, **changes: Any) -> Network:
+def make_checkpoint(folder: Path, config: FlowNetworkConfig, **changes: Any) -> Network:
     """A checkpoint as a training leaves it, of a network whose second time counts."""
     network = shaken(config)
     if config.second_time:
@@ -92,7 +91,7 @@ def test_the_cards_example_draws_the_students_images(
 
 
 # With the student above, every family and convention.
-OTHERS: dict[str, tuple[UNetConfig, float]] = {
+OTHERS: dict[str, tuple[FlowNetworkConfig, float]] = {
     "unconditional, rectified-flow": (PLAIN.model_copy(update={"convention": "rectified-flow"}), 1.0),
     "ncsn++, edm": (with_second_time(FAMILIES["ncsn++"].model_copy(update={"convention": "edm"})), T_MAX),
     "adm": (with_second_time(FAMILIES["adm"].model_copy(update={"convention": "adm", "time_scale": 1.0})), T_MAX),
@@ -101,7 +100,7 @@ OTHERS: dict[str, tuple[UNetConfig, float]] = {
 
 @pytest.mark.parametrize(("config", "t_start"), OTHERS.values(), ids=OTHERS)
 def test_onnxruntime_draws_the_images_of_students_of_every_kind_and_nothing_is_printed(
-    config: UNetConfig,
+    config: FlowNetworkConfig,
     t_start: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

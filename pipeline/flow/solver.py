@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 from torchdiffeq._impl.dopri5 import Dopri5Solver
-from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
 
 from pipeline.common.errors import WorkFailed
 from pipeline.flow.solver_config import ADAPTIVE as ADAPTIVE

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
@@ -45,6 +44,7 @@ wait "$step"
 WHOLE_JOB, ARRAY_TASK = '"$SLURM_JOB_ID"', '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
 AGAIN = 'scontrol requeue "$job"'
 ONCE = 'echo "stopped before the time limit; submit the run to resume it" >&2'
+SRUN = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK"'  # since 22.05 a step no longer inherits them from its job
 REQUEUE_SECONDS = 5  # of `stop_seconds`, for Slurm to take note
 
 
@@ -54,10 +54,12 @@ def submit(run: Run) -> None:
     Raises:
         BadInput: there is no Slurm here, the run is not in a folder, or a stage's inputs have changed since its outputs
             were made.
-        WorkFailed: Slurm refused a job.
+        WorkFailed: Slurm does not answer, or refused a job.
     """
     scripts = job_scripts(run)
-    _check_slurm()
+    if shutil.which("sbatch") is None:
+        raise BadInput("--submit slurm: wanted sbatch on the PATH: submit from a login node, or look with --dry-run")
+    live = _live_states()
     # Files and modules are the cluster's: each job checks them there, before its stage works.
     statuses = {stage: resumable_status(run, stage) for stage in run.stages}
     save_run(run)
@@ -67,7 +69,7 @@ def submit(run: Run) -> None:
         if status.complete:
             say(status.message)
             continue
-        if stage not in jobs or not _live_states(jobs[stage]):
+        if jobs.get(stage) not in live:
             jobs[stage] = _submit(folder, stage, scripts[stage], after)
             folder.write(JOBS, json.dumps(jobs, indent=1).encode())
         after = jobs[stage]
@@ -90,7 +92,7 @@ def job_scripts(run: Run) -> dict[str, str]:
 def _script(location: str, stage: str, config: SlurmConfig) -> str:
     program = [sys.executable, "-m"]
     work = ["traflow_pipeline", "run", location, "--only", stage]
-    command = shlex.join(["srun", *program, *work])
+    command = f"{SRUN} {shlex.join([*program, *work])}"
     options = [f"--cpus-per-task={config.cpus}", f"--gpus-per-node={min(config.gpus, 1)}"]
     if stage == "generate":
         at_once = f"%{config.parts_at_once}" if config.parts_at_once else ""
@@ -137,45 +139,59 @@ def _on_ranks(program: list[str], work: list[str], config: SlurmConfig) -> str:
     torchrun += [f"--nproc-per-node={config.ranks_per_node}", "--max-restarts=3", "--rdzv-backend=c10d"]
     port = f"$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))"
     meeting = f'--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$SLURM_LAUNCH_NODE_IPADDR:{port}"'
-    return f"srun bash -c {shlex.quote(f'exec {shlex.join(torchrun)} {meeting} -m {shlex.join(work)}')}"
+    return f"{SRUN} bash -c {shlex.quote(f'exec {shlex.join(torchrun)} {meeting} -m {shlex.join(work)}')}"
 
 
 def job_states(location: str) -> dict[str, str]:
     """One line on the Slurm job of each stage of the run at `location` that was submitted."""
-    if is_url(location) or shutil.which("squeue") is None:
+    if is_url(location) or not (jobs := _read_jobs(location)) or shutil.which("squeue") is None:
         return {}
-    return {stage: f"job {job}: {_states(job)}" for stage, job in _read_jobs(location).items()}
+    try:
+        live = _live_states()
+    except WorkFailed as error:
+        return {stage: f"job {job}: {error}" for stage, job in jobs.items()}
+    return {stage: f"job {job}: {_counts(live.get(job) or _ended_states(job))}" for stage, job in jobs.items()}
 
 
-def _states(job: str) -> str:
-    counts = Counter(_live_states(job)) or Counter(_ended_states(job))
-    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items())) or "ended"
+def _counts(states: list[str]) -> str:
+    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(Counter(states).items())) or "ended"
 
 
-def _live_states(job: str) -> list[str]:
-    """The state of each waiting or running task of `job`."""
-    return _lines("squeue", "--noheader", "--array", "--format=%T", f"--jobs={job}")
+def _live_states() -> dict[str, list[str]]:
+    """The state of each waiting or running task of this user's jobs, by job.
+
+    Raises:
+        WorkFailed: Slurm does not answer.
+    """
+    states: dict[str, list[str]] = {}
+    for line in _ask("squeue", "--me", "--noheader", "--array", "--format=%F %T").splitlines():
+        job, state = line.split()
+        states.setdefault(job, []).append(state)
+    return states
 
 
 def _ended_states(job: str) -> list[str]:
     """The state of each task of `job`, as the accounting knows it; nothing where Slurm keeps no accounts."""
-    return _lines("sacct", "--noheader", "--allocations", "--format=State%20", f"--jobs={job}")
-
-
-def _lines(*command: str) -> list[str]:
-    """The lines that one of Slurm's commands prints; nothing if it fails, as for a job that Slurm no longer knows."""
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        lines = _ask("sacct", "--noheader", "--allocations", "--format=State%20", f"--jobs={job}").splitlines()
+    except WorkFailed:
         return []
-    return [line.strip() for line in found.stdout.splitlines() if line.strip()] if found.returncode == 0 else []
+    return [line.split()[0] for line in lines if line.strip()]  # "CANCELLED by 1000"
 
 
-def _check_slurm() -> None:
-    if shutil.which("sbatch") is None:
-        raise BadInput("--submit slurm: wanted sbatch on the PATH: submit from a login node, or look with --dry-run")
-    if not _lines("scontrol", "ping"):
-        raise BadInput("--submit slurm: the controller of Slurm does not answer: see `scontrol ping`")
+def _ask(*command: str) -> str:
+    """What one of Slurm's commands prints.
+
+    Raises:
+        WorkFailed: it cannot be started, fails or does not end.
+    """
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+    except subprocess.CalledProcessError as error:
+        raise WorkFailed(f"Slurm refused {command[0]} ({' '.join(error.stderr.split())})") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkFailed(f"Slurm does not answer ({one_line(error)})") from error
+    return found.stdout
 
 
 def _submit(folder: Folder, stage: str, script: str, after: str) -> str:
@@ -183,24 +199,19 @@ def _submit(folder: Folder, stage: str, script: str, after: str) -> str:
     name = f"{stage}.sbatch"
     folder.write(name, script.encode())
     dependency = [f"--dependency=afterok:{after}"] if after else []
-    command = ["sbatch", "--parsable", *dependency, str(folder.path / name)]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
-    except subprocess.CalledProcessError as error:
-        raise WorkFailed(f"{stage}: Slurm refused the job ({' '.join(error.stderr.split())})") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorkFailed(f"{stage}: sbatch does not answer ({one_line(error)})") from error
-    return found.stdout.strip().partition(";")[0]
+        return _ask("sbatch", "--parsable", *dependency, str(folder.path / name)).strip().partition(";")[0]
+    except WorkFailed as error:
+        raise WorkFailed(f"{stage}: {error}") from error
 
 
 def _read_jobs(location: str) -> dict[str, str]:
     """The number of the last job of each stage."""
     try:
-        jobs: Mapping[str, str] = json.loads((Path(location) / FOLDER / JOBS).read_bytes())
+        return dict(json.loads((Path(location) / FOLDER / JOBS).read_bytes()))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise BadInput(f"{location}/{FOLDER}/{JOBS}: cannot be read ({reason(error)})") from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise BadInput(f"{location}/{FOLDER}/{JOBS}: wanted the numbers of jobs; remove it") from error
-    return dict(jobs)

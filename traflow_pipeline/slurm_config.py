@@ -2,10 +2,17 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Line = Annotated[str, Field(pattern=r"^--[^\n]+$")]
 Word = Annotated[str, Field(pattern=r"^[^\s#]+$")]
+
+
+def _not_a_number(value: object) -> object:
+    """Refuse what YAML makes of 12:00:00 without quotes: 43200, which Slurm would take for minutes."""
+    if isinstance(value, int | float):
+        raise ValueError(f'wanted a limit in quotes, such as "12:00:00", or days and hours, such as 0-12; got {value}')
+    return value
 
 
 class SlurmConfig(BaseModel):
@@ -15,7 +22,9 @@ class SlurmConfig(BaseModel):
 
     partition: Word | None = None
     account: Word | None = None
-    time: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="limit of each job")
+    time: Annotated[str, BeforeValidator(_not_a_number)] = Field(
+        default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="limit of each job"
+    )
     parts: int = Field(default=8, ge=1, description="tasks of the array that generates")
     parts_at_once: int | None = Field(default=None, ge=1)
     nodes: int = Field(default=1, ge=1, description="nodes of the training")

@@ -156,13 +156,27 @@ def _cause(error: BaseException) -> Cause:
 
 
 def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
-    """Make the shards of `backlog` in this process; `on_batch` is told the records of each batch."""
+    """Make the shards of `backlog` in this process; `on_batch` is told the records of each batch.
+
+    Raises:
+        WorkFailed: the device failed, or the teacher cannot be loaded: the shards that are left would fail likewise.
+    """
     wants_gpu = torch.cuda.is_available()
     worker = Worker(job, wants_gpu)
     if wants_gpu:
         yield from _run_overlapped(worker, backlog, on_batch)
     while shard := backlog.take():
-        yield from backlog.final_results(worker.make(shard, on_batch))
+        result = worker.make(shard, on_batch)
+        yield from backlog.final_results(result)
+        _check_fit(result, backlog)
+
+
+def _check_fit(result: Marker | Failure, backlog: Backlog) -> None:
+    """Raises `WorkFailed` if `result` says that this process cannot make another shard."""
+    if not Health().is_fit_after(result, is_first=False):
+        assert isinstance(result, Failure)
+        left = f"; {len(backlog)} other shards are left: run the same command again" if backlog else ""
+        raise WorkFailed(f"{result.error}{left}")
 
 
 def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
@@ -175,6 +189,7 @@ def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], 
             done, working = wait(working, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from backlog.final_results(future.result())
+                _check_fit(future.result(), backlog)
 
 
 def run_on_ray(

@@ -47,14 +47,13 @@ def test_generation_is_an_array_training_is_torchrun_and_evaluation_a_process(tm
         assert any(option.startswith(f"--output={tmp_path}/run/slurm/{stage}-%") for option in options)
     assert "#SBATCH --array=1-16%4\n" in scripts["generate"]
     assert "#SBATCH --gpus-per-node=1\n" in scripts["generate"]
-    assert (
-        f"srun {sys.executable} -m traflow_pipeline run {tmp_path}/run --only generate --part " in scripts["generate"]
-    )
+    work = f'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {sys.executable} -m traflow_pipeline run {tmp_path}/run'
+    assert f"{work} --only generate --part " in scripts["generate"]
     assert "#SBATCH --nodes=2\n" in scripts["train"]
     assert "#SBATCH --gpus-per-node=8\n#SBATCH" in scripts["train"]
     assert "#SBATCH --cpus-per-task=48\n" in scripts["train"]
     assert "-m torch.distributed.run --nnodes=2 --nproc-per-node=8 " in scripts["train"]
-    assert f"srun {sys.executable} -m traflow_pipeline run {tmp_path}/run --only evaluate &" in scripts["evaluate"]
+    assert f"{work} --only evaluate &" in scripts["evaluate"]
 
 
 def test_without_gpus_or_requeue_none_is_asked_for(tmp_path: Path) -> None:
@@ -77,6 +76,7 @@ def test_dry_run_prints_the_files_and_writes_nothing(tmp_path: Path) -> None:
     [
         ({"parts": 0}, r"slurm\.parts: wanted 1 or more, got 0"),
         ({"time": "soon"}, r"slurm\.time"),
+        ({"time": 43200}, r'slurm\.time: wanted a limit in quotes, such as "12:00:00"'),
         ({"gpu": 1}, r"unknown key 'slurm\.gpu'.*did you mean 'slurm\.gpus'"),
         ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch"),
         ({"gpus": 2, "ranks": 4}, "4 ranks on 2 GPUs of a node"),
@@ -105,11 +105,10 @@ def test_flags_that_do_not_fit_are_refused(
 
 @pytest.fixture
 def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands that stand for Slurm's: sbatch numbers its calls, and squeue knows the jobs in the file `live`."""
+    """Commands that stand for Slurm's: sbatch numbers its calls, and squeue prints the file `live`."""
     commands = {
         "sbatch": 'echo "$@" >> calls; wc -l < calls',
-        "squeue": 'for a; do last=$a; done; grep -qx "${last#--jobs=}" live && echo PENDING',
-        "scontrol": "echo is UP",
+        "squeue": "cat live",
         "sacct": "echo Slurm accounting storage is disabled >&2; exit 1",
     }
     folder = tmp_path / "bin"
@@ -133,20 +132,30 @@ def test_each_stage_waits_for_the_one_before_and_a_live_job_is_not_submitted_aga
         f"--parsable --dependency=afterok:1 {folder}/train.sbatch",
         f"--parsable --dependency=afterok:2 {folder}/evaluate.sbatch",
     ]
-    (fake_slurm / "live").write_text("1\n3\n")
+    (fake_slurm / "live").write_text("1 RUNNING\n1 PENDING\n3 PENDING\n")
     submit(run)
     assert (fake_slurm / "calls").read_text().splitlines()[3:] == [
         f"--parsable --dependency=afterok:1 {folder}/train.sbatch"
     ]
     said = call(fake_slurm, "status", "run").stdout
-    assert "job 1: 1 pending" in said
+    assert "job 1: 1 pending, 1 running" in said
     assert "job 4: ended" in said
 
 
 def test_a_job_that_slurm_refuses_is_said(fake_slurm: Path) -> None:
     (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
-    with pytest.raises(WorkFailed, match=r"generate: Slurm refused the job \(sbatch: error: invalid partition\)"):
+    with pytest.raises(WorkFailed, match=r"generate: Slurm refused sbatch \(sbatch: error: invalid partition\)"):
         submit(open_here(fake_slurm))
+
+
+def test_nothing_is_submitted_where_slurm_does_not_say_what_is_there(fake_slurm: Path) -> None:
+    submit(open_here(fake_slurm))
+    before = (fake_slurm / "calls").read_text()
+    (fake_slurm / "live").unlink()
+    with pytest.raises(WorkFailed, match=r"Slurm refused squeue \(cat: live: No such file"):
+        submit(open_here(fake_slurm))
+    assert (fake_slurm / "calls").read_text() == before
+    assert "Slurm refused squeue" in call(fake_slurm, "status", "run").stdout
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +166,7 @@ def slurm() -> Iterator[Path]:
         yield folder
 
 
-NUM_STEPS = 300
+NUM_STEPS = 200
 
 
 def slow_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -185,8 +194,37 @@ def num_steps(run: Path) -> int:
     return len(log.read_text().splitlines()) * 2 if log.exists() else 0
 
 
-def state(job: str) -> str:
-    return said("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip()
+def job_of(run: Path, stage: str) -> str:
+    return str(json.loads((run / "slurm" / "jobs.json").read_text())[stage])
+
+
+def squeue(job: str, columns: str) -> list[str]:
+    """Those columns of each task of `job` that waits or runs."""
+    return said("squeue", "--noheader", f"--format={columns}", f"--jobs={job}").splitlines()
+
+
+def lose_a_part_and_a_node(run: Path, slurm: Path) -> str:
+    """Preempt the first part and kill the node of the second one while all three are at work; the node's name."""
+    job = job_of(run, "generate")
+    wait_until(lambda: len(list((run / "data").glob("shard-*.json"))) > 2, "the first shards")
+    wait_until(lambda: squeue(job, "%T") == ["RUNNING"] * 3, "the parts to be at work")
+    nodes = dict(line.split() for line in squeue(job, "%K %N"))
+    said("scontrol", "requeue", f"{job}_1")
+    slurm_cluster.kill_node(slurm, nodes["2"])
+    return nodes["2"]
+
+
+def let_time_run_out(run: Path) -> None:
+    """Give the training, once it has begun, a minute at most, and as long as it needs when it is requeued."""
+    job = job_of(run, "train")
+    log = run / "slurm" / f"train-{job}.log"
+    wait_until(lambda: num_steps(run) > 10, "the training")
+    minutes, seconds = map(int, squeue(job, "%M")[0].split(":"))
+    said("scontrol", "update", f"jobid={job}", f"timelimit={minutes + (1 if seconds < 38 else 2)}")
+    wait_until(lambda: "stopped after step" in log.read_text(), "the training to be stopped")
+    wait_until(lambda: squeue(job, "%T") == ["PENDING"], "the training to be requeued")
+    said("scontrol", "update", f"jobid={job}", "timelimit=9")
+    wait_until(lambda: "resuming from" in log.read_text(), "the training to resume")
 
 
 @pytest.mark.cluster
@@ -199,27 +237,12 @@ def test_a_run_that_loses_a_part_a_node_and_its_time_ends_with_the_undisturbed_d
 
     monkeypatch.setenv(slow_teacher.PAUSE, "0.2")
     call(tmp_path, "run", config, "--out", place, "--submit", "slurm")
-    job = json.loads((place / "slurm" / "jobs.json").read_text())["generate"]
-    wait_until(lambda: len(list((place / "data").glob("shard-*.json"))) > 2, "the first shards")
-    wait_until(lambda: said("squeue", "--noheader", "--format=%T", f"--jobs={job}").split() == ["RUNNING"] * 3, "parts")
-    nodes = dict(line.split() for line in said("squeue", "--noheader", "--format=%K %N", f"--jobs={job}").splitlines())
-    said("scontrol", "requeue", f"{job}_1")
-    lost = nodes["2"]
-    slurm_cluster.kill_node(slurm, lost)
+    lost = lose_a_part_and_a_node(place, slurm)
     assert "running" in call(tmp_path, "status", place).stdout
-
-    wait_until(lambda: (place / "data" / "manifest.parquet").exists(), "the data set", 120)
+    wait_until(lambda: (place / "data" / "manifest.parquet").exists(), "the data set")
     slurm_cluster.start_node(lost)
-    job = json.loads((place / "slurm" / "jobs.json").read_text())["train"]
-    wait_until(lambda: num_steps(place) > 10, "the training", 120)
-    minutes, seconds = map(int, said("squeue", "--noheader", "--format=%M", f"--jobs={job}").split(":"))
-    said("scontrol", "update", f"jobid={job}", f"timelimit={minutes + (1 if seconds < 30 else 2)}")
-    log = place / "slurm" / f"train-{job}.log"
-    wait_until(lambda: "stopped after step" in log.read_text(), "the time limit", 120)
-    wait_until(lambda: state(job) == "PENDING", "the training to be requeued")
-    said("scontrol", "update", f"jobid={job}", "timelimit=9")
-    wait_until(lambda: state(job) != "PENDING" and "resuming from" in log.read_text(), "the training to resume", 120)
-    wait_until(lambda: (place / "report" / "metrics.json").exists(), "the report", 120)
+    let_time_run_out(place)
+    wait_until(lambda: (place / "report" / "metrics.json").exists(), "the report")
 
     digests = [read_manifest(open_store(str(folder / "data"))).sha256 for folder in (calm, place)]
     assert digests[0] == digests[1]

@@ -121,6 +121,29 @@ def test_a_worker_that_runs_out_of_memory(tmp_path: Path, whole: dict[str, bytes
     assert_all_but_the_third(tmp_path / "data", whole)
 
 
+def has_a_sticky_error(device: torch.device) -> Teacher:
+    """Its device fails for the noise of records 8 to 11 of seed 0, and from then on."""
+    from pipeline.flow.noise import draw_noise
+
+    bad, is_sick = torch.from_numpy(draw_noise(0, [9], SHAPE)).half().float(), threading.Event()
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if is_sick.is_set() or (x[-1:] == bad).all():
+            is_sick.set()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
+def test_a_device_that_fails_for_good_ends_this_process_and_not_every_shard_that_is_left(tmp_path: Path) -> None:
+    message = r"shard 000002 .*: CUDA error: an illegal memory access .*; 2 other shards are left: run the same"
+    with pytest.raises(WorkFailed, match=message):
+        generate(config(tmp_path / "data", teacher="tests.pipeline.generation.test_faults:has_a_sticky_error"))
+    assert {path.name for path in (tmp_path / "data").glob("*.tar")} == {"shard-000000.tar", "shard-000001.tar"}
+    assert (tmp_path / "data" / "manifest.parquet").exists()
+
+
 def test_every_shard_that_failed_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WorkFailed, match="2 of 5 shards failed"):
         generate(config(tmp_path / "data", teacher="tests.pipeline.generation.test_faults:fails_for_two"))

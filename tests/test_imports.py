@@ -36,7 +36,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "once", "settings", "samples", "trajectory_dataset"},
+        {"installation", "named_code", "once", "settings", "samples", "trajectory_dataset"},
         {"sample_source", "stages", "run"},
         {"student_sampler", "sample_folder", "folder_status", "jobs"},
         {"loading"},

@@ -493,7 +493,9 @@ def reference(
 
 @app.command()
 def compare(
-    reports: Annotated[list[Path], typer.Argument(help="Folders of evaluations.", metavar="REPORT...")],
+    reports: Annotated[
+        list[str], typer.Argument(help="Folders or URLs of evaluations, or of whole runs.", metavar="REPORT...")
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Put several evaluations on one page."""
@@ -544,6 +546,8 @@ def sample(
         device=device,
     )
     source.check_label(label)
+    if label is not None and source.classes is not None and label not in source.classes:
+        say(f"warning: {source.name} was not trained on class {label}: it had no image")
     indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
     if not is_folder:
         check_file(out, source.shape)

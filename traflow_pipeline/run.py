@@ -32,6 +32,7 @@ from pipeline.generation.generate import GenerateConfig, check_generate, generat
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.store import Location, absolute, is_url, open_store
 from pipeline.teachers import catalogue
+from traflow_pipeline.named_code import remember, require_named
 from traflow_pipeline.settings import follow_recipe
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -118,15 +119,19 @@ def open_run(
     paths are absolute, so that processes in other working folders find them.
 
     Raises:
-        BadInput: the config or an assignment is invalid, or the stages do not fit together.
+        BadInput: the config or an assignment is invalid, the stages do not fit together, or the run names code that
+            this user has not named.
     """
-    if is_url(source) or (Path(source).expanduser() / CONFIG).is_file():
-        location = str(expand_home(source.rstrip("/") or "/"))
+    asked = merge(*map(parse_assignment, assignments))
+    if is_url(source) or (Path(source) / CONFIG).is_file():
+        location = source.rstrip("/") or "/"
         given = read_run(location).sections()
+        require_named(location, given, asked)
     else:
         given = load_sections(source)
-        location = str(expand_home((out or f"runs/{find_config(source).stem}").rstrip("/")))
-    sections = merge(given, *map(parse_assignment, assignments))
+        location = (out or f"runs/{find_config(source).stem}").rstrip("/") or "/"
+    sections = merge(given, asked)
+    remember(sections)
     location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in COMMANDS]:
         raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")

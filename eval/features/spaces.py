@@ -325,11 +325,14 @@ def _from_factory(source: str, device: torch.device) -> FeatureSpace:
 
 
 def _blamed(source: str, extract: Callable[[NDArray[np.uint8]], Extracted]) -> Callable[[NDArray[np.uint8]], Extracted]:
-    """`extract` of the user's own, whose errors name it."""
+    """`extract` of the user's own, whose errors name it.
+
+    It may write into what it is given, and reuse what it returns.
+    """
 
     def checked(images: NDArray[np.uint8]) -> Extracted:
         try:
-            found = extract(images)
+            found = _copy(extract(images.copy()))
             shape = found.features.shape
         except (BadInput, WorkFailed):
             raise
@@ -342,3 +345,8 @@ def _blamed(source: str, extract: Callable[[NDArray[np.uint8]], Extracted]) -> C
         return found
 
     return checked
+
+
+def _copy(found: Extracted) -> Extracted:
+    probabilities = None if found.probabilities is None else np.array(found.probabilities)
+    return Extracted(np.array(found.features), probabilities)

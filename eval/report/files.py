@@ -6,11 +6,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from eval.report import model_card, page, tables
-from eval.results import METRICS, Report, read_report
+from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.common.image_grid import Images, encode_rows
-from pipeline.storage.store import open_store, write_file
+from pipeline.storage.store import is_url, open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
@@ -68,28 +68,32 @@ def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
     return {title: grid[title] for title in titles if title in grid}
 
 
-def compare(folders: Sequence[Path], out: Path) -> None:
-    """Write a page that compares the evaluations in `folders`.
+def compare(locations: Sequence[str], out: Path) -> None:
+    """Write a page that compares the evaluations at `locations`: folders or URLs of reports, or of whole runs.
 
     Raises:
-        BadInput: a folder holds no evaluation, or `out` cannot be written.
+        BadInput: one holds no evaluation or cannot be read, or `out` cannot be written.
     """
-    names = _short_names(folders)
-    runs = [
-        (name, read_report(folder), _read_if_present(folder / GRID))
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    runs = [_open(name, location) for name, location in zip(_short_names(locations), locations, strict=True)]
     try:
         write_file(out, page.render_comparison(runs).encode())
     except WorkFailed as error:
         raise BadInput(f"{error}") from error
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path if all of these differ, else the full paths."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+def _open(name: str, location: str) -> tuple[str, Report, bytes | None]:
+    """The evaluation at `location`, called `name`, and the picture of its samples, if there is one."""
+    try:
+        found = find_report(location)
+        return name, read_report(found), open_store(found).read_all([GRID]).get(GRID)
+    except OSError as error:
+        raise BadInput(f"{location}: cannot be read ({reason(error)})") from error
 
 
-def _read_if_present(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _short_names(locations: Sequence[str]) -> list[str]:
+    """The last part of each path or URL if all of these differ, else all of it."""
+    names = [
+        location.rstrip("/").rpartition("/")[2] if is_url(location) else Path(location).resolve().name
+        for location in locations
+    ]
+    return names if len(set(names)) == len(names) else list(locations)

@@ -58,7 +58,7 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     if given is not None:
         return resolve(given)
     found = resolve(source)
-    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, _named_factories(), ENTRY_POINTS):
+    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, named_factories(), ENTRY_POINTS):
         raise BadInput(
             f"{location} names the teacher {source!r}, code that you have not named before; it was not imported: "
             f"if you trust it, name it with {option}"
@@ -66,7 +66,8 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     return found
 
 
-def _named_factories() -> Path:
+def named_factories() -> Path:
+    """The folder of notes on the factories that this user has named, see `plugins`."""
     return cache_folder("factories")
 
 
@@ -204,7 +205,7 @@ class _FactorySource(TeacherSource):
                 + suggest(self.text, catalogue.named_teachers())
             )
         teacher = plugins.call_factory(factory, device, Teacher, self.text, "teacher")
-        plugins.remember(self.text, _named_factories(), ENTRY_POINTS)
+        plugins.remember(self.text, named_factories(), ENTRY_POINTS)
         require_sound(teacher, device)
         return teacher
 

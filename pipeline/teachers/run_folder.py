@@ -3,7 +3,6 @@
 A checkpoint's files are only used if they have the sha256 that its checkpoint.json gives.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipeline.teachers.classes import TrainedClass
 
 WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
 EXPORTED = ("student.safetensors", "teacher.safetensors")
+CHECKPOINTS = "checkpoints"
 STAGE = "train"  # the training inside a whole run
 STEP = re.compile("step-[0-9]{1,18}")
 DIFFUSERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -27,19 +27,21 @@ class Damaged(BadInput):
 
 
 class _Info(BaseModel):
-    """What a checkpoint.json says of the classes that were trained; the trainer reads the rest."""
+    """What a checkpoint.json says of the classes that were trained, and of its files; the trainer reads the rest."""
 
     classes: tuple[TrainedClass, ...] = ()
+    files: dict[str, str] = {}  # the sha256 of each
 
 
 def find_run(path: Path) -> Path:
-    """The training run at `path`, or of the whole run there: the first of both that holds checkpoints, else `path`."""
-    return next((run for run in (path, path / STAGE) if find_checkpoints(run)), path)
+    """The training run at `path`, of the whole run there, or whose folder of checkpoints it is; else `path`."""
+    around = [path.parent] if path.name == CHECKPOINTS else []
+    return next((run for run in (path, path / STAGE, *around) if find_checkpoints(run)), path)
 
 
 def find_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of the training run in `run`, oldest first."""
-    return sorted((path for path in (run / "checkpoints").glob("step-*") if is_step(path.name)), key=step_of)
+    return sorted((path for path in (run / CHECKPOINTS).glob("step-*") if is_step(path.name)), key=step_of)
 
 
 def is_step(name: str) -> bool:
@@ -75,12 +77,8 @@ def find_weights(path: Path, name: str = WEIGHTS) -> Path:
 
 
 def check_intact(weights: Path) -> None:
-    """Raises `Damaged` if the checkpoint that `weights` belongs to says that it had other bytes."""
-    try:
-        files = json.loads((weights.parent / INFO).read_bytes())["files"]
-        wanted = files.get(weights.name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # not in a checkpoint, or in one that is none: whoever reads its description says so
+    """Raises `Damaged` if the checkpoint that `weights` belongs to says that it had other bytes, or cannot be read."""
+    wanted = _read_info(weights).files.get(weights.name)
     if wanted is not None and file_sha256(weights) != wanted:
         raise Damaged(
             f"{weights}: its bytes are not those that were written; name the checkpoint before it, or copy it again"
@@ -102,7 +100,21 @@ def load(weights: Path) -> Network:
 
 def read_classes(weights: Path) -> tuple[TrainedClass, ...]:
     """The classes that the network in `weights` was trained on, by the checkpoint.json beside it; none without one."""
+    return _read_info(weights).classes
+
+
+def _read_info(weights: Path) -> _Info:
+    """The checkpoint.json beside `weights`; an empty one if there is none.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    file = weights.parent / INFO
+    if not file.is_file():
+        return _Info()
     try:
-        return _Info.model_validate_json((weights.parent / INFO).read_bytes()).classes
-    except (OSError, ValidationError):
-        return ()
+        return _Info.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Damaged(
+            f"{file}: not a checkpoint this version reads: name the one before it, or copy it again"
+        ) from error

@@ -1,6 +1,7 @@
 """`traflow-pipeline sample`: what is drawn, of what, and into which files."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,24 @@ def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_one_line(run: Path, tmp_path: Path, flags: list[str], parts: list[str]) -> None:
     assert_one_line(call(tmp_path, "sample", run, *flags, code=2), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 5000, "{", '{"labels": 3}', '{"labels": [1, ["a"]]}'], ids=len)
+def test_damaged_descriptions_of_a_folder_of_samples_are_one_line(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "samples"
+    save_folder(folder, source(), range(2), 0, None, silent)
+    for name in ("dataset.json", "sample.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_text(text)
+        with suppress(BadInput):
+            save_folder(folder, source(), range(2), 0, None, silent)
+            assert "000000.png" in (folder / "dataset.json").read_text()
+        (folder / name).write_bytes(whole)
+
+
+def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    call(tmp_path, "sample", "--teacher", "digits", "--steps", "1", "--n", "2", "--out=~/deep/x.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "deep" / "x.npy").is_file()
+    assert_one_line(call(tmp_path, "status", "~no-such-user/x", code=2), "wanted a path")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from pipeline import networks
@@ -101,7 +100,7 @@ def _info(file: Path) -> CheckpointInfo:
         if METADATA in metadata:
             return CheckpointInfo.model_validate_json(metadata[METADATA])
         return _bare_info(json.loads(metadata["network"]))
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, ValidationError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise BadInput(f"{file}: wanted a .safetensors file of a network, saved by this program") from error
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput, one_line
 from trainer.data.image_set import ImageSet
+from trainer.data.labels import check_range
 from trainer.data.npz import MAX_RATIO, open_npz
 from trainer.data.pictures import UNREADABLE
 
@@ -26,13 +27,15 @@ NPZ_KEYS = {
     "x_train": ("labels", "y", "y_train"),
 }
 IDX_NAME = re.compile(r"ubyte$|\.gz$", re.IGNORECASE)
+PICTURE_CHANNELS = (1, 3)
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 def load_npz(path: Path) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N].
 
-    Other names that are usual for the two are in `NPZ_KEYS`.
+    Other names that are usual for the two are in `NPZ_KEYS`. One or three channels may also come first, [N, C, H, W].
+    Other arrays are not read, which a note says.
     """
     try:
         with open_npz(path) as arrays:
@@ -40,11 +43,14 @@ def load_npz(path: Path) -> ImageSet:
             label_key = next((key for key in NPZ_KEYS[key] if key in arrays), None)
             images = arrays[key]
             labels = np.full(len(images), -1) if label_key is None else arrays[label_key]
+            others = [name for name in arrays.names if name not in (key, label_key)]
     except UNREADABLE as error:
         raise BadInput(
             f"{path}: wanted an .npz file with an array 'images' (or {', '.join([*NPZ_KEYS][1:])}); {one_line(error)}"
         ) from error
-    return _from_arrays(path, path.stem, images, labels)
+    wanted = f"; labels would be read from {' or '.join(NPZ_KEYS[key])}" if label_key is None else ""
+    notes = (f"arrays that are not read: {', '.join(others)}{wanted}",) if others else ()
+    return _from_arrays(path, path.stem, images, labels, notes)
 
 
 def load_idx(path: Path) -> ImageSet:
@@ -103,7 +109,9 @@ def _labels_beside(path: Path) -> Path | None:
     return next((file for file in candidates if "images" in path.name and file.is_file()), None)
 
 
-def _from_arrays(path: Path, name: str, images: NDArray[Any], labels: NDArray[Any]) -> ImageSet:
+def _from_arrays(
+    path: Path, name: str, images: NDArray[Any], labels: NDArray[Any], notes: tuple[str, ...] = ()
+) -> ImageSet:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
         raise BadInput(
             f"{path}: wanted 'images' uint8 [N, H, W, C] or [N, H, W]; they are {images.dtype} {list(images.shape)}"
@@ -113,5 +121,9 @@ def _from_arrays(path: Path, name: str, images: NDArray[Any], labels: NDArray[An
             f"{path}: wanted 'labels' integer [{len(images)}], one for each image; "
             f"they are {labels.dtype} {list(labels.shape)}"
         )
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return ImageSet(name, np.ascontiguousarray(images), labels.astype(np.int64))
+    check_range(f"{path}, labels", labels.tolist())
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[3] in PICTURE_CHANNELS or images.shape[1] not in PICTURE_CHANNELS:
+        images = images.transpose(0, 3, 1, 2)
+    return ImageSet(name, np.ascontiguousarray(images), labels.astype(np.int64), notes=notes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,4 +51,8 @@ def load_images(source: str) -> ImageSet:
 def _loader(path: Path) -> Callable[[Path], ImageSet]:
     if path.suffix.lower() == ".zip":
         return load_zip
-    return load_idx if IDX_NAME.search(path.name) else load_npz
+    if IDX_NAME.search(path.name):
+        return load_idx
+    if path.suffix.lower() == ".npz" or is_zipfile(path):
+        return load_npz
+    raise BadInput(f"{path}: wanted an .npz, .zip or IDX file, or a folder of images; it is none of these")

@@ -5,6 +5,7 @@ A run's folder may be somebody else's: its run.yaml is not this user's word, a c
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pipeline.common import plugins
@@ -40,7 +41,7 @@ def require_named(location: str, sections: Mapping[str, Any], asked: Mapping[str
         if unknown and key not in again:
             raise BadInput(
                 f"{location} names {unknown[0]!r} as {key}, code that you have not named before; it was not imported: "
-                f"if you trust it, name it with --set {key}={','.join(values)}"
+                f"if you trust it, name it with --set {quote(f'{key}=' + ','.join(values))}"
             )
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -231,7 +232,7 @@ def require_file(named: NamedTeacher) -> Path:
             raise BadInput(f"teacher {named.name}: wanted its file {path}; it is not there")
         raise BadInput(
             f"teacher {named.name}: wanted its file {path}; it is not there: run traflow-pipeline teachers fetch "
-            f"{named.argument}, or put the file from {download.page(source)} there"
+            f"{quote(named.argument)}, or put the file from {download.page(source)} there"
         )
     _refuse_page(path)
     return path
@@ -273,7 +274,7 @@ def _check_pin(named: NamedTeacher, sha256: str) -> None:
         advice = "" if named.entry.sha256 else f", and {named.pin.name} too if its publisher replaced it,"
         raise BadInput(
             f"{named.path}: wanted the file whose sha256 is {pinned or 'nothing'}, as when it was fetched; "
-            f"it is {sha256}: remove it{advice} and run traflow-pipeline teachers fetch {named.argument}"
+            f"it is {sha256}: remove it{advice} and run traflow-pipeline teachers fetch {quote(named.argument)}"
         )
 
 

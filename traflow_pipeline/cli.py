@@ -185,11 +185,12 @@ def inspect(
     rows: Annotated[int, typer.Option(help="Number of trajectories in the picture.", min=1, max=64)] = 8,
 ) -> None:
     """Show what a data set holds: plan, counts, evaluations, straightness, and a picture of a few trajectories."""
-    from pipeline.common.image_grid import save_rows
+    from pipeline.common.image_grid import check_picture, save_rows
     from pipeline.common.progress import console, say
     from pipeline.dataset.summary import summarise
     from pipeline.storage.store import open_store
 
+    check_picture(out)
     summary = summarise(open_store(data))
     console.print(summary.table())
     pictures = summary.pictures(rows)
@@ -604,12 +605,13 @@ def check_teacher(
 ) -> None:
     """Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
     from pipeline.common.device import pick_device
-    from pipeline.common.image_grid import is_drawable, save_square, to_bytes
+    from pipeline.common.image_grid import check_picture, is_drawable, save_square, to_bytes
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.teacher import NO_STUDENT
 
+    check_picture(out)
     processor = pick_device(device)
     teacher = load_teacher(name, processor, guidance_scale)
     if len(teacher.shape) != 3:

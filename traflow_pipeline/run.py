@@ -30,6 +30,7 @@ from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
 from pipeline.storage.cache import local_copy_of
+from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Location, absolute, is_url, open_store
 from pipeline.teachers import catalogue
 from traflow_pipeline.named_code import remember, require_named
@@ -220,11 +221,14 @@ def save_run(run: Run) -> None:
     """Write the run's configuration, which `read_run` reads; paths inside the run are relative to it.
 
     Raises:
-        BadInput: the run's folder or store cannot be written.
+        BadInput: the run's folder or store cannot be written, or holds something else.
     """
+    store = open_store(run.location)
     try:
+        if CONFIG not in store.sizes():
+            check_output(store, Output.RUN)
         sections = _map_locations(run.sections(), lambda path: _relative(run.location, path))
-        open_store(run.location).write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
+        store.write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
     except OSError as error:
         raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
 

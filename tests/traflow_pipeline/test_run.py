@@ -198,3 +198,13 @@ def test_the_code_that_a_strangers_run_names_is_imported_only_where_the_user_nam
 def test_a_stage_that_is_no_mapping_is_one_line(config: Path, assignment: str) -> None:
     with pytest.raises(BadInput, match=r"wanted a mapping of keys to values"):
         open_run(str(config), None, [assignment], None)
+
+
+def test_a_run_does_not_go_into_a_folder_of_something_else(config: Path, tmp_path: Path) -> None:
+    for name, said in (("plan.json", "it holds a data set"), ("notes.txt", "it is not empty")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(BadInput, match=rf"wanted a new or empty folder, or a run; {said}: choose another --out"):
+            save_run(open_run(str(config), str(folder), [], None))
+        assert [path.name for path in folder.iterdir()] == [name]

@@ -14,6 +14,7 @@ import traflow_pipeline as tp
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.command import assert_one_line, call
+from tests.support.problems import save_tiny_teacher
 from traflow_pipeline.sample_folder import save_folder
 from traflow_pipeline.sample_source import SampleSource
 from traflow_pipeline.samples import save
@@ -163,6 +164,20 @@ def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_one_line(run: Path, tmp_path: Path, flags: list[str], parts: list[str]) -> None:
     assert_one_line(call(tmp_path, "sample", run, *flags, code=2), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_file_or_a_teacher_does_not_have_are_refused(tmp_path: Path) -> None:
+    file = save_tiny_teacher(tmp_path / "tiny.safetensors")
+    for source in ([file], ["--teacher", file]):
+        assert_one_line(call(tmp_path, "sample", *source, "--weights", "wide", code=2), "wide")
+
+
+def test_what_pillow_cannot_write_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"x\.psd: wanted a picture such as samples\.png"):
+        drawn(tmp_path / "x.psd", source())
+    for command in (["teachers", "check", "digits"], ["inspect", "nowhere"]):
+        found = call(tmp_path, *command, "--out", "x.psd", code=2)
+        assert found.stderr == "error: x.psd: wanted the path of a picture such as samples.png\n"
 
 
 @pytest.mark.parametrize("text", ["[1]", "[" * 5000, "{", '{"labels": 3}', '{"labels": [1, ["a"]]}'], ids=len)

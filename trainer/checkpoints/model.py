@@ -15,6 +15,7 @@ from pipeline.teachers.run_folder import find_weights as find_file
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
 
+DEFAULT_WEIGHTS = Path(WEIGHTS).stem
 METADATA = "checkpoint"  # of an exported or averaged file: the description of the checkpoint that it is made from
 
 
@@ -46,7 +47,7 @@ class Model:
         return network
 
 
-def find_model(source: str | Path, weights: str = Path(WEIGHTS).stem) -> Model:
+def find_model(source: str | Path, weights: str = DEFAULT_WEIGHTS) -> Model:
     """The model that `source` names, with the weights called `weights` if it is a run or a checkpoint.
 
     `source` is the folder or URL of a run, of its training or of a checkpoint, the newest of a run; or an exported
@@ -63,6 +64,8 @@ def find_model(source: str | Path, weights: str = Path(WEIGHTS).stem) -> Model:
         file = find_file(path, name)
     except BadInput as error:
         raise BadInput(_complaint(path, weights)) from error
+    if file == path and weights not in (DEFAULT_WEIGHTS, path.stem):
+        raise BadInput(f"{path}: wanted a run or a checkpoint for the weights {weights!r}; a file holds its own only")
     return Model(file, _info(file))
 
 

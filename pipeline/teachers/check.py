@@ -187,7 +187,7 @@ def _spread(x: Tensor, label: Tensor | None) -> float:
 
     Classes with one array do not count where others have more.
     """
-    groups = [x] if label is None else [x[label == one] for one in label.unique()]
+    groups = [x] if label is None else [x[label == one] for one in set(label.tolist())]
     groups = [group for group in groups if len(group) > 1] or [x]
     away = [(group - group.mean(0 if len(group) > 1 else None)).flatten() for group in groups]
     return float(torch.cat(away).double().square().mean().sqrt())

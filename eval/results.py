@@ -13,6 +13,7 @@ from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 
 METRICS = "metrics.json"
+STAGE = "report"  # the evaluation inside a whole run
 LARGEST = 1e100  # of a figure that is read: tables and charts square and scale them
 
 
@@ -220,6 +221,12 @@ def read_report(location: Path | str) -> Report:
     if not all(abs(value) < LARGEST for row in report.rows for value in row.values):
         raise BadInput(f"{location}: {METRICS} holds a figure that is no finite number; run traflow-pipeline evaluate")
     return report
+
+
+def find_report(location: str) -> str:
+    """The report at `location`, or of the whole run there."""
+    whole_run = f"{location.rstrip('/')}/{STAGE}"
+    return whole_run if METRICS in open_store(whole_run).sizes() else location
 
 
 def gains(report: Report) -> Sequence[str]:

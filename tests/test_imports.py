@@ -36,7 +36,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "traflow_pipeline": [
-        {"installation", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
+        {"installation", "named_code", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
         {"run_settings"},
         {"sample_source", "stages", "run"},
         {"student_sampler", "sample_folder", "folder_status", "jobs", "slurm"},

@@ -31,8 +31,10 @@ from pipeline.dataset.summary import summarise
 from pipeline.generation.generate import generate
 from pipeline.generation.verify import verify
 from pipeline.storage.store import Folder
+from pipeline.teachers.catalogue import read_entry
 from tests.support.plans import config
 from tests.support.reports import digits_report
+from traflow_pipeline.folder_status import folder_status
 from traflow_pipeline.run import read_run
 from traflow_pipeline.run_settings import CONFIG
 from trainer.checkpoints.checkpoint import INFO, CheckpointInfo, read_info
@@ -270,6 +272,23 @@ def _recipe(original: Original, draw: Draw) -> None:
     answer(lambda: validate(TrainConfig, values, "train"))
 
 
+def _entry(original: Original, draw: Draw) -> None:
+    path = original.folder.with_name("entry.yaml")
+    network = {"resolution": 8, "image_channels": 3}
+    fields = {"format": "score-sde", "file": "x.pt", "source": "https://example.org/x.pt", "network": network}
+    path.write_bytes(draw(mutated(yaml.safe_dump(fields).encode())))
+    answer(lambda: read_entry(path, "entry"))
+
+
+def _training(original: Original, draw: Draw) -> None:
+    folder = original.folder.with_name("training")
+    folder.mkdir(exist_ok=True)
+    log = b"".join(b'{"step": %d, "images_per_second": 32.5}\n' % step for step in (10, 20, 30))
+    (folder / "log.jsonl").write_bytes(draw(mutated(log)))
+    (folder / "config.yaml").write_bytes(draw(mutated(b"train: {trainer: {num_steps: 40, batch_size: 8}}")))
+    assert "training" in answer(lambda: folder_status(str(folder)))
+
+
 KINDS: dict[str, Callable[[Original, Draw], None]] = {
     **{name: partial(_file_of_a_data_set, name) for name in (PLAN, MARKER, MANIFEST, SHARD)},
     "plan signed again": _plan_signed_again,
@@ -278,6 +297,8 @@ KINDS: dict[str, Callable[[Original, Draw], None]] = {
     INFO: _checkpoint,
     CONFIG: _run,
     "recipe": _recipe,
+    "entry": _entry,
+    "training": _training,
 }
 
 

@@ -221,11 +221,12 @@ def inspect(
     rows: Annotated[int, typer.Option(help="Number of trajectories in the picture.", min=1, max=64)] = 8,
 ) -> None:
     """Show what a data set holds: plan, counts, evaluations, straightness, and a picture of a few trajectories."""
-    from pipeline.common.image_grid import save_rows
+    from pipeline.common.image_grid import check_picture, save_rows
     from pipeline.common.progress import console, say
     from pipeline.dataset.summary import summarise
     from pipeline.storage.store import open_store
 
+    check_picture(out)
     summary = summarise(open_store(data))
     console.print(summary.table())
     pictures = summary.pictures(rows)
@@ -579,7 +580,7 @@ def reference(
 @app.command()
 def compare(
     reports: Annotated[
-        list[Path], typer.Argument(help="Folders of evaluations or of whole runs.", metavar="REPORT...")
+        list[str], typer.Argument(help="Folders or URLs of evaluations, or of whole runs.", metavar="REPORT...")
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
     paper: Annotated[
@@ -636,6 +637,8 @@ def sample(
         device=device,
     )
     source.check_label(label)
+    if label is not None and source.classes is not None and label not in source.classes:
+        say(f"warning: {source.name} was not trained on class {label}: it had no image")
     indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
     if not is_folder:
         check_file(out, source.shape)
@@ -692,11 +695,12 @@ def check_teacher(
 ) -> None:
     """Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
     from pipeline.common.device import pick_device
-    from pipeline.common.image_grid import has_pictures, save_square, to_pictures
+    from pipeline.common.image_grid import check_picture, has_pictures, save_square, to_pictures
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from pipeline.teachers.loading import load_teacher
 
+    check_picture(out)
     processor = pick_device(device)
     teacher = load_teacher(name, processor, guidance_scale)
     result = check.check_teacher(teacher, num_samples, seed, processor)

@@ -1,12 +1,12 @@
 """What is known of any folder or store of ours: how far its work is, how fast it goes, whether somebody is at it."""
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+
+from pydantic import ValidationError
 
 from eval.results import METRICS, read_report
 from pipeline.common.config import parse_sections
@@ -15,9 +15,12 @@ from pipeline.common.progress import format_clock
 from pipeline.dataset.manifest import MANIFEST, PLAN, DataSet, read_dataset
 from pipeline.storage.lease import SINCE, Holder, is_alive, read_holder
 from pipeline.storage.store import Store, is_url, open_store
+from trainer.log import parse_line
+from trainer.settings import TrainerConfig
 
 LOG, CONFIG = "log.jsonl", "config.yaml"
 RECENT_LINES = 20  # of a log, whose mean speed counts
+SLOWEST, FASTEST = 1e-6, 1e12  # images a second that are believed
 FRESH_SECONDS = 120.0  # a log that was written to so recently belongs to a training at work
 
 
@@ -57,8 +60,8 @@ def _of_data(store: Store, dataset: DataSet, sizes: Mapping[str, int], holder: H
     total = len(dataset.plan.shards(dataset.num_records))
     made = [name for name in sizes if name.startswith("shard-") and name.endswith(".json")]
     text = f"data set, {len(made):,} of {total:,} shards"
-    if holder is not None and len(made) < total:
-        seconds = time.time() - datetime.strptime(holder.since, SINCE).replace(tzinfo=UTC).timestamp()
+    seconds = 0 if holder is None else _elapsed(holder)
+    if seconds and len(made) < total:
         num_new = sum(_age(store, name) < seconds for name in made)
         text += _pace(num_new * dataset.plan.shard_size / seconds, "samples", (total - len(made)) * seconds, num_new)
     return text, len(made) >= total and MANIFEST in sizes
@@ -66,27 +69,38 @@ def _of_data(store: Store, dataset: DataSet, sizes: Mapping[str, int], holder: H
 
 def _of_training(store: Store) -> tuple[str, bool]:
     contents = store.read_all([LOG, CONFIG])
-    trainer = parse_sections(contents.get(CONFIG, b""), CONFIG).get("train", {}).get("trainer", {})
-    lines = [line for line in map(_parse, contents[LOG].splitlines()) if "step" in line]
-    step, num_steps = int(lines[-1]["step"]) if lines else 0, int(trainer.get("num_steps", 0))
-    text = f"training, {step:,} of {num_steps:,} steps"
-    rates = [line["images_per_second"] for line in lines[-RECENT_LINES:] if "images_per_second" in line]
+    num_steps, batch_size = _read_length(contents.get(CONFIG, b""))
+    lines = [line for text in contents[LOG].splitlines() if (line := parse_line(text.decode(errors="replace")))]
+    step = int(lines[-1]["step"]) if lines else 0
+    text = f"training, {step:,} of {num_steps:,} steps" if num_steps else f"training, {step:,} steps"
+    rates = [rate for line in lines[-RECENT_LINES:] if 0 < (rate := line.get("images_per_second", 0)) < FASTEST]
     if rates and step < num_steps:
-        text += _pace(fmean(rates), "images", (num_steps - step) * trainer.get("batch_size", 0), fmean(rates))
+        text += _pace(fmean(rates), "images", (num_steps - step) * batch_size, fmean(rates))
     return text, bool(num_steps) and step >= num_steps
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _read_length(config: bytes) -> tuple[int, int]:
+    """The number of steps and the batch size in a training's configuration; 0 where it cannot be read."""
     try:
-        values = json.loads(line)
-    except ValueError:  # cut short by a crash, or damaged
-        return {}
-    return values if isinstance(values, dict) else {}
+        section = parse_sections(config, CONFIG).get("train", {})
+        trainer = TrainerConfig.model_validate(section.get("trainer"))
+    except (BadInput, ValidationError):
+        return 0, 0
+    return trainer.num_steps, trainer.batch_size
+
+
+def _elapsed(holder: Holder) -> float:
+    """Seconds since the holder of a lease began; 0 where its text does not say."""
+    try:
+        started = datetime.strptime(holder.since, SINCE).replace(tzinfo=UTC)
+    except ValueError:
+        return 0
+    return max(time.time() - started.timestamp(), 0)
 
 
 def _pace(rate: float, what: str, left: float, speed: float) -> str:
     """The rate, and the time that `left` takes at `speed`."""
-    return f", {rate:.0f} {what}/s, {format_clock(left / speed)} left" if speed > 0 else ""
+    return f", {rate:.0f} {what}/s, {format_clock(left / speed)} left" if speed > SLOWEST else ""
 
 
 def _age(store: Store, name: str) -> float:

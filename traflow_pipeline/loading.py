@@ -16,11 +16,11 @@ from pipeline.teachers.teacher import Teacher
 from traflow_pipeline.sample_source import SampleSource, of_teacher
 from traflow_pipeline.student_sampler import StudentSampler
 from traflow_pipeline.trajectory_dataset import TrajectoryDataset
-from trainer.checkpoints.model import Model, find_model
+from trainer.checkpoints.model import DEFAULT_WEIGHTS, Model, find_model
 from trainer.distillation.student import Student
 
 
-def load_student(path: str | Path, *, device: str = "auto", weights: str = "ema") -> StudentSampler:
+def load_student(path: str | Path, *, device: str = "auto", weights: str = DEFAULT_WEIGHTS) -> StudentSampler:
     """The student at `path`: a run, of which the newest checkpoint counts, a checkpoint, a file of weights, or a URL.
 
     `device` is auto, cpu, cuda, cuda:1, ...; `weights` is ema, network, or the name of another average.
@@ -43,7 +43,7 @@ def open_source(
     path: str | None,
     teacher: str | None,
     *,
-    weights: str = "ema",
+    weights: str = DEFAULT_WEIGHTS,
     steps: int | None = None,
     solver: str | None = None,
     guidance_scale: float = 1.0,
@@ -67,6 +67,8 @@ def open_source(
                 raise BadInput(f"{path}: a student takes --steps only; --solver and --guidance-scale are a teacher's")
             return _sampler_of(model, where).source(steps or 1)
         teacher = str(model.weights)
+    elif weights != DEFAULT_WEIGHTS:
+        raise BadInput(f"--weights {weights}: a teacher has one set of weights; leave --weights out")
     assert teacher is not None
     settings = {"name": solver or ("dopri5" if steps is None else "euler"), "num_steps": steps}
     chosen = validate(Solver, given(settings), "solver")

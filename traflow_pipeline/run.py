@@ -13,7 +13,7 @@ from eval.evaluate import check_evaluate, evaluate
 from eval.on_ray import evaluate_on_ray
 from eval.report import files
 from eval.results import METRICS, Report
-from pipeline.common.config import SLURM, expand_home, parse_sections, resolved, validate
+from pipeline.common.config import SLURM, expand_home, merge, parse_assignment, parse_sections, resolved, validate
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
@@ -21,12 +21,15 @@ from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
 from pipeline.generation.parts import Part, generate_part
 from pipeline.storage.cache import local_copy_of
+from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import is_url, open_store
 from pipeline.teachers import catalogue
+from traflow_pipeline.named_code import remember, require_named
 from traflow_pipeline.run_settings import (
     CONFIG,
     FORMAT,
     RunSettings,
+    existing_run,
     gather,
     map_locations,
     output_of,
@@ -97,9 +100,14 @@ def open_run(
     """The run that `gather` describes.
 
     Raises:
-        BadInput: the config or an assignment is invalid, or the stages do not fit together.
+        BadInput: the config or an assignment is invalid, the stages do not fit together, or the run names code that
+            this user has not named.
     """
-    return validate(Run, follow_recipe(_independent(gather(source, out, assignments, address, anywhere))), "run")
+    if (location := existing_run(source)) is not None:
+        require_named(location, read_sections(location), merge(*map(parse_assignment, assignments)))
+    sections = gather(source, out, assignments, address, anywhere)
+    remember(sections)
+    return validate(Run, follow_recipe(_independent(sections)), "run")
 
 
 def _independent(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +150,14 @@ def save_run(run: Run) -> None:
     """Write the run's configuration, which `read_run` reads; paths inside the run are relative to it.
 
     Raises:
-        BadInput: the run's folder or store cannot be written.
+        BadInput: the run's folder or store cannot be written, or holds something else.
     """
+    store = open_store(run.location)
     try:
+        if CONFIG not in store.sizes():
+            check_output(store, Output.RUN)
         sections = map_locations(run.sections(), lambda path: _relative(run.location, path))
-        open_store(run.location).write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
+        store.write(CONFIG, FORMAT + yaml.safe_dump(sections, sort_keys=False).encode())
     except OSError as error:
         raise BadInput(f"{run.location}: cannot be written ({reason(error)})") from error
 

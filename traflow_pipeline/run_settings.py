@@ -78,8 +78,8 @@ def gather(
     Raises:
         BadInput: there is no such config or run, or an assignment is none or of no stage.
     """
-    if is_url(source) or (Path(source).expanduser() / CONFIG).is_file():
-        location = str(expand_home(source.rstrip("/") or "/"))
+    location = existing_run(source)
+    if location is not None:
         given = read_sections(location)
     else:
         given = load_sections(source)
@@ -92,6 +92,13 @@ def gather(
     layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}
     return {"location": location, **merge(*layers, on_cluster)}
+
+
+def existing_run(source: str) -> str | None:
+    """The folder or URL of the run that `source` names; None if it names a config."""
+    if is_url(source) or (Path(source).expanduser() / CONFIG).is_file():
+        return str(expand_home(source.rstrip("/") or "/"))
+    return None
 
 
 def _locations(location: str, sections: Mapping[str, Any]) -> dict[str, dict[str, str]]:

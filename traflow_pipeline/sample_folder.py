@@ -1,7 +1,7 @@
 """A folder of samples, one picture each: a command that was interrupted draws only what is missing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,7 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     """Raises `BadInput` unless `folder` is empty, or holds samples of these settings."""
     file = folder / SETTINGS
     if file.is_file():
-        try:
-            there = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise BadInput(f"{file}: wanted what the pictures were drawn with; it is no JSON: remove it") from error
+        there = _read(file, "what the pictures were drawn with")
         if fields := differences(there, settings):
             raise BadInput(f"{folder} holds other samples ({fields}); choose another folder")
         return
@@ -73,10 +70,32 @@ def _save(folder: Path, batch: range, missing: Sequence[int], samples: Samples) 
 
 def _save_labels(folder: Path, indices: range, labels: Sequence[int]) -> None:
     file = folder / LABELS
-    known = dict(json.loads(file.read_bytes())["labels"]) if file.is_file() else {}
+    known = dict(_known_labels(file)) if file.is_file() else {}
     known |= dict(zip(map(_name, indices), labels, strict=True))
     with whole_file(file) as opened:
         opened.write(json.dumps({"labels": sorted(known.items())}).encode())
+
+
+def _known_labels(file: Path) -> Iterator[tuple[str, int]]:
+    pairs = _read(file, "the classes of the pictures").get("labels")
+    for pair in pairs if isinstance(pairs, list) else ():
+        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int):
+            yield pair[0], pair[1]
+
+
+def _read(file: Path, wanted: str) -> dict[str, Any]:
+    """The mapping in the JSON of `file`.
+
+    Raises:
+        BadInput: it holds none.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise BadInput(f"{file}: wanted {wanted}; it cannot be read: choose another folder")
+    return content
 
 
 def _name(index: int) -> str:

@@ -10,10 +10,9 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.common.errors import BadInput, reason
-from pipeline.common.image_grid import is_drawable, save_square, to_bytes
+from pipeline.common.image_grid import is_drawable, is_picture, save_square, to_bytes
 from pipeline.storage.store import aside_of
 
 ARRAY, ARCHIVE = ".npy", ".npz"
@@ -67,7 +66,7 @@ def check_file(path: Path, shape: tuple[int, ...]) -> None:
     """Raises `BadInput` unless samples of `shape` can be saved to a file with the suffix of `path`."""
     if path.suffix in (ARRAY, ARCHIVE):
         return
-    if path.suffix.lower() not in Image.registered_extensions():
+    if not is_picture(path):
         raise BadInput(f"{path}: wanted a picture such as samples.png, a {ARRAY} or a {ARCHIVE} file, or a folder")
     check_drawable(shape)
 

@@ -45,7 +45,7 @@ def follow_recipe(sections: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[s
     They double the bytes of a data set, and most recipes never read them.
     """
     data, training = sections.get("generate"), sections.get("train")
-    if data is None or training is None or "velocities" in data:
+    if not isinstance(data, Mapping) or not isinstance(training, Mapping) or "velocities" in data:
         return sections
     if training.get("data") not in (None, data.get("out")):
         return sections

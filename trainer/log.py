@@ -96,13 +96,13 @@ def read_log(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     *whole, last = path.read_bytes().decode(errors="replace").split("\n")
-    lines = [_parse_line(text) for text in (*whole, *filter(None, [last]))]
+    lines = [parse_line(text) for text in (*whole, *filter(None, [last]))]
     if damaged := lines[: len(whole)].count(None):
         say(f"warning: {path}: {damaged} of {len(whole)} lines are damaged and left out")
     return [line for line in lines if line is not None]
 
 
-def _parse_line(text: str) -> dict[str, float] | None:
+def parse_line(text: str) -> dict[str, float] | None:
     """The values of a line; None unless they are numbers, with the step among them."""
     try:
         values = json.loads(text)

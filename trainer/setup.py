@@ -150,7 +150,9 @@ def _image_notes(images: ImageSet, num_classes: int) -> Iterator[str]:
             "generate draws none of them unless --classes names it"
         )
     if trained and not num_classes:
-        yield "note: the network has no classes: labels are not used"
+        num_unlabelled = int((images.labels < 0).sum())
+        reason = f": {num_unlabelled} of {len(images)} images have none" if num_unlabelled else ""
+        yield f"note: the network has no classes{reason}: labels are not used"
 
 
 def _image_inputs(config: TrainConfig) -> tuple[str, FlowNetworkConfig]:

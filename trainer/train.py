@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -264,8 +265,8 @@ def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, 
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
         raise BadInput(
-            f"{config.out} holds another run ({fields}); choose another --out, there with --set start={config.out} to "
-            "train on from its weights, or ask for that run"
+            f"{config.out} holds another run ({fields}); choose another --out, there with --set "
+            f"start={quote(str(config.out))} to train on from its weights, or ask for that run"
         )
     if config.trainer.num_steps < info.step:
         raise BadInput(
@@ -285,7 +286,7 @@ def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
     say(
         f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
         f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
-        f"start={config.out} has a schedule of its own"
+        f"start={quote(str(config.out))} has a schedule of its own"
     )
 
 

@@ -379,11 +379,14 @@ def _from_factory(source: str, device: torch.device) -> FeatureSpace:
 
 
 def _blamed(source: str, extract: Callable[[NDArray[Any]], Extracted]) -> Callable[[NDArray[Any]], Extracted]:
-    """`extract` of the user's own, whose errors name it."""
+    """`extract` of the user's own, whose errors name it.
+
+    It may write into what it is given, and reuse what it returns.
+    """
 
     def checked(images: NDArray[Any]) -> Extracted:
         try:
-            found = extract(images)
+            found = _copy(extract(images.copy()))
             shape = found.features.shape
         except (BadInput, WorkFailed):
             raise
@@ -396,3 +399,8 @@ def _blamed(source: str, extract: Callable[[NDArray[Any]], Extracted]) -> Callab
         return found
 
     return checked
+
+
+def _copy(found: Extracted) -> Extracted:
+    probabilities = None if found.probabilities is None else np.array(found.probabilities)
+    return Extracted(np.array(found.features), probabilities)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import to_bytes
 from pipeline.common.progress import Advance
 from pipeline.storage.store import write_file
+from trainer.data.npz import open_npz
+from trainer.data.pictures import UNREADABLE
 from trainer.distributed import Ranks
 
 CHUNK_SAMPLES = 1024  # at least; whole batches
@@ -127,10 +128,10 @@ class SampleRange:
         """The array `name` of each chunk that has it."""
         for path, _ in self.chunks:
             try:
-                with np.load(path, allow_pickle=False) as arrays:
+                with open_npz(path) as arrays:
                     if name in arrays:
                         yield arrays[name]
-            except (OSError, ValueError, EOFError, BadZipFile) as error:
+            except UNREADABLE as error:
                 raise WorkFailed(f"{path}: cannot be read ({one_line(error)}); delete it and run again") from error
 
 

@@ -22,6 +22,7 @@ from eval.metrics import distances
 from eval.metrics.distances import ReferenceStats
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
 from eval.sampling.samplers import Sampler
+from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import Images, num_shown, to_pictures
 from pipeline.common.progress import Advance
 from pipeline.storage.store import write_file
@@ -80,7 +81,8 @@ class Scorer:
                 written or read.
         """
         file = self._folder(sampler) / f"range-{range_index}.json"
-        result = _read_result(file)
+        # The first samples are used again.
+        result = _read_result(file) if range_index or self._first_file(sampler).is_file() else None
         if result is None:
             indices = range(range_index * self.num_samples, (range_index + 1) * self.num_samples)
             samples = SampleRange(file.with_suffix(""), indices, self.settings.chunk_size)
@@ -92,17 +94,24 @@ class Scorer:
             return None
         future = _done(result) if result is not None else self._start(sampler, samples, range_index, file, scoring)
         if sampler.group == "solver" and range_index == 0:
-            self.teacher_samples = np.load(self._first_file(sampler), allow_pickle=False)
+            self.teacher_samples = self._read_first(sampler)
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
         """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`, or a picture of points."""
-        samples = np.load(self._first_file(sampler), allow_pickle=False)[: self._num_shown]
-        return to_pictures(np.nan_to_num(samples), self.settings.data_range)
+        return to_pictures(np.nan_to_num(self._read_first(sampler)[: self._num_shown]), self.settings.data_range)
 
     @property
     def _num_shown(self) -> int:
         return num_shown(self.settings.shape, NUM_IMAGES)
+
+    def _read_first(self, sampler: Sampler) -> NDArray[np.float32]:
+        path = self._first_file(sampler)
+        try:
+            # Mapped, so that memory is taken for no more than lies there.
+            return np.array(np.load(path, mmap_mode="r", allow_pickle=False), np.float32)
+        except (OSError, ValueError, EOFError) as error:
+            raise WorkFailed(f"{path}: cannot be read ({one_line(error)}); delete it and run again") from error
 
     def discard_other_settings(self) -> None:
         """Delete chunks and results of other settings."""

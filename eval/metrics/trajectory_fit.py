@@ -1,6 +1,7 @@
 """How well a student fits stored trajectories of its teacher: from the shards, without the teacher."""
 
 from contextlib import closing
+from shlex import quote
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def _check_teacher(student: Student, info: CheckpointInfo, plan: Plan, data: str
     if differing := differences({name: getattr(plan, name) for name in wanted}, wanted):
         raise BadInput(
             f"{data}: wanted trajectories of the student's own teacher ({differing}); "
-            f"make some with traflow-pipeline generate --teacher {info.teacher}"
+            f"make some with traflow-pipeline generate --teacher {quote(info.teacher or 'TEACHER')}"
         )
 
 

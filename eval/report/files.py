@@ -6,11 +6,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from eval.report import model_card, page, paper, tables
-from eval.results import METRICS, Report, read_report
+from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.common.image_grid import Images, encode_rows
-from pipeline.storage.store import open_store, write_file
+from pipeline.storage.store import is_url, open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
 REPORT = "report"  # of a whole run
@@ -69,51 +69,49 @@ def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
     return {title: grid[title] for title in titles if title in grid}
 
 
-def paper_table(name: str, folders: Sequence[Path]) -> str:
-    """The table `name` of the paper, in Markdown, with the figures of the evaluations in `folders` beside its own.
+def paper_table(name: str, locations: Sequence[str]) -> str:
+    """The table `name` of the paper, in Markdown, with the figures of the evaluations at `locations` beside its own.
 
     The row of an evaluation is the name of the run's folder; several of one row become a mean.
 
     Raises:
-        BadInput: no such table, a folder holds no evaluation, or its name is no row of the table.
+        BadInput: no such table, one holds no evaluation or cannot be read, or its name is no row of the table.
     """
-    found = map(_report_folder, folders)
-    return paper.markdown(name, [(row_name(folder), read_report(folder)) for folder in found])
+    return paper.markdown(name, [_open(row_name(location), location)[:2] for location in locations])
 
 
-def row_name(folder: Path) -> str:
-    """The name of the run that the report in `folder` is of."""
-    inner = folder.resolve()
-    return inner.parent.name if inner.name == REPORT else inner.name
+def row_name(location: str) -> str:
+    """The name of the run that the report at `location` is of."""
+    parts = location.rstrip("/").split("/") if is_url(location) else list(Path(location).resolve().parts)
+    return parts[-2] if parts[-1] == REPORT and len(parts) > 1 else parts[-1]
 
 
-def _report_folder(folder: Path) -> Path:
-    """The report in `folder`, or in the whole run there."""
-    return folder / REPORT if not (folder / METRICS).exists() and (folder / REPORT / METRICS).exists() else folder
-
-
-def compare(folders: Sequence[Path], out: Path) -> None:
-    """Write a page that compares the evaluations in `folders`, or of the whole runs there.
+def compare(locations: Sequence[str], out: Path) -> None:
+    """Write a page that compares the evaluations at `locations`: folders or URLs of reports, or of whole runs.
 
     Raises:
-        BadInput: a folder holds no evaluation, or `out` cannot be written.
+        BadInput: one holds no evaluation or cannot be read, or `out` cannot be written.
     """
-    names, folders = _short_names(folders), [_report_folder(folder) for folder in folders]
-    runs = [
-        (name, read_report(folder), _read_if_present(folder / GRID))
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    runs = [_open(name, location) for name, location in zip(_short_names(locations), locations, strict=True)]
     try:
         write_file(out, page.render_comparison(runs).encode())
     except WorkFailed as error:
         raise BadInput(f"{error}") from error
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path if all of these differ, else the full paths."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+def _open(name: str, location: str) -> tuple[str, Report, bytes | None]:
+    """The evaluation at `location`, called `name`, and the picture of its samples, if there is one."""
+    try:
+        found = find_report(location)
+        return name, read_report(found), open_store(found).read_all([GRID]).get(GRID)
+    except OSError as error:
+        raise BadInput(f"{location}: cannot be read ({reason(error)})") from error
 
 
-def _read_if_present(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _short_names(locations: Sequence[str]) -> list[str]:
+    """The last part of each path or URL if all of these differ, else all of it."""
+    names = [
+        location.rstrip("/").rpartition("/")[2] if is_url(location) else Path(location).resolve().name
+        for location in locations
+    ]
+    return names if len(set(names)) == len(names) else list(locations)

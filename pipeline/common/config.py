@@ -228,7 +228,8 @@ def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], com
     message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults))
     value = fault["input"]
     name = f"{key}: " if key else ""
-    if isinstance(value, Mapping) or fault["type"] == "missing":
+    is_quoted = isinstance(value, str) and bool(value) and repr(value) in message
+    if isinstance(value, Mapping) or fault["type"] == "missing" or is_quoted:
         return f"{name}{message}"
     known = (
         suggest(value, fault["ctx"]["expected"].split("'"))
@@ -240,7 +241,8 @@ def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], com
 
 def _message(fault: Any) -> str:
     """A fault as "wanted ..."; the message of a check of ours is taken as it is."""
-    kind = next((kind for kind in WANTED if fault["type"].startswith(kind)), None)
+    type_ = "string_too_short" if fault["input"] == "" and fault["type"] == "too_short" else fault["type"]
+    kind = next((kind for kind in WANTED if type_.startswith(kind)), None)
     if kind is None:
         return str(fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "))
     return "wanted " + WANTED[kind].format_map(fault.get("ctx", {}))

@@ -81,6 +81,17 @@ def draw_rows(rows: Mapping[str, Images]) -> Image.Image:
     return _draw(list(rows.values()), list(rows))
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a picture can be saved at `path`, by its suffix."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
+
+
+def check_picture(path: Path) -> None:
+    """Raises `BadInput` unless `is_picture`."""
+    if not is_picture(path):
+        raise BadInput(f"{path}: wanted the path of a picture such as samples.png")
+
+
 def _save(path: Path, picture: Image.Image) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,8 @@ def import_function(source: str, kind: str) -> Factory:
     with _importing(source, kind), _working_folder_first():
         _refuse_data_folder(source, kind, find_origin(source))
         imported: Factory = getattr(importlib.import_module(module_name), function)
+    if "" not in sys.path:  # it may import its neighbours later: they are found if nothing else is so called
+        sys.path.append("")
     return imported
 
 
@@ -105,16 +107,17 @@ def _refuse_data_folder(source: str, kind: str, origin: str | None) -> None:
 
 @contextmanager
 def _working_folder_first() -> Iterator[None]:
-    """Find the user's own file in the working folder, as `python -m` would, and afterwards only what nothing else has.
+    """Find the user's own file in the working folder, as `python -m` would.
 
     Left in front, a file there would stand in for every package that is imported later.
     """
+    was_there = "" in sys.path
     sys.path.insert(0, "")
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path[:] = [*(entry for entry in sys.path if entry != ""), ""]
+        sys.path[:] = [*(entry for entry in sys.path if entry != ""), *([""] if was_there else [])]
 
 
 @contextmanager

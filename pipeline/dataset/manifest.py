@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from shlex import quote
 from typing import Annotated
 
 import numpy as np
@@ -322,13 +323,14 @@ def read_manifest(store: Store) -> Manifest:
     except FileNotFoundError as error:
         raise BadInput(
             f"{store.location}: wanted a data set; there is no {MANIFEST}; "
-            f"run traflow-pipeline generate --out {store.location}"
+            f"run traflow-pipeline generate --out {quote(store.location)}"
         ) from error
     except OSError as error:
         raise StoreFailed(f"{store.location}: {MANIFEST} cannot be read ({reason(error)})") from error
     if not manifest.blocks.num_rows:
         raise BadInput(
-            f"{store.location}: the data set is empty; run traflow-pipeline generate --out {store.location} again"
+            f"{store.location}: the data set is empty; "
+            f"run traflow-pipeline generate --out {quote(store.location)} again"
         )
     if manifest.num_records != manifest.dataset.num_records:
         raise BadInput(

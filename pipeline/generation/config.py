@@ -37,7 +37,9 @@ class GenerateConfig(BaseModel):
     n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
     out: Location
     guidance_scale: float = Field(default=1.0, ge=0)
-    classes: Annotated[tuple[int, ...] | None, BeforeValidator(_split), AfterValidator(_increasing)] = None
+    classes: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split), AfterValidator(_increasing)
+    ] = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     states: int = Field(default=8, ge=0)
     velocities: bool = True

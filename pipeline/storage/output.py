@@ -17,9 +17,10 @@ class Output(Enum):
     DATA = ("plan.json",)
     TRAINING = ("checkpoints/", "log.jsonl")
     REPORT = ("metrics.json", "evaluate.yaml", "samples/")
+    RUN = ("run.yaml",)  # last: its stages may lie in the same folder
 
     def __str__(self) -> str:
-        return {"DATA": "a data set", "TRAINING": "a training run", "REPORT": "a report"}[self.name]
+        return {"DATA": "a data set", "TRAINING": "a training run", "REPORT": "a report", "RUN": "a run"}[self.name]
 
 
 def check_output(store: Store, kind: Output) -> None:

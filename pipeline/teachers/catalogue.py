@@ -173,10 +173,17 @@ def table(entries: dict[str, NamedTeacher]) -> Table:
             str(entry.fid.value) if entry.fid else "",
             str(entry.fid.evaluations) if entry.fid else "",
             entry.licence,
-            "yes" if named.path.is_file() else "no",
+            "yes" if _is_here(named) else "no",
             urlsplit(page(entry.source)).netloc if entry.source else "yours" if named.is_own else "embedded",
         )
     return shown
+
+
+def _is_here(named: NamedTeacher) -> bool:
+    try:
+        return named.path.is_file()
+    except OSError:  # no file can be so called
+        return False
 
 
 def _own() -> tuple[dict[str, NamedTeacher], list[str]]:

@@ -19,6 +19,7 @@ NUM_INTERVALS = 32  # of the times at which the straightness is measured
 MIN_SHARE = 0.9
 MARGIN = 0.05  # of the range, on either side
 MIN_SPREAD = 0.005  # of the range: samples that differ less are one sample
+MIN_RESPONSE = 0.05  # of the noise: how much the velocity at the start, which is noise less data, differs by sample
 MIN_CORRELATION = 0.1  # of neighbours in pictures; in noise, and so in what an untrained network makes of it, it is 0
 TIME_HINT = "does its time run from 1, noise, to 0, data, and its velocity point from data to noise?"
 MIN_ESTIMATES = 0.5  # the share of estimates of the data in its range, below which the model lacks a clip
@@ -49,7 +50,8 @@ class TeacherCheck:
     nfe: int
     straightness: float
     samples: Tensor
-    spread: float  # RMS of a sample's deviation from the mean sample; of its values' from their mean, for one sample
+    spread: float  # see `_spread`, of the samples
+    response: float  # likewise, of the velocities at the start, in units of the noise's
     against_noise: bool  # whether the velocity at the start, which is noise less data, points against the noise
     against_way: bool  # or against the way from the sample to it
     estimates: float  # the share of values in the data range, of x_t - t v halfway
@@ -67,6 +69,11 @@ class TeacherCheck:
             return (
                 f"wanted samples that differ; their standard deviation is {self.spread:.1e}: "
                 "the model has collapsed to one sample, or its velocity does not depend on x"
+            )
+        if self.response < MIN_RESPONSE:
+            return (
+                "wanted a velocity that takes the noise away; at the start it is the same for all noise: is the "
+                "network trained, and were its weights loaded?"
             )
         if self.against_noise and self.against_way:
             return (
@@ -167,11 +174,23 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
             solution.states.movedim(0, 1).cpu(), torch.stack(at_times, dim=1).cpu(), times.expand(num_samples, -1)
         ),
         samples=samples,
-        spread=float((samples - samples.mean(0 if num_samples > 1 else None)).double().square().mean().sqrt()),
+        spread=_spread(samples, label),
+        response=_spread(at_times[0], label) / _spread(noise, label),
         against_noise=_opposes(at_times[0], noise),
         against_way=_opposes(at_times[0], solution.states[0] - solution.states[-1]),
         estimates=_statistics(estimates.cpu(), teacher.data_range).share,
     )
+
+
+def _spread(x: Tensor, label: Tensor | None) -> float:
+    """RMS deviation of the arrays [B, ...] from their mean, or that of their class; of one array's values from theirs.
+
+    Classes with one array do not count where others have more.
+    """
+    groups = [x] if label is None else [x[label == one] for one in set(label.tolist())]
+    groups = [group for group in groups if len(group) > 1] or [x]
+    away = [(group - group.mean(0 if len(group) > 1 else None)).flatten() for group in groups]
+    return float(torch.cat(away).double().square().mean().sqrt())
 
 
 def _opposes(a: Tensor, b: Tensor) -> bool:

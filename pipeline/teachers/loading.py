@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     if given is not None:
         return resolve(given)
     found = resolve(source)
-    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, _named_factories(), ENTRY_POINTS):
+    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, named_factories(), ENTRY_POINTS):
         raise BadInput(
             f"{location} names the teacher {source!r}, code that you have not named before; it was not imported: "
             f"if you trust it, name it with {option}"
@@ -65,7 +66,8 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     return found
 
 
-def _named_factories() -> Path:
+def named_factories() -> Path:
+    """The folder of notes on the factories that this user has named, see `plugins`."""
     return cache_folder("factories")
 
 
@@ -211,7 +213,7 @@ class _FactorySource(TeacherSource):
                 + suggest(self.text, catalogue.named_teachers())
             )
         teacher = plugins.call_factory(factory, device, Teacher, self.text, "teacher")
-        plugins.remember(self.text, _named_factories(), ENTRY_POINTS)
+        plugins.remember(self.text, named_factories(), ENTRY_POINTS)
         require_sound(teacher, device)
         return teacher
 
@@ -237,7 +239,7 @@ def require_file(named: NamedTeacher) -> Path:
             raise BadInput(f"teacher {named.name}: wanted its file {path}; it is not there")
         raise BadInput(
             f"teacher {named.name}: wanted its file {path}; it is not there: run traflow-pipeline teachers fetch "
-            f"{named.argument}, or put the file from {download.page(source)} there"
+            f"{quote(named.argument)}, or put the file from {download.page(source)} there"
         )
     _refuse_page(path)
     return path
@@ -279,7 +281,7 @@ def _check_pin(named: NamedTeacher, sha256: str) -> None:
         advice = "" if named.entry.sha256 else f", and {named.pin.name} too if its publisher replaced it,"
         raise BadInput(
             f"{named.path}: wanted the file whose sha256 is {pinned or 'nothing'}, as when it was fetched; "
-            f"it is {sha256}: remove it{advice} and run traflow-pipeline teachers fetch {named.argument}"
+            f"it is {sha256}: remove it{advice} and run traflow-pipeline teachers fetch {quote(named.argument)}"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, suggest
 from pipeline.common.progress import Advance
 from pipeline.dataset.plan import stratified_times
 from pipeline.flow.numerics import Precision, check_precision, fixed_numerics
@@ -139,7 +139,8 @@ def choose_solvers(names: str | None) -> tuple[Solver, ...]:
     known = tuple(dict.fromkeys(solver.name for solver in SOLVERS))
     wanted = known if names is None else tuple(name.strip() for name in names.split(","))
     if unknown := [name for name in wanted if name not in known]:
-        raise BadInput(f"no solver {unknown[0]!r} to measure: wanted some of {','.join(known)}")
+        close = suggest(unknown[0], known)
+        raise BadInput(f"no solver {unknown[0]!r} to measure: wanted some of {','.join(known)}{close}")
     return tuple(solver for solver in SOLVERS if solver.name in wanted)
 
 

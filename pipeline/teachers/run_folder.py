@@ -3,7 +3,6 @@
 A checkpoint's files are only used if they have the sha256 that its checkpoint.json gives.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pipeline.teachers.classes import TrainedClass
 WEIGHTS, INFO = "ema.safetensors", "checkpoint.json"
 METADATA = "checkpoint"  # of an exported or averaged file: the description of the checkpoint that it is made from
 EXPORTED = ("student.safetensors", "teacher.safetensors")
+CHECKPOINTS = "checkpoints"
 STAGE = "train"  # the training inside a whole run
 STEP = re.compile("step-[0-9]{1,18}")
 DIFFUSERS = ("model_index.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -29,20 +29,22 @@ class Damaged(BadInput):
 
 
 class Training(BaseModel):
-    """What a checkpoint.json says of the data that a teacher was trained on; the trainer reads the rest."""
+    """What a checkpoint.json says of a teacher's files and of its data; the trainer reads the rest."""
 
     classes: tuple[TrainedClass, ...] = ()
     data_range: tuple[float, float] = (-1.0, 1.0)
+    files: dict[str, str] = {}  # the sha256 of each
 
 
 def find_run(path: Path) -> Path:
-    """The training run at `path`, or of the whole run there: the first of both that holds checkpoints, else `path`."""
-    return next((run for run in (path, path / STAGE) if find_checkpoints(run)), path)
+    """The training run at `path`, of the whole run there, or whose folder of checkpoints it is; else `path`."""
+    around = [path.parent] if path.name == CHECKPOINTS else []
+    return next((run for run in (path, path / STAGE, *around) if find_checkpoints(run)), path)
 
 
 def find_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of the training run in `run`, oldest first."""
-    return sorted((path for path in (run / "checkpoints").glob("step-*") if is_step(path.name)), key=step_of)
+    return sorted((path for path in (run / CHECKPOINTS).glob("step-*") if is_step(path.name)), key=step_of)
 
 
 def is_step(name: str) -> bool:
@@ -78,12 +80,9 @@ def find_weights(path: Path, name: str = WEIGHTS) -> Path:
 
 
 def check_intact(weights: Path) -> None:
-    """Raises `Damaged` if the checkpoint that `weights` belongs to says that it had other bytes."""
-    try:
-        files = json.loads((weights.parent / INFO).read_bytes())["files"]
-        wanted = files.get(weights.name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # not in a checkpoint, or in one that is none: whoever reads its description says so
+    """Raises `Damaged` if the checkpoint that `weights` belongs to says that it had other bytes, or cannot be read."""
+    beside = weights.parent / INFO
+    wanted = _read_info(beside).files.get(weights.name) if beside.is_file() else None
     if wanted is not None and file_sha256(weights) != wanted:
         raise Damaged(
             f"{weights}: its bytes are not those that were written; name the checkpoint before it, or copy it again"
@@ -104,18 +103,27 @@ def load(weights: Path) -> Network:
 
 
 def read_training(weights: Path) -> Training:
-    """What is known of the data that the network in `weights` was trained on, by the description of its training.
+    """What is known of the training of the network in `weights`; nothing where nothing describes it.
 
     That is a checkpoint's checkpoint.json, or in the metadata of an exported or averaged file.
+
+    Raises:
+        Damaged: the checkpoint.json cannot be read.
     """
+    beside = weights.parent / INFO
+    if beside.is_file():
+        return _read_info(beside)
     try:
-        return Training.model_validate_json(_description(weights))
+        with safe_open(weights, framework="pt") as file:
+            return Training.model_validate_json((file.metadata() or {}).get(METADATA, "{}"))
     except (OSError, SafetensorError, ValidationError):
         return Training()
 
 
-def _description(weights: Path) -> str | bytes:
-    if (weights.parent / INFO).is_file() or weights.suffix != ".safetensors":
-        return (weights.parent / INFO).read_bytes()
-    with safe_open(weights, framework="pt") as file:
-        return str((file.metadata() or {}).get(METADATA, ""))
+def _read_info(file: Path) -> Training:
+    try:
+        return Training.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Damaged(
+            f"{file}: not a checkpoint this version reads: name the one before it, or copy it again"
+        ) from error

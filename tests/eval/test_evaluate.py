@@ -272,9 +272,9 @@ def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
 def test_evaluations_stand_side_by_side(out: Path, root: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run(root, other, steps=(1,), baselines=(), num_ranges=1)
-    files.compare([out, other], tmp_path / "compare.html")
+    files.compare([str(out), f"{other}/"], tmp_path / "compare.html")
     page = (tmp_path / "compare.html").read_text()
     assert "report" in page
     assert "other" in page
     with pytest.raises(BadInput, match=r"wanted the metrics\.json of an evaluation"):
-        files.compare([out, tmp_path], tmp_path / "compare.html")
+        files.compare([str(out), str(tmp_path)], tmp_path / "compare.html")

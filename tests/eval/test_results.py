@@ -16,6 +16,13 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path, made: Report) -> Non
     assert results.read_report(tmp_path / results.METRICS) == made
 
 
+def test_the_report_of_a_whole_run_is_found(tmp_path: Path) -> None:
+    assert results.find_report(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / results.METRICS).touch()
+    assert results.find_report(f"{tmp_path}/") == str(tmp_path / "report")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 1}', "<html>"])
 def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / results.METRICS).write_text(text)

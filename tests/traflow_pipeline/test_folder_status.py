@@ -72,3 +72,17 @@ def test_a_folder_of_others_is_said(tmp_path: Path) -> None:
 
 def test_the_command_takes_any_folder(data: Path, tmp_path: Path) -> None:
     assert "data set, 2 of 2 shards; complete" in call(tmp_path, "status", data).stdout
+
+
+@pytest.mark.parametrize("config", ["[", "train: 3", "train: {trainer: x}", "train: {trainer: {num_steps: ten}}"])
+def test_a_damaged_configuration_hides_only_the_number_of_steps(tmp_path: Path, config: str) -> None:
+    folder = training(tmp_path / "run", 40)
+    (folder / "config.yaml").write_text(config)
+    assert folder_status(str(folder)) == f"{folder}: training, 40 steps; running"
+
+
+@pytest.mark.parametrize("rate", ["NaN", '"x"', "9" * 400, "1e-300", "[" * 9000])
+def test_a_damaged_line_of_the_log_hides_no_more_than_the_rate(tmp_path: Path, rate: str) -> None:
+    folder = training(tmp_path / "run", 40)
+    (folder / "log.jsonl").write_text(f'{{"step": 30}}\n{{"step": 40, "images_per_second": {rate}}}')
+    assert folder_status(str(folder)).startswith(f"{folder}: training, ")

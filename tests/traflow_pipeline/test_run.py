@@ -10,7 +10,8 @@ from eval.results import read_report
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
 from tests.support.runs import write_config
-from traflow_pipeline.run import Run, open_run, read_run, run_stages, stage_status
+from traflow_pipeline.named_code import remember
+from traflow_pipeline.run import Run, open_run, read_run, run_stages, save_run, stage_status
 from trainer.checkpoints import checkpoint
 
 
@@ -175,3 +176,35 @@ def test_a_refused_setting_leaves_the_run_as_it_was(config: Path, tmp_path: Path
         with pytest.raises(BadInput):
             complete(config, location, assignment)
     assert (tmp_path / "run" / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["generate.teacher", "evaluate.teacher", "evaluate.features"])
+def test_the_code_that_a_strangers_run_names_is_imported_only_where_the_user_names_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    folder, naming = str(tmp_path / "run"), f"{key}=tests.support.problems:gaussian"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "strangers"))
+    save_run(open_run(str(config), folder, [naming], None))
+    open_run(folder, None, [], None)  # the stranger named it
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ours"))
+    remember({"evaluate": {"features": "tests.support.spaces:pixels"}})  # of the config itself
+    with pytest.raises(BadInput, match=rf"as {key}, code that you have not named before.* with --set {naming}"):
+        open_run(folder, None, ["train.seed=1"], None)
+    open_run(folder, None, [naming], None)
+    open_run(folder, None, [], None)
+
+
+@pytest.mark.parametrize("assignment", ["generate=5", "train=[1]", "evaluate=x"])
+def test_a_stage_that_is_no_mapping_is_one_line(config: Path, assignment: str) -> None:
+    with pytest.raises(BadInput, match=r"wanted a mapping of keys to values"):
+        open_run(str(config), None, [assignment], None)
+
+
+def test_a_run_does_not_go_into_a_folder_of_something_else(config: Path, tmp_path: Path) -> None:
+    for name, said in (("plan.json", "it holds a data set"), ("notes.txt", "it is not empty")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(BadInput, match=rf"wanted a new or empty folder, or a run; {said}: choose another --out"):
+            save_run(open_run(str(config), str(folder), [], None))
+        assert [path.name for path in folder.iterdir()] == [name]

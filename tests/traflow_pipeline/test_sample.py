@@ -1,6 +1,7 @@
 """`traflow-pipeline sample`: what is drawn, of what, and into which files."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import traflow_pipeline as tp
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.command import assert_one_line, call
+from tests.support.problems import save_tiny_teacher
 from traflow_pipeline.sample_folder import save_folder
 from traflow_pipeline.sample_source import SampleSource
 from traflow_pipeline.samples import save
@@ -162,3 +164,38 @@ def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_one_line(run: Path, tmp_path: Path, flags: list[str], parts: list[str]) -> None:
     assert_one_line(call(tmp_path, "sample", run, *flags, code=2), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_file_or_a_teacher_does_not_have_are_refused(tmp_path: Path) -> None:
+    file = save_tiny_teacher(tmp_path / "tiny.safetensors")
+    for source in ([file], ["--teacher", file]):
+        assert_one_line(call(tmp_path, "sample", *source, "--weights", "wide", code=2), "wide")
+
+
+def test_what_pillow_cannot_write_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"x\.psd: wanted a picture such as samples\.png"):
+        drawn(tmp_path / "x.psd", source())
+    for command in (["teachers", "check", "digits"], ["inspect", "nowhere"]):
+        found = call(tmp_path, *command, "--out", "x.psd", code=2)
+        assert found.stderr == "error: x.psd: wanted the path of a picture such as samples.png\n"
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 5000, "{", '{"labels": 3}', '{"labels": [1, ["a"]]}'], ids=len)
+def test_damaged_descriptions_of_a_folder_of_samples_are_one_line(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "samples"
+    save_folder(folder, source(), range(2), 0, None, silent)
+    for name in ("dataset.json", "sample.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_text(text)
+        with suppress(BadInput):
+            save_folder(folder, source(), range(2), 0, None, silent)
+            assert "000000.png" in (folder / "dataset.json").read_text()
+        (folder / name).write_bytes(whole)
+
+
+def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    call(tmp_path, "sample", "--teacher", "digits", "--steps", "1", "--n", "2", "--out=~/deep/x.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "deep" / "x.npy").is_file()
+    assert_one_line(call(tmp_path, "status", "~no-such-user/x", code=2), "wanted a path")

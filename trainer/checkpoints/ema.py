@@ -166,7 +166,7 @@ def _read_header(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
         metadata = file.metadata() or {}
     try:
         return parse_config(json.loads(metadata["network"])), shapes
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: wanted a network saved by this program; its metadata is missing or wrong") from error
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from pipeline import networks
@@ -15,6 +14,8 @@ from pipeline.teachers.run_folder import METADATA, WEIGHTS, check_intact, find_c
 from pipeline.teachers.run_folder import find_weights as find_file
 from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
+
+DEFAULT_WEIGHTS = Path(WEIGHTS).stem
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Model:
         return network
 
 
-def find_model(source: str | Path, weights: str = Path(WEIGHTS).stem) -> Model:
+def find_model(source: str | Path, weights: str = DEFAULT_WEIGHTS) -> Model:
     """The model that `source` names, with the weights called `weights` if it is a run or a checkpoint.
 
     `source` is the folder or URL of a run, of its training or of a checkpoint, the newest of a run; or an exported
@@ -62,6 +63,8 @@ def find_model(source: str | Path, weights: str = Path(WEIGHTS).stem) -> Model:
         file = find_file(path, name)
     except BadInput as error:
         raise BadInput(_complaint(path, weights)) from error
+    if file == path and weights not in (DEFAULT_WEIGHTS, path.stem):
+        raise BadInput(f"{path}: wanted a run or a checkpoint for the weights {weights!r}; a file holds its own only")
     return Model(file, _info(file))
 
 
@@ -101,7 +104,7 @@ def _info(file: Path) -> CheckpointInfo:
         if METADATA in metadata:
             return CheckpointInfo.model_validate_json(metadata[METADATA])
         return _bare_info(json.loads(metadata["network"]))
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, ValidationError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise BadInput(f"{file}: wanted a .safetensors file of a network, saved by this program") from error
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput, one_line
 from trainer.data.image_set import ImageSet
+from trainer.data.labels import check_range
 from trainer.data.mapped_images import Allocate
 from trainer.data.npz import MAX_RATIO, open_npz
 from trainer.data.pictures import UNREADABLE
@@ -28,6 +29,7 @@ NPZ_KEYS = {
     "x_train": ("labels", "y", "y_train"),
 }
 IDX_NAME = re.compile(r"ubyte$|\.gz$", re.IGNORECASE)
+PICTURE_CHANNELS = (1, 3)
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -54,7 +56,8 @@ def load_npz(path: Path, allocate: Allocate) -> ImageSet:
     """An .npz with `images` uint8 [N, H, W, C] (or [N, H, W]) and, if it has classes, `labels` integer [N].
 
     `images` may also be floating-point arrays [N, *shape], such as points or frames of sound, which stay as they are.
-    Other names that are usual for the two are in `NPZ_KEYS`.
+    Other names that are usual for the two are in `NPZ_KEYS`. One or three channels may also come first, [N, C, H, W].
+    Other arrays are not read, which a note says.
     """
     try:
         with open_npz(path) as arrays:
@@ -63,7 +66,10 @@ def load_npz(path: Path, allocate: Allocate) -> ImageSet:
             header = arrays.header(key)
             labels = np.full(header.shape[:1], -1) if label_key is None else arrays[label_key]
             images = Images(header.shape, header.dtype, arrays.parts(key))
-            return _from_arrays(path, path.stem, images, labels, allocate)
+            others = [name for name in arrays.names if name not in (key, label_key)]
+            wanted = f"; labels would be read from {' or '.join(NPZ_KEYS[key])}" if label_key is None else ""
+            notes = (f"arrays that are not read: {', '.join(others)}{wanted}",) if others else ()
+            return _from_arrays(path, path.stem, images, labels, allocate, notes)
     except UNREADABLE as error:
         raise BadInput(
             f"{path}: wanted an .npz file with an array 'images' (or {', '.join([*NPZ_KEYS][1:])}); {one_line(error)}"
@@ -127,7 +133,9 @@ def labels_beside(path: Path) -> Path | None:
     return next((file for file in candidates if "images" in path.name and file.is_file()), None)
 
 
-def _from_arrays(path: Path, name: str, images: Images, labels: NDArray[Any], allocate: Allocate) -> ImageSet:
+def _from_arrays(
+    path: Path, name: str, images: Images, labels: NDArray[Any], allocate: Allocate, notes: tuple[str, ...] = ()
+) -> ImageSet:
     is_pixels = images.dtype == np.uint8 and len(images.shape) in (3, 4) and 0 not in images.shape
     if not is_pixels and (images.dtype.kind != "f" or len(images.shape) < 2):
         raise BadInput(
@@ -139,16 +147,20 @@ def _from_arrays(path: Path, name: str, images: Images, labels: NDArray[Any], al
             f"{path}: wanted 'labels' integer [{images.shape[0]}], one for each image; "
             f"they are {labels.dtype} {list(labels.shape)}"
         )
+    check_range(f"{path}, labels", labels.tolist())
     placed = _place_pixels(images, allocate) if images.dtype == np.uint8 else _place_values(path, images, allocate)
-    return ImageSet(name, placed, labels.astype(np.int64))
+    return ImageSet(name, placed, labels.astype(np.int64), notes=notes)
 
 
 def _place_pixels(images: Images, allocate: Allocate) -> NDArray[np.uint8]:
-    num_images, height, width, *channels = images.shape
-    placed, start = allocate((num_images, *(channels or [1]), height, width)), 0
+    num_images, *sides = images.shape
+    is_gray = len(sides) == 2
+    channels_last = not is_gray and (sides[2] in PICTURE_CHANNELS or sides[0] not in PICTURE_CHANNELS)
+    shape = (1, *sides) if is_gray else (sides[2], sides[0], sides[1]) if channels_last else tuple(sides)
+    placed, start = allocate((num_images, *shape)), 0
     for part in images.parts:
         end = start + len(part)
-        placed[start:end] = part[:, None] if part.ndim == 3 else part.transpose(0, 3, 1, 2)
+        placed[start:end] = part.transpose(0, 3, 1, 2) if channels_last else part.reshape(len(part), *shape)
         start = end
     return placed
 

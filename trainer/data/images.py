@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,4 +62,8 @@ def _loader(path: Path) -> Callable[[Path, Allocate], ImageSet]:
         return load_zip
     if path.suffix.lower() == ".npy":
         return load_npy
-    return load_idx if IDX_NAME.search(path.name) else load_npz
+    if IDX_NAME.search(path.name):
+        return load_idx
+    if path.suffix.lower() == ".npz" or is_zipfile(path):
+        return load_npz
+    raise BadInput(f"{path}: wanted an .npy, .npz, .zip or IDX file, or a folder of images; it is none of these")

@@ -100,6 +100,11 @@ def by_column(location: str, values: Sequence[Any]) -> tuple[NDArray[np.int64], 
         numbers = number_names(value for value in values if value is not None)
         return np.array([-1 if value is None else numbers[value] for value in values], np.int64), tuple(numbers)
     labels = [-1 if value is None else int(value) for value in values]
+    check_range(location, labels)
+    return np.array(labels, np.int64), ()
+
+
+def check_range(location: str, labels: Sequence[int]) -> None:
+    """Raises `BadInput` unless all `labels` are classes, or -1 for none."""
     if labels and not -1 <= min(labels) <= max(labels) < 2**31:
         raise BadInput(f"{location}: wanted classes from 0 on, -1 for none; they are {min(labels)} to {max(labels)}")
-    return np.array(labels, np.int64), ()

@@ -313,3 +313,24 @@ def test_every_space_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.M
         space = load_space(name, CPU)
         assert space.name == name
         json.dumps([space.title, space.resizer, space.sha256])
+
+
+def reused(device: torch.device) -> FeatureSpace:
+    """Answers into one buffer, and writes into what it is given."""
+    buffer = np.zeros((2, 4), np.float32)
+
+    def extract(images: NDArray[np.uint8]) -> Extracted:
+        buffer[:] = images[:, 0, 0, :1]
+        images[:] = 0
+        return Extracted(buffer, buffer)
+
+    return FeatureSpace("reused", "one buffer", "none", "0" * 64, extract)
+
+
+def test_a_space_may_reuse_its_buffer_and_write_into_its_images() -> None:
+    space = load_space("tests.eval.features.test_spaces:reused", CPU)
+    batches = [np.full((2, 1, 4, 4), value, np.uint8) for value in (1, 2)]
+    found = [space.extract(batch) for batch in batches]
+    assert [float(one.features.mean()) for one in found] == [1, 2]
+    assert [float(one.probabilities.mean()) for one in found if one.probabilities is not None] == [1, 2]
+    assert [int(batch.max()) for batch in batches] == [1, 2]

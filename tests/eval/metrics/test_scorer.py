@@ -240,3 +240,14 @@ def test_a_result_of_another_version_is_made_again(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("range-0.json")
     file.write_text("{}")
     assert score(scorer(tmp_path), STUDENT).scores == first.scores
+
+
+def test_first_samples_that_are_damaged_are_named_and_missing_ones_are_drawn_again(tmp_path: Path) -> None:
+    work = scorer(tmp_path)
+    before = score(work, TEACHER)
+    (file,) = tmp_path.rglob("first.npy")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(WorkFailed, match=r"first\.npy: cannot be read .* delete it and run again"):
+        score(work, TEACHER)
+    file.unlink()
+    assert score(work, TEACHER).scores == before.scores

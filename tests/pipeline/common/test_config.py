@@ -105,6 +105,8 @@ TRAINER = {"num_steps": 1}
             {"trainer": TRAINER | {"schedule": "cosin"}},
             "trainer.schedule: wanted 'linear', 'cosine' or 'constant', got 'cosin'; did you mean 'cosine'?",
         ),
+        (GenerateConfig, {"teacher": "x", "n": 1, "out": ""}, "out: wanted text that is not empty, got ''"),
+        (GenerateConfig, {"teacher": "x", "n": 1, "classes": "0-9"}, "classes.0: wanted 0 or more, got '0-9'"),
         (EvaluateConfig, {"steps": ["x"]}, "steps.0: wanted a whole number or wanted a list, got 'x'"),
         (EvaluateConfig, {"steps": [0]}, "steps.0: wanted 1 or more or wanted a list, got 0"),
         (GenerateConfig, {"teacher": "x" * 999, "n": 1, "seed": "y" * 999}, "seed: wanted a whole number, got 'yyy"),

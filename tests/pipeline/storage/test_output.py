@@ -9,7 +9,12 @@ from pipeline.storage.lease import LEASE
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import Folder
 
-MARKS = {Output.DATA: "plan.json", Output.TRAINING: "log.jsonl", Output.REPORT: "metrics.json"}
+MARKS = {
+    Output.DATA: "plan.json",
+    Output.TRAINING: "log.jsonl",
+    Output.REPORT: "metrics.json",
+    Output.RUN: "run.yaml",
+}
 
 
 def put(folder: Path, *names: str) -> Folder:
@@ -40,7 +45,7 @@ def test_a_report_may_lie_beside_the_stages_of_its_run(tmp_path: Path) -> None:
     store = put(tmp_path, "run.yaml", "data/plan.json", "train/checkpoints/step-000001/checkpoint.json")
     check_output(store, Output.REPORT)
     put(tmp_path, "letter.txt")
-    with pytest.raises(BadInput, match="it is not empty"):
+    with pytest.raises(BadInput, match="it holds a run"):
         check_output(store, Output.REPORT)
 
 

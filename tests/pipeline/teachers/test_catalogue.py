@@ -251,6 +251,11 @@ def test_an_entry_with_a_fault_is_answered_with_what_it_should_be(content: str, 
         load_teacher("nosuch")
 
 
+def test_an_entry_whose_file_no_folder_can_hold_hides_no_other(own_folder: Path) -> None:
+    (own_folder / "mine.yaml").write_text(f"format: safetensors\nfile: {'x' * 300}")
+    assert catalogue.table(catalogue.named_teachers()).row_count == len(catalogue.named_teachers())
+
+
 def test_a_file_that_is_not_the_one_that_was_fetched_is_refused(own_folder: Path) -> None:
     write_entry(own_folder / "mine.yaml", source="https://example.org/tiny.pth")
     path = write("slimflow", own_folder / "tiny.pth")

@@ -38,6 +38,8 @@ def test_a_flow_that_runs_the_other_way_is_told_so() -> None:
 
 UNLIKE = {
     "collapsed": (lambda x, t, label: x / t.clamp(min=1e-3)[:, None, None, None], "the model has collapsed"),
+    "no velocity": (lambda x, t, label: 0 * x, "is the network trained"),
+    "constant": (lambda x, t, label: 0 * x + 0.5, "is the network trained"),
     "time alone reversed": (lambda x, t, label: GaussianFlow().velocity(x, 1 - t), "does its time run from 1"),
     "sign alone reversed": (lambda x, t, label: -GaussianFlow().velocity(x, t), "does its time run from 1"),
     "another range": (GaussianFlow(127, 60).velocity, r"they lie in \[.*\]: is that the data_range"),
@@ -52,6 +54,15 @@ def test_what_cannot_be_data_is_told_what_to_look_for(name: str) -> None:
     assert not found.is_data_like
     assert re.search(said, found.complaint)
     assert ("time run" in found.complaint) == ("reversed" in name)
+
+
+def test_one_sample_for_each_class_is_a_collapse() -> None:
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        assert label is not None
+        return (x - label[:, None, None, None] + 0.5) / t.clamp(min=1e-3)[:, None, None, None]
+
+    found = check_teacher(teacher(velocity, num_classes=2), 8, 0, CPU)
+    assert "the model has collapsed" in found.complaint
 
 
 @pytest.mark.parametrize("convention", ["flow", "edm"])

@@ -88,6 +88,16 @@ def test_a_student_is_no_teacher_and_an_empty_folder_neither(tmp_path: Path) -> 
         load_teacher(str(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize("text", ["", "{", "[" * 5000, '{"files": 3}'], ids=len)
+def test_weights_whose_digests_cannot_be_read_are_not_used(tmp_path: Path, text: str) -> None:
+    weights = save_tiny_teacher(tmp_path / "ema.safetensors")
+    load_teacher(str(tmp_path))
+    (tmp_path / "checkpoint.json").write_text(text)
+    for source in (weights, tmp_path):
+        with pytest.raises(BadInput, match=r"checkpoint\.json: not a checkpoint this version reads"):
+            load_teacher(str(source))
+
+
 def test_a_digest_of_weights_sees_names_shapes_and_values() -> None:
     state = {"a": torch.zeros(2), "b": torch.ones(2)}
     digests = {

@@ -34,7 +34,7 @@ def test_every_name_of_a_model_finds_the_same_weights(whole_run: Path, tmp_path:
     shutil.copy(exported, tmp_path / "bare.safetensors")
     wanted = find_model(folder).load().state_dict()
     for source in (
-        *(whole_run, whole_run / "train", folder, folder / "ema.safetensors"),
+        *(whole_run, whole_run / "train", folder.parent, folder, folder / "ema.safetensors"),
         *(exported, exported.parent, tmp_path / "bare.safetensors"),
     ):
         model = find_model(str(source))

@@ -154,6 +154,28 @@ def test_statistics_beside_the_images_of_an_npz_are_no_labels(tmp_path: Path) ->
     assert load_images(str(tmp_path / "adm.npz")).labels.tolist() == [-1, -1, -1]
 
 
+def test_what_an_npz_holds_beside_its_images_is_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=random_bytes(3, 4, 4, 3), label=np.arange(3))
+    (note,) = load_images(str(tmp_path / "set.npz")).notes
+    assert note == "arrays that are not read: label; labels would be read from labels"
+
+
+def test_channels_may_come_first_in_an_npz(tmp_path: Path) -> None:
+    last = random_bytes(5, 8, 6, 3)
+    for name, pixels in (("last", last), ("first", last.transpose(0, 3, 1, 2))):
+        np.savez(tmp_path / f"{name}.npz", images=pixels)
+        np.testing.assert_array_equal(load_images(str(tmp_path / f"{name}.npz")).images, last.transpose(0, 3, 1, 2))
+    np.savez(tmp_path / "square.npz", images=random_bytes(5, 3, 8, 3))  # three rows of three channels
+    assert load_images(str(tmp_path / "square.npz")).shape == (3, 3, 8)
+
+
+@pytest.mark.parametrize("labels", [[-5, 0], [2**63 - 1, 0], np.array([2**64 - 1, 0], np.uint64)], ids=str)
+def test_labels_out_of_range_are_refused(tmp_path: Path, labels: Any) -> None:
+    np.savez(tmp_path / "set.npz", images=random_bytes(2, 4, 4, 3), labels=labels)
+    with pytest.raises(BadInput, match=r"set\.npz, labels: wanted classes from 0 on, -1 for none; they are"):
+        load_images(str(tmp_path / "set.npz"))
+
+
 def test_labels_of_an_npz_are_one_whole_number_for_each_image(tmp_path: Path) -> None:
     for labels in (np.zeros(2, np.int64), np.zeros((3, 10), np.int64), np.array([0.5, 1, 2])):
         np.savez(tmp_path / "set.npz", images=random_bytes(3, 4, 4), labels=labels)

@@ -44,6 +44,7 @@ from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
+from pipeline.storage.work_folder import WorkFolder
 from trainer.checkpoints import mirror
 from trainer.distillation.distance import DistanceConfig
 from trainer.distributed import Ranks, join_ranks
@@ -304,10 +305,9 @@ class _Evaluation:
             "precision": config.precision,
         }
         # Only the first rank knows the reference, so that its digest counts.
-        folder = self.ranks.of_first(hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
-        return Scorer(
-            config.out / WORK / folder, settings, config.num_samples, self.reference.stats, distance, self.ranks
-        )
+        name = self.ranks.of_first(hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
+        work = WorkFolder(config.out / WORK, config.mirror and f"{config.mirror.rstrip('/')}/{WORK}")
+        return Scorer(work, name, settings, config.num_samples, self.reference.stats, distance, self.ranks)
 
     def _measured_spaces(self) -> dict[str, FeatureSpace]:
         """The spaces with a reference, the headline's first. Only the first rank knows them."""

@@ -479,7 +479,7 @@ def status(
 
 @app.command()
 def average(
-    run: Annotated[Path, typer.Argument(help="Folder of a run whose config keeps sigma_rel averages.")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a run whose config keeps sigma_rel averages.")],
     sigma_rel: Annotated[float, typer.Option(help="Relative width of the average: 0.02 to 0.25.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     step: Annotated[
@@ -488,9 +488,9 @@ def average(
 ) -> None:
     """Make an average of any width from a run's snapshots (post-hoc EMA, as in EDM2)."""
     from pipeline.common.progress import say
-    from trainer.checkpoints import posthoc_ema
+    from trainer.checkpoints import mirror, posthoc_ema
 
-    error = posthoc_ema.average(run, sigma_rel, out, step)
+    error = posthoc_ema.average(mirror.local_snapshots(run), sigma_rel, out, step)
     say(f"{out}: the average of relative width {sigma_rel:g}; its profile deviates by {error:.1%}")
     if error > posthoc_ema.POOR:
         say("note: more snapshots (a smaller checkpoint_every), or a width nearer to theirs, would fit better")

@@ -24,7 +24,7 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
 from trainer import preview
-from trainer.checkpoints import checkpoint, mirror, posthoc_ema
+from trainer.checkpoints import checkpoint, mirror, snapshots
 from trainer.checkpoints.checkpoint import CheckpointInfo, State
 from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
@@ -187,7 +187,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
     if has_snapshot:  # not by the clock: snapshots are all kept
-        posthoc_ema.save(config.out, state, step, config.trainer.batch_size)
+        snapshots.save(config.out, state, step, config.trainer.batch_size)
     if config.mirror is not None and step < config.trainer.num_steps:
         try:
             mirror.push(config.out, config.mirror)

@@ -5,11 +5,9 @@ the CPU resizes the images of the one before. Once a range is scored, its chunks
 """
 
 import io
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from eval.sampling.samplers import Sampler, draw_samples
 from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import to_bytes
 from pipeline.common.progress import Advance
-from pipeline.storage.store import write_file
+from pipeline.storage.work_folder import WorkFolder
 from trainer.data.npz import open_npz
 from trainer.data.pictures import UNREADABLE
 from trainer.distributed import Ranks
@@ -59,18 +57,15 @@ class SamplingSettings:
 class SampleRange:
     """The samples `indices` of one sampler, in chunks in `folder`."""
 
-    folder: Path
+    folder: WorkFolder
     indices: range
     chunk_size: int
 
     @property
-    def chunks(self) -> list[tuple[Path, range]]:
-        """The file of each chunk, and the samples in it."""
+    def chunks(self) -> list[tuple[str, range]]:
+        """The name of each chunk's file, and the samples in it."""
         starts = range(self.indices.start, self.indices.stop, self.chunk_size)
-        return [
-            (self.folder / f"{start:09d}.npz", range(start, min(start + self.chunk_size, self.indices.stop)))
-            for start in starts
-        ]
+        return [(f"{start:09d}.npz", range(start, min(start + self.chunk_size, self.indices.stop))) for start in starts]
 
     def draw(self, sampler: Sampler, settings: SamplingSettings, ranks: Ranks, advance: Advance) -> None:
         """Draw this rank's share of the missing chunks.
@@ -79,16 +74,17 @@ class SampleRange:
             WorkFailed: a sample of the student or of the teacher's own solver is not finite, or a chunk cannot be
                 written.
         """
-        for number, (path, indices) in enumerate(self.chunks):
+        kept = self.folder.names()
+        for number, (name, indices) in enumerate(self.chunks):
             if number % ranks.world != ranks.rank:
                 continue
-            if path.is_file():
+            if name in kept:
                 advance(len(indices), sampler.title, skipped=True)
                 continue
             chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
             if number > 0:
                 del chunk["samples"]  # only the first chunk's images are used again
-            _write(path, chunk)
+            self.folder.write(name, _as_npz(chunk))
 
     @property
     def is_finite(self) -> bool:
@@ -122,11 +118,12 @@ class SampleRange:
 
     def discard(self) -> None:
         """Remove the chunks."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.remove()
 
     def _read(self, name: str) -> Iterator[NDArray[Any]]:
         """The array `name` of each chunk that has it."""
-        for path, _ in self.chunks:
+        for chunk, _ in self.chunks:
+            path = self.folder.fetch(chunk)
             try:
                 with open_npz(path) as arrays:
                     if name in arrays:
@@ -203,7 +200,7 @@ class _BatchFeatures:
                     self._arrays.setdefault(f"{name}.probabilities", []).append(extracted.probabilities)
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _as_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(path, buffer.getvalue())
+    return buffer.getvalue()

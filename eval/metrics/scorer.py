@@ -6,7 +6,6 @@ Distances are computed in a thread, so that a GPU draws the next row meanwhile.
 import io
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -25,11 +24,12 @@ from eval.sampling.samplers import Sampler
 from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import Images, num_shown, to_pictures
 from pipeline.common.progress import Advance
-from pipeline.storage.store import write_file
+from pipeline.storage.work_folder import WorkFolder
 from trainer.distillation.distance import Distance
 from trainer.distributed import Ranks
 
 NUM_IMAGES = 16
+FIRST = "first.npy"  # the samples of the first chunk
 
 
 @contextmanager
@@ -57,19 +57,25 @@ class Result(BaseModel):
 
 @dataclass
 class Scorer:
-    """Scores samplers in `folder`, which belongs to these settings and one reference.
+    """Scores samplers in the folder `name` of `all_settings`, which belongs to these settings and one reference.
 
     RMSE and LPIPS are to the samples of the teacher's own solver, over the first chunk of the first range. So that
     solver must be scored before the others.
     """
 
-    folder: Path
+    all_settings: WorkFolder
+    name: str
     settings: SamplingSettings
     num_samples: int  # of a range
     reference_stats: Mapping[str, ReferenceStats]  # by feature space
     distance: Distance | None  # LPIPS
     ranks: Ranks
     teacher_samples: NDArray[np.float32] | None = field(default=None, init=False)
+
+    @property
+    def folder(self) -> WorkFolder:
+        """Where its chunks and results are."""
+        return self.all_settings / self.name
 
     def score(self, sampler: Sampler, range_index: int, advance: Advance, scoring: Executor) -> "Future[Result] | None":
         """Draw `sampler` over one range of noise; its figures, on the first rank, are computed in `scoring`.
@@ -80,19 +86,20 @@ class Scorer:
             WorkFailed: a sample of the student or of the teacher's own solver is not finite, or a chunk cannot be
                 written or read.
         """
-        file = self._folder(sampler) / f"range-{range_index}.json"
+        folder, name = self._folder(sampler), f"range-{range_index}"
         # The first samples are used again.
-        result = _read_result(file) if range_index or self._first_file(sampler).is_file() else None
+        has_first = range_index or self._first_file(sampler).is_file()
+        result = _read_result(folder.fetch(f"{name}.json")) if has_first else None
         if result is None:
             indices = range(range_index * self.num_samples, (range_index + 1) * self.num_samples)
-            samples = SampleRange(file.with_suffix(""), indices, self.settings.chunk_size)
+            samples = SampleRange(folder / name, indices, self.settings.chunk_size)
             samples.draw(sampler, self.settings, self.ranks, advance)
             self.ranks.wait()
         else:
             advance(self.settings.share(self.num_samples, self.ranks), sampler.title, skipped=True)
         if not self.ranks.is_first:
             return None
-        future = _done(result) if result is not None else self._start(sampler, samples, range_index, file, scoring)
+        future = _done(result) if result is not None else self._start(sampler, samples, range_index, scoring)
         if sampler.group == "solver" and range_index == 0:
             self.teacher_samples = self._read_first(sampler)
         return future
@@ -115,21 +122,19 @@ class Scorer:
 
     def discard_other_settings(self) -> None:
         """Delete chunks and results of other settings."""
-        for other in self.folder.parent.iterdir():
-            if other != self.folder:
-                shutil.rmtree(other, ignore_errors=True)
+        for name in self.all_settings.names():
+            if name.endswith("/") and self.all_settings / name.rstrip("/") != self.folder:
+                (self.all_settings / name.rstrip("/")).remove()
 
-    def _folder(self, sampler: Sampler) -> Path:
+    def _folder(self, sampler: Sampler) -> WorkFolder:
         return self.folder / sampler.group / re.sub(r"[^a-z0-9.+-]+", "-", sampler.name.lower())
 
     def _first_file(self, sampler: Sampler) -> Path:
-        return self._folder(sampler) / "first.npy"
+        return self._folder(sampler).fetch(FIRST)
 
-    def _start(
-        self, sampler: Sampler, samples: SampleRange, range_index: int, file: Path, scoring: Executor
-    ) -> "Future[Result]":
+    def _start(self, sampler: Sampler, samples: SampleRange, range_index: int, scoring: Executor) -> "Future[Result]":
         errors = self._keep_first(sampler, samples) if range_index == 0 else {}
-        future = scoring.submit(self._finish, sampler, samples, errors, file)
+        future = scoring.submit(self._finish, sampler, samples, errors, range_index)
         if self.ranks.device.type == "cpu":
             wait([future])  # the next row would share the cores, and its speed would be no figure
         return future
@@ -139,10 +144,10 @@ class Scorer:
         first = samples.first_samples
         buffer = io.BytesIO()
         np.save(buffer, first if sampler.group == "solver" else first[: self._num_shown])
-        write_file(self._first_file(sampler), buffer.getvalue())
+        self._folder(sampler).write(FIRST, buffer.getvalue())
         return self._compare(first)
 
-    def _finish(self, sampler: Sampler, samples: SampleRange, errors: dict[str, float], file: Path) -> Result:
+    def _finish(self, sampler: Sampler, samples: SampleRange, errors: dict[str, float], range_index: int) -> Result:
         """Compute and keep the figures of `samples`, and discard them."""
         is_finite = samples.is_finite
         result = Result(
@@ -152,7 +157,7 @@ class Scorer:
             is_finite=is_finite,
             **(errors if is_finite else {}),
         )
-        write_file(file, result.model_dump_json().encode())
+        self._folder(sampler).write(f"range-{range_index}.json", result.model_dump_json().encode())
         samples.discard()
         return result
 

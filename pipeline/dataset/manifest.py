@@ -204,12 +204,18 @@ class Ledger:
 
     def manifest(self, store: Store, dataset: DataSet) -> Manifest:
         """The manifest of the recorded shards. It shares memory with this ledger: add nothing afterwards."""
-        is_committed = self._columns["num_records"] > 0
+        # Not the room that was made for shards beyond the last one.
+        sizes = self.sizes
+        num_shards = len(sizes) - int(np.argmax(sizes[::-1] > 0)) if sizes.any() else 0
+        num_records = min(num_shards * self.plan.shard_size, self.num_records)
+        shards, num_blocks = self.plan.shards(num_records), -(-num_records // self.plan.block_size)
+        columns = {name: column[:num_blocks] for name, column in self._columns.items()}
+        is_committed = columns["num_records"] > 0
         blocks_per_shard = self.plan.shard_size // self.plan.block_size
-        numbers = pa.array(np.arange(len(is_committed), dtype=np.int32) // blocks_per_shard)
-        names = [shard.name for shard in self.plan.shards(self.num_records)]
-        of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, self._sha256)]
-        columns = self._columns | dict(zip(OF_SHARD, of_shard, strict=True))
+        numbers = pa.array(np.arange(num_blocks, dtype=np.int32) // blocks_per_shard)
+        names, digests = [shard.name for shard in shards], self._sha256[: len(shards)]
+        of_shard = [pa.DictionaryArray.from_arrays(numbers, values) for values in (names, digests)]
+        columns |= dict(zip(OF_SHARD, of_shard, strict=True))
         metadata = {"dataset": dataset.model_dump_json(), "sha256": self.sha256}
         table = pa.table(columns, schema=IN_MEMORY.with_metadata(metadata))
         blocks = table if is_committed.all() else table.filter(pa.array(is_committed))
@@ -236,14 +242,12 @@ def lists_the_same(manifest: Manifest, derived: Manifest) -> bool:
 
     Their rows are compared a part at a time: decoded, they would take hundreds of bytes each.
     """
-    first_index = derived.blocks["first_index"].to_numpy()
-    numbers = np.unique(first_index // derived.plan.shard_size)
-    is_listed = np.isin(manifest.blocks["first_index"].to_numpy() // manifest.plan.shard_size, numbers)
-    ours = manifest.blocks if is_listed.all() else manifest.blocks.filter(pa.array(is_listed))
-    parts = [
-        [rows.slice(start, ROWS_AT_ONCE) for rows in (ours, derived.blocks)] for start in _starts(len(first_index))
-    ]
-    return ours.num_rows == len(first_index) and all(a.cast(SCHEMA).equals(b.cast(SCHEMA)) for a, b in parts)
+    ours, theirs = manifest.blocks, derived.blocks
+    if ours.num_rows > theirs.num_rows:
+        numbers = [blocks["first_index"].to_numpy() // derived.plan.shard_size for blocks in (ours, theirs)]
+        ours = ours.filter(pa.array(np.isin(*numbers)))
+    parts = ((ours.slice(at, ROWS_AT_ONCE), theirs.slice(at, ROWS_AT_ONCE)) for at in _starts(theirs.num_rows))
+    return ours.num_rows == theirs.num_rows and all(a.cast(SCHEMA).equals(b.cast(SCHEMA)) for a, b in parts)
 
 
 def _starts(num_rows: int) -> range:

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
@@ -239,8 +240,35 @@ def test_a_run_and_its_report_may_lie_in_a_store(root: Path, tmp_path: Path, s3:
     shutil.rmtree(tmp_path)  # another machine
     tmp_path.mkdir()
     evaluate(EvaluateConfig.model_validate(settings(root) | {"checkpoint": f"{s3}/run", "out": f"{s3}/report"}))
-    assert set(open_store(f"{s3}/report").sizes()) == set(files.WRITTEN)
+    assert set(open_store(f"{s3}/report").sizes()) == {*files.WRITTEN, "samples/"}
     assert files.CARD in open_store(f"{s3}/run").sizes()
+
+
+def test_a_lost_machine_takes_at_most_one_chunk_of_an_evaluation_at_a_url_with_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_chunks, "CHUNK_SAMPLES", 16)
+    undisturbed = run(root, tmp_path / "undisturbed")
+    draw_chunk, drawn, url = sample_chunks._draw_chunk, list[tuple[str, int]](), f"memory://{tmp_path.name}/report"
+
+    def draw(sampler: Sampler, settings: Any, indices: range, *rest: Any) -> Any:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine-{len(drawn) // 5}"))  # each is lost after five
+        if len(drawn) % 5 == 4:
+            drawn.append(("lost", 0))
+            raise WorkFailed("the machine is gone")
+        drawn.append((sampler.name, indices.start))
+        return draw_chunk(sampler, settings, indices, *rest)
+
+    monkeypatch.setattr(sample_chunks, "_draw_chunk", draw)
+    for _ in range(4):
+        with pytest.raises(WorkFailed, match="the machine is gone"):
+            run(root, url)  # type: ignore[arg-type]
+    report = run(root, url)  # type: ignore[arg-type]
+    assert [row.scores for row in report.rows] == [row.scores for row in undisturbed.rows]
+    assert [row.rmse for row in report.rows] == [row.rmse for row in undisturbed.rows]
+    chunks = [each for each in drawn if each[0] != "lost"]
+    assert len(chunks) == len(set(chunks)) == 2 * (3 * 2 + 4)
+    assert not list(fsspec.filesystem("memory").glob(f"{url}/**/*.npz")), "what is scored leaves no features there"
 
 
 def test_the_teacher_s_few_step_samplers_take_the_student_s_steps_by_default() -> None:

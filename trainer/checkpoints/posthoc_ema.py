@@ -1,91 +1,16 @@
-"""Snapshots of a run's power-function averages, and averages of other widths made from them after training."""
+"""Averages of other widths than those that a training kept, made from its snapshots."""
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from pipeline import networks
-from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.storage.hashing import file_sha256
-from pipeline.storage.store import write_folder
+from pipeline.common.errors import BadInput, reason
 from pipeline.teachers import run_folder
-from pipeline.teachers.run_folder import is_step, step_of
-from trainer.checkpoints import checkpoint
-from trainer.checkpoints.checkpoint import CheckpointInfo, FileName, State
-from trainer.checkpoints.ema import Snapshot, profile_error, reconstruct
+from trainer.checkpoints import checkpoint, snapshots
+from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.checkpoints.ema import profile_error, reconstruct
 from trainer.checkpoints.model import save_described
 
-FOLDER, DESCRIPTION = "snapshots", "snapshot.json"
 POOR = 0.05  # of the profile; below it an average is hard to tell from the one that training would have kept
-
-
-class _Description(BaseModel):
-    """The content of snapshot.json."""
-
-    model_config = ConfigDict(frozen=True)
-
-    num_images: int = Field(gt=0, lt=2**63)
-    sigma_rel: dict[FileName, float]  # of each average, by name
-    files: dict[FileName, str] = {}  # the sha256 of each; older snapshots have none
-
-
-def save(run: Path, state: State, step: int, batch_size: int) -> None:
-    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps.
-
-    Raises:
-        WorkFailed: it cannot be written.
-    """
-    widths = {average.config.name: average.config.sigma_rel for average in state.averages}
-    kept = {name: width for name, width in widths.items() if width is not None}
-    if not kept:
-        return
-    folder = run / FOLDER / f"step-{step:06d}"
-    try:
-        with write_folder(folder, replace=True) as aside:
-            for average in state.averages:
-                if average.config.name in kept:
-                    networks.save(aside / f"{average.config.name}.safetensors", average.network)
-            files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-            description = _Description(num_images=step * batch_size, sigma_rel=kept, files=files)
-            (aside / DESCRIPTION).write_text(description.model_dump_json())
-    except OSError as error:
-        raise WorkFailed(f"{folder}: cannot be written ({reason(error)}); make room and run again") from error
-
-
-def read(run: Path) -> dict[int, list[Snapshot]]:
-    """By step, the snapshots of a run.
-
-    Raises:
-        BadInput: there are none, or one is damaged.
-    """
-    by_step: dict[int, list[Snapshot]] = {}
-    for folder in filter(lambda path: is_step(path.name), sorted((run / FOLDER).glob("step-*"))):
-        about = _read_description(folder)
-        by_step[step_of(folder)] = [
-            Snapshot(about.num_images, sigma_rel, folder / f"{name}.safetensors")
-            for name, sigma_rel in about.sigma_rel.items()
-        ]
-    if not by_step:
-        raise BadInput(
-            f"{run}: wanted snapshots of averages; it has none: train with averages that have a sigma_rel, "
-            'for example --set "trainer.ema=[{}, {name: narrow, sigma_rel: 0.05}, {name: wide, sigma_rel: 0.1}]"'
-        )
-    return by_step
-
-
-def _read_description(folder: Path) -> _Description:
-    try:
-        about = _Description.model_validate_json((folder / DESCRIPTION).read_bytes())
-        damaged = [name for name, digest in about.files.items() if file_sha256(folder / name) != digest]
-    except (OSError, ValidationError) as error:
-        raise BadInput(
-            f"{folder}: not a whole snapshot that this version reads; remove it to average others"
-        ) from error
-    if damaged:
-        raise BadInput(
-            f"{folder / damaged[0]}: its bytes are not those that were written; remove the snapshot, {folder}"
-        )
-    return about
 
 
 def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> float:
@@ -95,20 +20,20 @@ def average(run: Path, sigma_rel: float, out: Path, step: int | None = None) -> 
         BadInput: no snapshots, none at that step, or a width that no average has; or `out` cannot be written.
     """
     run = run_folder.find_run(run)
-    by_step = read(run)
+    by_step = snapshots.read(run)
     step = max(by_step) if step is None else step
     if step not in by_step:
         raise BadInput(f"{run}: wanted the snapshot of a step, one of {', '.join(map(str, by_step))}; got {step}")
-    snapshots = [snapshot for at, group in by_step.items() if at <= step for snapshot in group]
+    taken = [snapshot for at, group in by_step.items() if at <= step for snapshot in group]
     num_images = by_step[step][0].num_images
-    state = reconstruct(snapshots, num_images, sigma_rel)
-    network = networks.load(snapshots[0].path)
+    state = reconstruct(taken, num_images, sigma_rel)
+    network = networks.load(taken[0].path)
     network.load_state_dict(state)
     try:
         save_described(out, network, _describe(run, step))
     except OSError as error:
         raise BadInput(f"{out}: cannot be written ({reason(error)}); choose another --out") from error
-    return profile_error([(one.num_images, one.sigma_rel) for one in snapshots], num_images, sigma_rel)
+    return profile_error([(one.num_images, one.sigma_rel) for one in taken], num_images, sigma_rel)
 
 
 def _describe(run: Path, step: int) -> CheckpointInfo | None:

@@ -18,6 +18,7 @@ from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teach
 from pipeline.common.errors import WorkFailed
 from pipeline.common.progress import Advance
 from pipeline.flow.solver import Solver
+from pipeline.storage.work_folder import WorkFolder
 from tests.support.problems import SHAPE, ExactStudent, GaussianFlow
 from tests.support.spaces import pixels
 from trainer.distillation.student import Student
@@ -42,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def scorer(folder: Path, distance: Callable[..., Any] | None = None, ranks: Ranks = ALONE) -> Scorer:
     features = SPACE.extract(np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)).features
     stats = {"pixels": ReferenceStats("pixels", moments(features), features, len(features))}
-    return Scorer(folder / "settings", SETTINGS, NUM_SAMPLES, stats, distance, ranks)
+    return Scorer(WorkFolder(folder), "settings", SETTINGS, NUM_SAMPLES, stats, distance, ranks)
 
 
 def _silent(amount: float, status: str = "", *, skipped: bool = False) -> None:
@@ -59,7 +60,7 @@ def score(work: Scorer, sampler: Sampler, range_index: int = 0) -> Result:
 def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
     for range_index in (0, 1):
         indices = range(range_index * NUM_SAMPLES, (range_index + 1) * NUM_SAMPLES)
-        drawn = SampleRange(tmp_path / f"{range_index}", indices, SETTINGS.chunk_size)
+        drawn = SampleRange(WorkFolder(tmp_path / f"{range_index}"), indices, SETTINGS.chunk_size)
         drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
         whole = torch.cat([b.samples for b in draw_samples(STUDENT, SHAPE, 0, 3, indices, 8, CPU)])
         images = np.clip(whole.numpy() * 127.5 + 128, 0, 255).astype(np.uint8)
@@ -71,7 +72,7 @@ def test_ranges_hold_the_noise_that_their_indices_name(tmp_path: Path) -> None:
 def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
     found = []
     for world in (1, 2):
-        drawn = SampleRange(tmp_path / f"{world}", range(NUM_SAMPLES), SETTINGS.chunk_size)
+        drawn = SampleRange(WorkFolder(tmp_path / f"{world}"), range(NUM_SAMPLES), SETTINGS.chunk_size)
         amounts: list[int] = []
         for rank in range(world):
             ranks = Ranks(rank, world, CPU)
@@ -227,9 +228,9 @@ def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(mon
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
-    drawn = SampleRange(tmp_path, range(NUM_SAMPLES), SETTINGS.chunk_size)
+    drawn = SampleRange(WorkFolder(tmp_path), range(NUM_SAMPLES), SETTINGS.chunk_size)
     drawn.draw(STUDENT, SETTINGS, ALONE, lambda amount, status="", **options: None)
-    path = drawn.chunks[1][0]
+    path = tmp_path / drawn.chunks[1][0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkFailed, match=r"000000016\.npz: cannot be read .* delete it and run again"):
         drawn.extracted("pixels")

@@ -125,10 +125,15 @@ def test_a_whole_read_has_the_longer_the_larger_the_file_and_the_more_are_read(
     store = open_store(f"memory://{uuid.uuid4().hex}/a")
     store.write("a.tar", b"0123456789")
     monkeypatch.setattr(stores, "SLOWEST_BYTES_PER_SECOND", 0.1)
-    filesystem, given = store._filesystem, []  # type: ignore[attr-defined]
-    monkeypatch.setattr(type(filesystem), "async_impl", True)
-    monkeypatch.setattr(type(filesystem), "info", lambda self, path, timeout: {"size": 10})
-    monkeypatch.setattr(type(filesystem), "cat_file", lambda self, path, timeout: given.append(timeout) or bytes(10))
+    kind, given = type(store._filesystem), []  # type: ignore[attr-defined]
+
+    def cat_file(self: object, path: str, timeout: float) -> bytes:
+        given.append(timeout)
+        return bytes(10)
+
+    monkeypatch.setattr(kind, "async_impl", True)
+    monkeypatch.setattr(kind, "info", lambda self, path, timeout: {"size": 10})
+    monkeypatch.setattr(kind, "cat_file", cat_file)
     store.read("a.tar", at_once)
     assert given == [60 + 100 * at_once]
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import Folder, open_store
+from tests.support.command import call
 from tests.support.problems import make_data
 from trainer.checkpoints import checkpoint, mirror
 from trainer.config import TrainConfig
@@ -48,6 +51,49 @@ def test_a_machine_that_is_lost_takes_nothing_with_it(data: Path, tmp_path: Path
     assert set(open_store(f"{s3}/run/checkpoints").sizes()) == {
         f"{f.name}/" for f in checkpoint.find_all(found.parents[1])
     }
+
+
+def test_an_average_is_made_from_the_url_of_a_run_whose_machines_are_lost(data: Path, tmp_path: Path, s3: str) -> None:
+    undisturbed = train(with_averages(config(data, tmp_path / "undisturbed", None))).parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.train.take_step", lambda *args: _lose() if args[-1] == 7 else take_step(*args))
+        with pytest.raises(WorkFailed, match="gone"):
+            train(with_averages(config(data, tmp_path / "run", f"{s3}/whole/train")))
+    shutil.rmtree(tmp_path / "run")  # with the machine
+    train(with_averages(config(data, tmp_path / "run", f"{s3}/whole/train")))
+    call(tmp_path, "average", undisturbed, "--sigma-rel", 0.07, "--out", "a.safetensors")
+    for out in ("b.safetensors", "c.safetensors"):  # into an empty cache, and with the copy there
+        call(tmp_path, "average", f"{s3}/whole", "--sigma-rel", 0.07, "--out", out)
+        wanted, made = (load_file(tmp_path / name) for name in ("a.safetensors", out))
+        assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
+
+
+def with_averages(config: TrainConfig) -> TrainConfig:
+    values = config.model_dump()
+    values["trainer"]["ema"] = [{"sigma_rel": 0.05}, {"name": "wide", "sigma_rel": 0.1}]
+    return TrainConfig.model_validate(values)
+
+
+def test_a_snapshot_is_uploaded_once_and_again_where_the_store_has_another(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    train(with_averages(config(data, tmp_path / "run", str(copy))))
+    (copy / "snapshots" / "step-000003" / "snapshot.json").unlink()  # cut short
+    (copy / "snapshots" / "step-000006" / "snapshot.json").write_text("{}")  # of another training
+    written: list[str] = []
+    write = Folder.write
+
+    def watched(store: Folder, name: str, payload: bytes) -> None:
+        written.append(f"{store.path.name}/{name}")
+        write(store, name, payload)
+
+    monkeypatch.setattr(Folder, "write", watched)
+    mirror.push(tmp_path / "run", str(copy))
+    snapshots = [
+        f"step-00000{step}/{n}" for step in (3, 6) for n in ("ema.safetensors", "wide.safetensors", "snapshot.json")
+    ]
+    assert [name for name in written if "step" in name] == snapshots
 
 
 def _fill_up() -> NoReturn:

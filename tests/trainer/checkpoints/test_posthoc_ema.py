@@ -6,7 +6,7 @@ import torch
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.problems import tiny_network
-from trainer.checkpoints import posthoc_ema
+from trainer.checkpoints import posthoc_ema, snapshots
 from trainer.checkpoints.checkpoint import State
 from trainer.checkpoints.ema import Ema, EmaConfig
 
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
             average.update(network, BATCH, step * BATCH)
         if step % 8 == 0:
             state = State(network, averages[:2], optimizer, torch.amp.GradScaler("cpu", enabled=False))
-            posthoc_ema.save(tmp_path, state, step, BATCH)
+            snapshots.save(tmp_path, state, step, BATCH)
     networks.save(tmp_path / "kept.safetensors", averages[2].network)
     return tmp_path
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_averaged_is_said(run: Path, tmp_path_factory: pytest.Tem
 
 def test_a_damaged_snapshot_is_named_and_folders_of_others_are_left_alone(run: Path) -> None:
     (run / "snapshots" / "step-best").mkdir()
-    assert list(posthoc_ema.read(run)) == list(range(8, 65, 8))
+    assert list(snapshots.read(run)) == list(range(8, 65, 8))
     weights = run / "snapshots" / "step-000016" / "at-05.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_one_line(run: Path) -> None:
         network, [average], torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     )
     with pytest.raises(WorkFailed, match=r"step-000008: cannot be written \(.+\)"):
-        posthoc_ema.save(_file(run / "run"), state, 8, BATCH)
+        snapshots.save(_file(run / "run"), state, 8, BATCH)
 
 
 def _file(path: Path) -> Path:

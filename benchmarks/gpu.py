@@ -56,7 +56,7 @@ from pipeline.flow.solver import Solver
 from pipeline.generation.shard import generate_shard
 from pipeline.networks.dhariwal import DhariwalUNetConfig
 from pipeline.networks.song import SongUNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.storage.store import Folder
 from pipeline.teachers import teacher as teachers
 from pipeline.teachers.teacher import Teacher
@@ -185,7 +185,7 @@ def machine(device: torch.device) -> dict[str, str]:
     return {"device": card, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def random_network(config: UNetConfig, device: torch.device) -> networks.Network:
+def random_network(config: UNetConfig, device: torch.device) -> UNet:
     """A network of random weights, also where a training would start at zero."""
     torch.manual_seed(0)
     with device:

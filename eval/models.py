@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network
+from pipeline.networks import Network, picture_shape
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import trained_labels
-from pipeline.teachers.loading import load_teacher, resolve_recorded
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.loading import find_decoder, load_teacher, resolve_recorded
+from pipeline.teachers.teacher import Decode, Teacher
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.checkpoints.model import find_model
@@ -30,10 +30,16 @@ class EvaluatedModels:
     network: Network
     teacher: Teacher | None
     student: Student | None
+    decode: Decode | None = None  # of latents
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.network.config.shape
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of a sample as it is shown; () where samples are latents without a decoder."""
+        return picture_shape(self.network.config, self.decode is not None)
 
     @property
     def num_classes(self) -> int:
@@ -89,7 +95,8 @@ def open_models(source: str | Path, weights: str, teacher: str | None, device: t
         network.config.num_classes,
     ):
         raise BadInput(f"{file}: wanted the samples and classes of its teacher {loaded_teacher.name}; it has others")
-    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student)
+    decode = loaded_teacher.decode if loaded_teacher is not None else find_decoder(info.teacher, device)
+    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student, decode)
 
 
 def find_weights(folder: Path, name: str) -> Path:

@@ -37,6 +37,16 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 WholeTable = Annotated[bool, typer.Option("--all", help="Print every row and metric of the report.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
+Prompts = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Prompts for a pipeline of diffusers: .txt, one a line, or .jsonl.")
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from; default: nothing, as the pipeline has it.")
+]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Size of a pipeline's pictures, such as 512 or 768x512; default: its own."),
+]
 GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
 
 
@@ -68,6 +78,12 @@ def generate(
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Classes to draw: 3,18. Default: those that were trained, if known, else all.")
+    ] = None,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Shift of the times towards the noise; default: the pipeline's own, else 1.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     states: Annotated[int | None, typer.Option(help="Number of states to store between noise and sample.")] = None,
@@ -107,6 +123,10 @@ def generate(
         "out": out,
         "guidance_scale": guidance_scale,
         "classes": classes,
+        "prompts": prompts,
+        "negative_prompt": negative_prompt,
+        "size": size,
+        "shift": shift,
         "seed": seed,
         "states": states,
         "velocities": velocities,
@@ -160,7 +180,8 @@ def verify(
         if recheck and findings.markers:
             try:
                 source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
-                flow = source.load(processor, findings.dataset.plan.guidance_scale)
+                verify.recheck_table(store, findings, source, processor)
+                flow = source.load_planned(findings.dataset.plan, store, processor)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"
@@ -175,6 +196,8 @@ def verify(
         verify.repair(store, findings)
     num_removed = len(findings.bad_shards)
     removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
+    if findings.bad_chunks:
+        removed += f", and {len(findings.bad_chunks)} of its conditions"
     raise WorkFailed(f"{data}: {findings}; {removed}: run traflow-pipeline generate again")
 
 
@@ -189,12 +212,18 @@ def inspect(
     from pipeline.common.progress import console, say
     from pipeline.dataset.summary import summarise
     from pipeline.storage.store import open_store
+    from pipeline.teachers.loading import find_decoder
 
     summary = summarise(open_store(data))
     console.print(summary.table())
-    pictures = summary.pictures(rows)
+    pictures = summary.pictures(rows, find_decoder(summary.manifest.dataset.teacher_source))
     if pictures is None:
-        say("no picture: only records of shape [C, H, W] with 1 or 3 channels can be drawn")
+        lack = (
+            "its latents have no decoder here"
+            if summary.manifest.plan.latents
+            else "only records of shape [C, H, W] with 1 or 3 channels can be drawn"
+        )
+        say(f"no picture: {lack}")
     else:
         save_rows(out, pictures)
         say(f"{out}: {len(pictures)} trajectories from noise to sample")
@@ -218,6 +247,9 @@ def probe(
         int, typer.Option(help="Number of stored states, on whose times fixed-step solvers step.", min=0)
     ] = 8,
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -226,12 +258,12 @@ def probe(
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
     from pipeline.teachers.batch_sizes import measure_batch_sizes
-    from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.precision import parse_precisions
+    from traflow_pipeline.loading import open_teacher
 
     settings, processor = probe.choose_solvers(solvers), pick_device(device)
     tried = parse_precisions(precisions, processor)
-    flow = load_teacher(teacher, processor, guidance_scale)
+    flow = open_teacher(teacher, processor, guidance_scale, prompts, negative_prompt, size)
     with bar(f"probe {flow.name}", len(tried) * len(settings)) as advance:
         result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states)
     if not result.is_complete:
@@ -512,7 +544,9 @@ def sample(
     teacher: Annotated[str | None, typer.Option(help="Draw from a teacher: whatever `teachers` takes.")] = None,
     out: Annotated[
         Path,
-        typer.Option(help="A grid (.png), arrays (.npy), images with labels (.npz), or a folder of one PNG each."),
+        typer.Option(
+            help="A grid (.png), arrays (.npy, .safetensors), images with labels (.npz), or a folder of one PNG each."
+        ),
     ] = Path("samples.png"),
     n: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
     first: Annotated[int, typer.Option(help="Index of the first sample; an evaluation starts at 0.", min=0)] = 0,
@@ -525,6 +559,9 @@ def sample(
     solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
     weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -541,17 +578,20 @@ def sample(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        size=size,
         device=device,
     )
     source.check_label(label)
     indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
     if not is_folder:
-        check_file(out, source.shape)
+        check_file(out, source.image_shape)
     with bar("sample", n) as advance:
         if is_folder:
             save_folder(out, source, indices, seed, label, advance)
         else:
-            save(out, source.batches(indices, seed, label, advance), n, source.shape)
+            save(out, source.batches(indices, seed, label, advance), n, source.shape, source.image_shape)
     say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
 
 
@@ -595,6 +635,9 @@ def check_teacher(
     out: Annotated[Path, typer.Option(help="PNG to write: its samples.")] = Path("teacher.png"),
     num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 16,
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -603,16 +646,16 @@ def check_teacher(
     from pipeline.common.image_grid import is_drawable, save_square, to_bytes
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
-    from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.teacher import NO_STUDENT
+    from traflow_pipeline.loading import open_teacher
 
     processor = pick_device(device)
-    teacher = load_teacher(name, processor, guidance_scale)
+    teacher = open_teacher(name, processor, guidance_scale, prompts, negative_prompt, size)
     if len(teacher.shape) != 3:
         say(f"note: samples are {list(teacher.shape)}: {NO_STUDENT}")
     result = check.check_teacher(teacher, num_samples, seed, processor)
     console.print(result.table())
-    if is_drawable(teacher.shape):
+    if is_drawable(teacher.picture_shape):
         save_square(out, to_bytes(result.samples.numpy(), teacher.data_range))
         say(f"{out}: {num_samples} samples")
     else:

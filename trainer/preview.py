@@ -7,7 +7,7 @@ from pipeline.common.image_grid import Images, to_bytes
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.networks import Network
+from pipeline.networks import Network, picture_shape
 from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer.checkpoints.checkpoint import Provenance
@@ -35,13 +35,13 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
             times = uniform_times(steps, provenance.t_start, provenance.t_end)
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:
-        start = network.convention.t_start
+        start = network.config.t_start
         solution = integrate(NetworkVelocity(network), start * noise, uniform_times(1, start), label, TEACHER_SOLVER)
         rows[f"{TEACHER_SOLVER.name}, {TEACHER_SOLVER.num_steps} steps"] = solution.states[-1]
     return {title: to_bytes(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
 
 
 def save(path: Path, config: TrainConfig, network: Network, provenance: Provenance) -> None:
-    """Write the rows of `draw` as a PNG, unless samples are no images."""
-    if image_grid.is_drawable(network.config.shape):
+    """Write the rows of `draw` as a PNG, unless samples are no images: latents stay latents in training."""
+    if image_grid.is_drawable(picture_shape(network.config, can_decode=False)):
         image_grid.save_rows(path, draw(config, network, provenance))

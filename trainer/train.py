@@ -18,6 +18,7 @@ from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.plan import Plan
+from pipeline.networks.unet import UNet
 from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
@@ -38,7 +39,7 @@ from trainer.step import initial_state, learning_rate, take_step
 GRAD_NORM = "grad_norm"
 # Settings of the trainer that a resumed run may change.
 FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
-FREE |= {"compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
+FREE |= {"gradient_checkpointing", "compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
 
 
 def train(config: TrainConfig) -> Path:
@@ -75,7 +76,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
     choose_kernels(settings)
-    if compiles(config, device):
+    if isinstance(network, UNet) and compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher)
     if ranks.world > 1:

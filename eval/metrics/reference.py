@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eval import results
@@ -33,6 +34,8 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store, write_atomic
+from pipeline.teachers.loading import find_decoder
+from pipeline.teachers.teacher import Decode
 from trainer.data.array_files import NPZ_KEYS
 from trainer.data.images import load_images
 from trainer.data.npz import open_npz
@@ -185,17 +188,25 @@ def _open_data_set(source: str) -> ImageBatches:
     plan = manifest.plan
     title = f"samples of teacher {plan.teacher}"
     # The data set's digest identifies its samples; hashing those would read everything twice.
-    return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, _samples(manifest))
+    if not plan.latents:
+        return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, _samples(manifest))
+    decode = find_decoder(manifest.dataset.teacher_source)
+    if decode is None:
+        raise BadInput(f"{manifest.store.location}: its samples are latents, whose decoder is not here: give images")
+    shape = tuple(decode(torch.zeros(1, *plan.shape)).shape[1:])
+    return ImageBatches(title, manifest.num_records, shape, manifest.sha256, _samples(manifest, decode))
 
 
-def _samples(manifest: Manifest) -> Iterator[NDArray[np.uint8]]:
-    """The samples of a data set as uint8 [B, C, H, W], B about `BATCH_SIZE`."""
+def _samples(manifest: Manifest, decode: Decode | None = None) -> Iterator[NDArray[np.uint8]]:
+    """The samples of a data set, `decode`d if they are latents, as uint8 [B, C, H, W], B about `BATCH_SIZE`."""
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
     pending: list[NDArray[np.uint8]] = []
     try:
         for block in range(num_blocks):
             reader.prefetch(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
-            pending.append(to_bytes(reader.read(block).sample.astype(np.float32), manifest.plan.data_range))
+            samples = reader.read(block).sample.astype(np.float32)
+            shown = samples if decode is None else decode(torch.from_numpy(samples)).numpy()
+            pending.append(to_bytes(shown, manifest.plan.data_range))
             if sum(map(len, pending)) >= BATCH_SIZE or block == num_blocks - 1:
                 yield np.concatenate(pending)
                 pending = []

@@ -1,12 +1,14 @@
 """Summarise a data set in figures and a picture."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, is_drawable, to_bytes
@@ -89,14 +91,18 @@ class Summary:
             table.add_row(name, Text(text))
         return table
 
-    def pictures(self, num_rows: int) -> dict[str, Images] | None:
-        """A row of images per trajectory, from noise to sample; None if the records are not images."""
-        if not is_drawable(self.manifest.plan.shape):
+    def pictures(self, num_rows: int, decode: Callable[[Tensor], Tensor] | None = None) -> dict[str, Images] | None:
+        """A row of images per trajectory, from noise to sample, `decode`d if they are latents; None without images."""
+        plan = self.manifest.plan
+        if decode is None and (plan.latents or not is_drawable(plan.shape)):
             return None
         indices = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
+        shown = decode or (lambda x: x)
         return {
-            f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32), self.manifest.plan.data_range)
+            f"record {self.records.index[i]}": to_bytes(
+                shown(torch.from_numpy(states[i]).float()).numpy(), plan.data_range
+            )
             for i in indices
         }
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.common.config import explain, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
+from pipeline.dataset.conditions import PROMPTS, ConditionMarker, missing_chunks
 from pipeline.dataset.manifest import (
     DataSet,
     Ledger,
@@ -23,12 +24,12 @@ from pipeline.dataset.manifest import (
     write_dataset,
     write_manifest,
 )
-from pipeline.dataset.plan import Plan, Shard, Shards
+from pipeline.dataset.plan import ConditionSet, Plan, Shard, Shards
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
 from pipeline.generation.config import GenerateConfig as GenerateConfig
-from pipeline.generation.workers import Backlog, Failure, Job
+from pipeline.generation.workers import Backlog, Failure, Job, Piece, Result
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
@@ -38,7 +39,7 @@ from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
-OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range", "latents", "shift")  # fields that a plan copies
 
 
 def device_of(config: GenerateConfig) -> torch.device | None:
@@ -48,20 +49,24 @@ def device_of(config: GenerateConfig) -> torch.device | None:
     return torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
 
 
-def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
-    """The plan that `config` asks for with `teacher`.
+def make_plan(config: GenerateConfig, teacher: Teacher, conditions: ConditionSet | None = None) -> Plan:
+    """The plan that `config` asks for with `teacher`, whose labels stand for `conditions`.
 
     Raises:
         BadInput: the fields contradict each other.
     """
     names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
     classes = teacher.labels if config.classes is None else config.classes
-    return _plan(config, classes, names | {name: getattr(teacher, name) for name in OF_TEACHER})
+    return _plan(config, classes, conditions, names | {name: getattr(teacher, name) for name in OF_TEACHER})
 
 
-def _plan(config: GenerateConfig, classes: tuple[int, ...] | None, of_teacher: dict[str, Any]) -> Plan:
-    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher", "classes"}
-    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states}
+def _plan(
+    config: GenerateConfig, classes: tuple[int, ...] | None, conditions: ConditionSet | None, of_teacher: dict[str, Any]
+) -> Plan:
+    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher", "classes", "shift"}
+    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states, "conditions": conditions}
+    if config.shift is not None:
+        of_teacher = of_teacher | {"shift": config.shift}
     try:
         is_all = classes is not None and classes == tuple(range(of_teacher["num_classes"]))
         return Plan(**asked, **of_teacher, classes=None if is_all else classes)
@@ -89,7 +94,19 @@ def _plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple
     source = resolve(config.teacher)
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
-    return source, known, known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
+    return source, known, known or plan_of(config, source, quiet)
+
+
+def plan_of(config: GenerateConfig, source: TeacherSource, quiet: bool = False) -> Plan:
+    """The plan that `config` asks for with the teacher of `source`.
+
+    Raises:
+        BadInput: there is no such teacher, or the fields contradict each other.
+    """
+    prompts = source.prompts(config.prompts, config.negative_prompt)
+    num_prompts = 0 if prompts is None else len(prompts)
+    teacher = source.describe(config.guidance_scale, quiet, config.size, num_prompts)
+    return make_plan(config, teacher, None if prompts is None else source.identify(prompts, config.precision))
 
 
 def generate(config: GenerateConfig) -> Manifest:
@@ -110,10 +127,11 @@ def generate(config: GenerateConfig) -> Manifest:
         dataset, ledger = _claim(config, store, plan, source)
         missing = missing_shards(plan, config.n, ledger)
         if missing and known:
-            make_plan(config, source.load(guidance_scale=config.guidance_scale)).check_same(known, config.out)
+            plan_of(config, source).check_same(known, config.out)
         with stoppable("stopping when the shards in flight are committed") as stop:
             lease.on_loss = stop.set
-            failures = _fill(config, dataset, ledger, missing, lease, stop)
+            failures = [] if not missing else _encode(config, dataset, source, lease, stop)
+            failures += _fill(config, dataset, ledger, [] if failures else missing, lease, stop)
     for failure in failures[:SHOWN_FAILURES]:
         say(f"failed: {failure}")
     if len(failures) > SHOWN_FAILURES:
@@ -158,9 +176,12 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
         return None
     if config.classes is None and existing.plan.classes is not None:
         return None  # by default they are the teacher's
+    if config.prompts is not None or existing.plan.conditions is not None or config.size is not None:
+        return None  # a pipeline is described in a moment
     return _plan(
         config,
         config.classes,
+        None,
         {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)},
     )
 
@@ -210,6 +231,35 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSour
     return dataset, ledger
 
 
+def _encode(
+    config: GenerateConfig, dataset: DataSet, source: TeacherSource, lease: Lease, stop: threading.Event
+) -> list[str]:
+    """Make what is missing of the condition table, before the shards that are made from it; return the errors."""
+    conditions, prompts = dataset.plan.conditions, source.prompts(config.prompts, config.negative_prompt)
+    if conditions is None or prompts is None:
+        return []
+    try:
+        if lease.store.read_all([PROMPTS]).get(PROMPTS) != prompts.dumped():
+            lease.store.write(PROMPTS, prompts.dumped())
+        missing = missing_chunks(lease.store, conditions)
+    except OSError as error:
+        raise StoreFailed(f"{config.out}: cannot be read or written ({reason(error)})") from error
+    failures: list[str] = []
+    if missing:
+        for note in source.notes(prompts):
+            say(f"note: {note}")
+        with bar(
+            "encode prompts", conditions.num_rows, conditions.num_rows - sum(c.num_rows for c in missing)
+        ) as advance:
+            for result in _work(config, dataset, missing, stop, lambda _: None):
+                lease.check()
+                if isinstance(result, Failure):
+                    failures.append(result.error)
+                elif isinstance(result, ConditionMarker):
+                    advance(result.chunk.num_rows)
+    return failures
+
+
 def _fill(
     config: GenerateConfig,
     dataset: DataSet,
@@ -225,7 +275,7 @@ def _fill(
             lease.check()
             if isinstance(result, Failure):
                 failures.append(result.error)
-            else:
+            elif isinstance(result, Marker):
                 ledger.add(result)
     finally:
         try:
@@ -238,21 +288,28 @@ def _fill(
     return failures
 
 
-def _make(
-    config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event
-) -> Iterator[Marker | Failure]:
+def _work(
+    config: GenerateConfig,
+    dataset: DataSet,
+    pieces: Sequence[Piece],
+    stop: threading.Event,
+    on_batch: Callable[[int], None],
+) -> Iterator[Result]:
+    """Hand `pieces` of the data set to workers, which leave with the last of them."""
+    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile)
+    backlog = Backlog(pieces, stop)
+    if config.executor == "inline":
+        return workers.run_inline(job, backlog, on_batch)
+    return workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
+
+
+def _make(config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event) -> Iterator[Result]:
     if not shards:
         return
-    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile)
-    backlog = Backlog(shards, stop)
     is_inline = config.executor == "inline"
     started, made = time.monotonic(), 0
     with bar(f"generate {dataset.plan.teacher}", config.n, config.n - sum(s.num_records for s in shards)) as advance:
-        if is_inline:
-            results = workers.run_inline(job, backlog, advance)
-        else:
-            results = workers.run_on_ray(job, backlog, config.workers, config.gpus_per_worker, config.address)
-        for result in results:
+        for result in _work(config, dataset, shards, stop, advance):
             if isinstance(result, Marker):
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)

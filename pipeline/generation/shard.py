@@ -194,7 +194,7 @@ def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> 
     velocity, dtype = in_precision(teacher.velocity, plan.precision), _dtype(plan)
     label = batch.label.to(device) if plan.num_classes else None
     start = plan.t_start * batch.noise.to(device)
-    solution = integrate(velocity, start, batch.times, label, plan.solver)
+    solution = integrate(velocity, start, batch.times, label, plan.solver, plan.shift)
     states = solution.states.transpose(0, 1).to(dtype)
     velocities = torch.empty_like(states) if plan.velocities else None
     if velocities is not None:

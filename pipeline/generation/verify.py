@@ -13,6 +13,16 @@ import torch
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.progress import bar, format_bytes
 from pipeline.dataset.commit import marker_name, parse_marker, shards_present
+from pipeline.dataset.conditions import (
+    PROMPTS,
+    Chunk,
+    ConditionTable,
+    as_stored,
+    check_table,
+    chunk_of,
+    chunks,
+    read_marker,
+)
 from pipeline.dataset.manifest import (
     MANIFEST,
     PLAN,
@@ -26,10 +36,12 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import MEMBERS, Block, Marker, Trajectories, check_layout, read_block, read_layout, sha256
 from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
+from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.generate import CONFIG
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
 from pipeline.storage.lease import LEASE
 from pipeline.storage.store import Store, is_aside
+from pipeline.teachers.loading import TeacherSource
 from pipeline.teachers.teacher import Teacher
 
 # The largest RMS difference from a stored batch, on data of about unit scale, that another kind of machine may make.
@@ -73,6 +85,7 @@ class VerifyResult:
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     markers: dict[int, Marker] = field(default_factory=dict)  # of the shards whose bytes are as committed
+    bad_chunks: list[Chunk] = field(default_factory=list)  # of the condition table; `repair` removes them
     rechecks: list[Recheck] = field(default_factory=list)
     num_bytes: int = 0  # hashed
 
@@ -95,8 +108,9 @@ class VerifyResult:
     @property
     def advice(self) -> str:
         """What to do about the faults."""
-        if self.bad_shards:
-            return "--repair removes the bad shards, then generate makes them again"
+        if self.bad_shards or self.bad_chunks:
+            kind = "shards" if self.bad_shards else "conditions"
+            return f"--repair removes the bad {kind}, then generate makes them again"
         if len(self.markers) < len(self.dataset.plan.shards(self.dataset.num_records)):
             return "run traflow-pipeline generate again"
         return "the shards themselves are whole"
@@ -123,6 +137,9 @@ def verify(store: Store) -> VerifyResult:
         sizes = store.sizes()
         shards = shards_present(dataset.plan, dataset.num_records, sizes)
         markers = store.read_all([marker_name(shard) for shard in shards if marker_name(shard) in sizes])
+        for name, problem, chunk in check_table(store, dataset.plan):
+            result.faults.append(Fault(name, problem))
+            result.bad_chunks += [] if chunk is None else [chunk]
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
     result.faults += _foreign_files(dataset, shards, sizes)
@@ -186,6 +203,36 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
             result.faults.append(Fault(marker.shard.name, f"{records}: {problem}", marker.shard if repeats else None))
 
 
+def recheck_table(
+    store: Store, result: VerifyResult, source: TeacherSource, device: torch.device, num_rows: int = 2
+) -> None:
+    """Encode `num_rows` evenly spread rows of the condition table again, and compare; add what differs to `result`.
+
+    On the kind of machine that made a row it must be bit-identical; elsewhere the last bits may differ.
+
+    Raises:
+        BadInput, WorkFailed: the text encoders are not those of the plan, or a row cannot be read.
+    """
+    conditions = result.dataset.plan.conditions
+    if conditions is None:
+        return
+    encoder = ChunkEncoder.load(result.dataset.plan, source, store, device)
+    table, bad = ConditionTable(store, conditions), {chunk.number for chunk in result.bad_chunks}
+    for number in np.linspace(0, conditions.num_rows - 1, num_rows).round().astype(int).tolist():
+        chunk = chunk_of(conditions, number)
+        marker = None if chunk.number in bad else read_marker(store, conditions, chunk)
+        if marker is None:
+            continue
+        with fixed_numerics():
+            same_machine = numerics_of(encoder.device) == marker.numerics
+            remade = as_stored(encoder.encoder.row(encoder.prompts, number))
+        differ = [name for name, tensor in table.row(number).items() if not torch.equal(tensor, remade[name])]
+        match = f"other {' and '.join(differ)}" if differ else "every bit the same"
+        result.notes.append(f"{chunk.name}: row {number}, encoded again: {match}")
+        if differ and same_machine:
+            result.faults.append(Fault(chunk.name, f"row {number}, encoded again: other {' and '.join(differ)}"))
+
+
 def repair(store: Store, result: VerifyResult) -> None:
     """Remove the bad shards of `result`, and write the manifest of the good ones; foreign files stay.
 
@@ -198,6 +245,9 @@ def repair(store: Store, result: VerifyResult) -> None:
         for shard in result.bad_shards:
             store.remove(marker_name(shard))  # first: a shard without a marker is not committed
             store.remove(shard.name)
+        for chunk in result.bad_chunks:
+            store.remove(chunk.marker_name)
+            store.remove(chunk.name)
         store.sweep()
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
@@ -211,6 +261,9 @@ def _is_failed_batch(name: str) -> bool:
 
 def _foreign_files(dataset: DataSet, shards: Sequence[Shard], sizes: dict[str, int]) -> Iterator[Fault]:
     ours = {PLAN, CONFIG, MANIFEST, LEASE, *(name for s in shards for name in (s.name, marker_name(s)))}
+    if dataset.plan.conditions is not None:
+        table = chunks(dataset.plan.conditions)
+        ours |= {PROMPTS, *(name for chunk in table for name in (chunk.name, chunk.marker_name))}
     for name in sorted(sizes.keys() - ours):
         if not is_aside(name) and not _is_failed_batch(name):
             yield Fault(name, "does not belong to this data set; move it away")

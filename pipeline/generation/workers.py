@@ -14,18 +14,21 @@ import torch
 
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
+from pipeline.dataset.conditions import Chunk, ConditionMarker, commit_chunk
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
+from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.config import Compile
 from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
 from pipeline.teachers.compilation import compile_teacher
-from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.loading import resolve
 from pipeline.teachers.teacher import Teacher
 
 # Of a shard whose worker died or whose store failed; a teacher's own error would only repeat itself.
 MAX_ATTEMPTS = 3
+Piece = Shard | Chunk
 POLL_SECONDS = 0.5  # the longest that a signal waits
 # Shards that a worker holds at once. On a GPU one is built, hashed and written while the next is integrated; on a CPU,
 # with a worker for each core, writing would only take the core from integrating.
@@ -53,36 +56,39 @@ def program_version() -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """A shard that could not be made, and why."""
+    """A shard, or a chunk of the condition table, that could not be made, and why."""
 
-    shard: Shard
+    shard: Piece
     error: str
     is_transient: bool = False  # a retry may succeed
 
 
+Result = Marker | ConditionMarker | Failure
+
+
 @dataclass
 class Backlog:
-    """The shards to be made, with retries. A failed shard reports its first error."""
+    """The shards to be made, or the chunks, with retries. A failed shard reports its first error."""
 
-    shards: Sequence[Shard]
+    shards: Sequence[Piece]
     stop: threading.Event  # once set, no more shards are handed out
     _num_taken: int = field(init=False, default=0)
-    _retries: deque[Shard] = field(init=False, default_factory=deque)
+    _retries: deque[Piece] = field(init=False, default_factory=deque)
     _failures: dict[int, list[str]] = field(init=False, default_factory=dict)
 
     def __len__(self) -> int:
         return 0 if self.stop.is_set() else len(self.shards) - self._num_taken + len(self._retries)
 
-    def take(self) -> Shard:
+    def take(self) -> Piece:
         """The next shard; there is one while the backlog is truthy."""
         if self._num_taken == len(self.shards):
             return self._retries.popleft()
         self._num_taken += 1
         return self.shards[self._num_taken - 1]
 
-    def final_results(self, result: Marker | Failure) -> Iterator[Marker | Failure]:
+    def final_results(self, result: Result) -> Iterator[Result]:
         """Yield `result`, unless it is a failure to retry: then its shard goes to the end of the backlog."""
-        if isinstance(result, Marker):
+        if not isinstance(result, Failure):
             yield result
             return
         errors = self._failures.setdefault(result.shard.number, [])
@@ -110,8 +116,23 @@ class Worker:
         return open_store(self.job.location)
 
     @cached_property
+    def encoder(self) -> ChunkEncoder:
+        """Loaded with the first chunk of the condition table."""
+        self._check_machine()
+        return ChunkEncoder.load(self.job.plan, resolve(self.job.teacher), self.store, self.device)
+
+    @cached_property
     def teacher(self) -> Teacher:
         """Loaded with the first shard, so that a missing teacher fails a shard and not the worker."""
+        self._check_machine()
+        check_precision(self.job.plan.precision, self.device)
+        teacher = resolve(self.job.teacher).load_planned(self.job.plan, self.store, self.device, quiet=True)
+        if teacher.sha256 != self.job.plan.teacher_sha256:
+            raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
+        return compile_teacher(teacher, self.device, self.job.compile)
+
+    def _check_machine(self) -> None:
+        """Raises `WorkFailed` if this machine lacks what the driver has."""
         if program_version() != self.job.version:
             raise WorkFailed(
                 f"{socket.gethostname()} has traflow-pipeline {program_version()}, the driver {self.job.version}: "
@@ -119,24 +140,17 @@ class Worker:
             )
         if self.wants_gpu and not torch.cuda.is_available():
             raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
-        check_precision(self.job.plan.precision, self.device)
-        teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale, quiet=True)
-        if teacher.sha256 != self.job.plan.teacher_sha256:
-            raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
-        return compile_teacher(teacher, self.device, self.job.compile)
 
-    def make(self, shard: Shard, on_batch: Callable[[int], None] | None = None) -> Marker | Failure:
-        """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards.
+    def make(self, shard: Piece, on_batch: Callable[[int], None] | None = None) -> Result:
+        """Generate and commit `shard`, or a chunk of the condition table.
+
+        A failure is returned, so that it does not stop the other shards.
 
         Called from several threads, it integrates one shard while others are drawn, built, hashed and written.
         `on_batch` is told the records of each batch.
         """
         try:
-            check_room(self.job.plan, shard, self.store)
-            starts = draw_shard(self.job.plan, shard)
-            with self._device_lock:
-                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, on_batch)
-            return commit_shard(solved, self.store)
+            return self._encode(shard) if isinstance(shard, Chunk) else self._integrate(shard, on_batch)
         except Exception as error:  # a user's own teacher may raise anything
             is_ours = isinstance(error, WorkFailed | BadInput)
             message = str(error) if is_ours else f"{type(error).__name__}: {one_line(error)}"
@@ -149,8 +163,20 @@ class Worker:
                 )
             return Failure(shard, message, isinstance(error, StoreFailed))
 
+    def _encode(self, chunk: Chunk) -> ConditionMarker:
+        with self._device_lock:
+            made = self.encoder.encode(chunk)
+        return commit_chunk(self.store, *made)
 
-def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+    def _integrate(self, shard: Shard, on_batch: Callable[[int], None] | None) -> Marker:
+        check_room(self.job.plan, shard, self.store)
+        starts = draw_shard(self.job.plan, shard)
+        with self._device_lock:
+            solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, on_batch)
+        return commit_shard(solved, self.store)
+
+
+def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Result]:
     """Make the shards of `backlog` in this process; `on_batch` is told the records of each batch."""
     wants_gpu = torch.cuda.is_available()
     worker = Worker(job, wants_gpu)
@@ -160,9 +186,9 @@ def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> I
         yield from backlog.final_results(worker.make(backlog.take(), on_batch))
 
 
-def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Result]:
     """Make shards in threads: one is written while the next is integrated."""
-    working: set[Future[Marker | Failure]] = set()
+    working: set[Future[Result]] = set()
     with ThreadPoolExecutor(SHARDS_OF_GPU, "shard") as pool:
         while working or backlog:
             while backlog and len(working) < SHARDS_OF_GPU:
@@ -174,7 +200,7 @@ def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], 
 
 def run_on_ray(
     job: Job, backlog: Backlog, num_workers: int | None, gpus_per_worker: float | None, address: str | None
-) -> Iterator[Marker | Failure]:
+) -> Iterator[Result]:
     """Make the shards of `backlog` on Ray actors; yield results as they finish.
 
     Once the backlog is stopped, the shards in flight are still made.
@@ -210,11 +236,11 @@ class _ActorPool:
         self._shards_at_once = SHARDS_OF_GPU if gpus else SHARDS_OF_CPU
         actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
         self._actor = actor.options(max_concurrency=self._shards_at_once)
-        self._working: dict[Any, tuple[Shard, Any]] = {}  # by the reference to the result
+        self._working: dict[Any, tuple[Piece, Any]] = {}  # by the reference to the result
         self._pending: dict[Any, Any] = {}  # by the reference of `ready`
         self._failed_starts = 0
 
-    def results(self) -> Iterator[Marker | Failure]:
+    def results(self) -> Iterator[Result]:
         import ray
 
         for _ in range(min(self._num_workers, len(self._backlog.shards))):
@@ -256,13 +282,13 @@ class _ActorPool:
                 if len(self._backlog) > len(self._pending):
                     self._assign_shard(worker)
 
-    def _on_result(self, reference: Any) -> Iterator[Marker | Failure]:
+    def _on_result(self, reference: Any) -> Iterator[Result]:
         import ray
         from ray.exceptions import RayError
 
         shard, worker = self._working.pop(reference)
         try:
-            result: Marker | Failure = ray.get(reference)
+            result: Result = ray.get(reference)
         except RayError as error:
             detail = last_line(error).partition(" Some common causes")[0]
             message = f"its worker died: killed, out of memory, or its machine was lost ({detail})"

@@ -4,7 +4,7 @@ import errno
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, overload
 
 import torch
 from pydantic import Discriminator, Tag, TypeAdapter
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
+from pipeline.networks.diffusers.network import DiffusersConfig, DiffusersNetwork
+from pipeline.networks.diffusers.network import build as build_diffusers
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 
@@ -22,7 +24,8 @@ def _family(config: Any) -> Any:
     return config.get("family", "song") if isinstance(config, dict) else getattr(config, "family", None)
 
 
-Network = UNet
+Network = UNet | DiffusersNetwork
+Laid = TypeVar("Laid", bound=UNet | DiffusersNetwork)
 __all__ = [
     "DhariwalUNet",
     "DhariwalUNetConfig",
@@ -42,15 +45,36 @@ __all__ = [
 NetworkConfig = Annotated[
     Annotated[SongUNetConfig, Tag("song")] | Annotated[DhariwalUNetConfig, Tag("dhariwal")], Discriminator(_family)
 ]
-parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
+# That of any network in a file; those of diffusers are never trained from scratch.
+AnyConfig = UNetConfig | DiffusersConfig
+_parse_unet: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
 
 
-def build(config: UNetConfig) -> Network:
-    """A freshly initialised network, laid out for a CPU.
+def parse_config(config: Any) -> AnyConfig:
+    """The configuration in the values of a mapping, or `config` itself.
 
     Raises:
-        BadInput: the configuration leaves something to the data.
+        pydantic.ValidationError: it is none.
     """
+    return DiffusersConfig.model_validate(config) if _family(config) == "diffusers" else _parse_unet(config)
+
+
+@overload
+def build(config: UNetConfig) -> UNet: ...
+
+
+@overload
+def build(config: DiffusersConfig) -> DiffusersNetwork: ...
+
+
+def build(config: AnyConfig) -> Network:
+    """A freshly initialised network, laid out for a CPU; beneath an adapter it has its published weights.
+
+    Raises:
+        BadInput: the configuration leaves something to the data, or those weights are not where they were.
+    """
+    if isinstance(config, DiffusersConfig):
+        return build_diffusers(config)
     if not config.is_complete:
         raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
@@ -59,11 +83,20 @@ def build(config: UNetConfig) -> Network:
     return lay_out(SongUNet(config))
 
 
-def lay_out(network: Network, compiled: bool = False) -> Network:
+def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:
+    """The shape of a network's sample as it is shown; () where it is latents that cannot be decoded."""
+    if not isinstance(config, DiffusersConfig) or not config.is_latent:
+        return config.shape
+    return (3, *config.image_size) if can_decode else ()
+
+
+def lay_out(network: Laid, compiled: bool = False) -> Laid:
     """`network` in the memory format that is fastest on its device: channels-last on CPUs, and on GPUs if `compiled`.
 
     On GPUs torch's own group normalisation makes channels-last slower by a fifth to a third; compiled code does not.
     """
+    if isinstance(network, DiffusersNetwork):
+        return network  # as its own library has it
     on_gpu = next(network.parameters()).device.type == "cuda"
     return network.to(memory_format=torch.contiguous_format if on_gpu and not compiled else torch.channels_last)
 
@@ -115,12 +148,15 @@ def load(path: Path) -> Network:
             # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = parse_config(json.loads(metadata["network"]))
-        if not config.is_complete:
+        if isinstance(config, UNetConfig) and not config.is_complete:
             raise KeyError("resolution")
-        require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
-        with torch.device("meta"):
-            network = build(config)
-        network.load_state_dict(tensors, assign=True)
+        if isinstance(config, DiffusersConfig):
+            network: Network = build(config)  # it makes some of its buffers itself
+        else:
+            require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+            with torch.device("meta"):
+                network = build(config)
+        network.load_state_dict(tensors, assign=not isinstance(config, DiffusersConfig))
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:

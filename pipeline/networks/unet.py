@@ -106,6 +106,11 @@ class UNetConfig(BaseModel):
         return self.model_validate(of_data | self.model_dump())
 
     @property
+    def t_start(self) -> float:
+        """The time at which the network's flow starts."""
+        return self.make_convention().t_start
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         height, width = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution

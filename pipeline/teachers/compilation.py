@@ -10,6 +10,7 @@ import torch
 
 from pipeline.common.errors import BadInput
 from pipeline.networks import lay_out
+from pipeline.networks.unet import UNet
 from pipeline.teachers.teacher import Teacher
 
 # Compiling takes half a minute: a smaller network is through with most data sets before that has paid.
@@ -25,10 +26,9 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Liter
     if not (pays(teacher, device) if wanted == "auto" else wanted):
         return teacher
     check_compiler(device)
-    if teacher.network is None:
+    if not isinstance(teacher.network, UNet):
         raise BadInput(
-            f"compile: wanted a network of this program; teacher {teacher.name} is a function of its own: "
-            "give compile auto or false"
+            f"compile: wanted a network of this program; teacher {teacher.name} is none: give compile auto or false"
         )
     lay_out(teacher.network, compiled=True).compile(dynamic=False)
     return replace(teacher, compiled=True)
@@ -36,7 +36,7 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Liter
 
 def pays(teacher: Teacher, device: torch.device) -> bool:
     """Whether compiling `teacher` for `device` is possible and worth its half minute."""
-    if device.type != "cuda" or teacher.network is None or missing_compiler(device):
+    if device.type != "cuda" or not isinstance(teacher.network, UNet) or missing_compiler(device):
         return False
     return sum(parameter.numel() for parameter in teacher.network.parameters()) >= MIN_PARAMETERS
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network
+from pipeline.networks.unet import UNet
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import TrainedClass
 
@@ -75,7 +75,7 @@ def check_intact(weights: Path) -> None:
         )
 
 
-def load(weights: Path) -> Network:
+def load(weights: Path) -> UNet:
     """The teacher's network in the file `weights`.
 
     Raises:
@@ -83,7 +83,7 @@ def load(weights: Path) -> Network:
     """
     check_intact(weights)
     network = networks.load(weights)
-    if network.config.second_time:
+    if network.config.second_time or not isinstance(network, UNet):
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
     return network
 

@@ -11,9 +11,9 @@ from pipeline import networks
 from pipeline.dataset.manifest import Manifest
 from pipeline.flow.path import match_dims
 from pipeline.generation.generate import GenerateConfig, generate
-from pipeline.networks import DhariwalUNetConfig, Network
+from pipeline.networks import DhariwalUNetConfig
 from pipeline.networks.song import SongUNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.teachers.teacher import Teacher
 from trainer.distillation.models import differentiate
 from trainer.distillation.queries import Loss, Query, evaluate
@@ -117,12 +117,12 @@ def tiny_config(**changes: Any) -> SongUNetConfig:
     return SongUNetConfig.model_validate({**small, **changes})
 
 
-def tiny_network(seed: int = 0, **changes: Any) -> Network:
+def tiny_network(seed: int = 0, **changes: Any) -> UNet:
     """A tiny network whose output depends on all of its parts (its own start is near zero)."""
     return shaken(tiny_config(**changes), seed)
 
 
-def shaken(config: UNetConfig, seed: int = 0) -> Network:
+def shaken(config: UNetConfig, seed: int = 0) -> UNet:
     """A network of `config` whose output depends on all of its parts."""
     torch.manual_seed(seed)
     network = networks.build(config).eval().requires_grad_(False)

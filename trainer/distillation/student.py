@@ -9,23 +9,34 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from pipeline import networks
 from pipeline.flow.path import match_dims
 from pipeline.networks import Network
+from pipeline.networks.diffusers.adapter import AdapterConfig
+from pipeline.networks.diffusers.network import DiffusersNetwork
+from pipeline.networks.diffusers.weights import BaseWeights
 from pipeline.networks.layers import Block
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 
 FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
 
-class Student(nn.Module):
+# Of the network of a student, where it is known which.
+N = TypeVar("N", bound=Network, default=Network)
+
+
+class Student(nn.Module, Generic[N]):
     """x_t [B, C, H, W], times t and s [B] in [0, 1], label int64 [B] or None -> [B, C, H, W]."""
 
-    def __init__(self, network: Network) -> None:
+    network: N
+
+    def __init__(self, network: N) -> None:
         super().__init__()
         if not network.config.second_time:
             raise ValueError("a student's network takes a second time")
@@ -56,7 +67,7 @@ class InitSummary:
         return ", ".join(parts)
 
 
-def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[Student, InitSummary]:
+def from_teacher(teacher: UNet, config: UNetConfig | None = None) -> tuple[Student[UNet], InitSummary]:
     """The student that starts from a teacher's network, of its architecture or of `config`.
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
@@ -84,6 +95,23 @@ def from_teacher(teacher: Network, config: UNetConfig | None = None) -> tuple[St
         whole, cut = whole + (state[name].shape == source.shape), cut + (state[name].shape != source.shape)
     network.load_state_dict(state)
     return Student(network), InitSummary(whole, cut, tuple(new))
+
+
+def from_pipeline(
+    teacher: DiffusersNetwork, adapter: AdapterConfig | None, base: BaseWeights
+) -> tuple[Student[DiffusersNetwork], str]:
+    """The student that a pipeline's network becomes, and what of it is trained.
+
+    It starts as the teacher's Euler step, bit for bit. `base` are the teacher's weights, which an `adapter` changes.
+
+    Raises:
+        BadInput: the network has no layer for the adapter.
+    """
+    teacher.become_student(adapter, base)
+    trained = sum(parameter.numel() for parameter in teacher.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in teacher.parameters())
+    how = "all its weights" if adapter is None else f"an adapter of rank {adapter.rank}"
+    return Student(teacher), f"its network and a second time; {how}, {trained:,} of {whole:,} parameters are trained"
 
 
 def _by_position(network: Network) -> dict[str, Tensor]:

@@ -242,9 +242,7 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
         steps=(1,) if is_one_step(info) else STEPS[info.trains],
         low=low,
         high=high,
-        save=_save_lines(config.image_channels, low, high)
-        if drawable
-        else 'np.save(f"{num_steps}-steps.npy", samples)',
+        save=_save_lines(config.shape[0], low, high) if drawable else 'np.save(f"{num_steps}-steps.npy", samples)',
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network
+from pipeline.networks.unet import UNet
 from tests.support.problems import tiny_network
 from trainer.checkpoints.ema import Ema, EmaConfig, Snapshot, beta, combination, exponent, profile_error, reconstruct
 
@@ -207,7 +207,7 @@ def test_an_average_needs_snapshots_and_images() -> None:
         profile_error([(0.0, 0.05), (1.0, 0.05)], 1.0, 0.07)
 
 
-def trained(folder: Path, asked: float, num_steps: int = 128, every: int = 16) -> tuple[list[Snapshot], Network]:
+def trained(folder: Path, asked: float, num_steps: int = 128, every: int = 16) -> tuple[list[Snapshot], UNet]:
     """Snapshots of `WIDTHS` from a training whose last layer swings, and the average of width `asked` it kept."""
     network, rng = tiny_network(), torch.Generator().manual_seed(1)
     phases = 2 * math.pi * torch.rand(network.conv_out.weight.shape, generator=rng)

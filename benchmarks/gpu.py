@@ -379,7 +379,7 @@ def _resume(config: TrainConfig) -> float:
 def sampling(run: Run) -> None:
     """Rows of samples/s with few evaluations by a student, beside its teacher's solver."""
     teacher = run.teacher("15.7 M")
-    assert teacher.network is not None
+    assert isinstance(teacher.network, UNet)
     student, _ = from_teacher(teacher.network, None)
     student.to(run.device)
     samplers: list[Sampler] = [student_sampler(student, steps, 1.0, 0.0) for steps in (1, 2, 4)]

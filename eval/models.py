@@ -7,6 +7,7 @@ import torch
 
 from pipeline.common.errors import BadInput
 from pipeline.networks import Network, picture_shape
+from pipeline.networks.diffusers.network import DiffusersNetwork
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.loading import find_decoder, load_teacher, resolve_recorded
@@ -88,7 +89,7 @@ def open_models(source: str | Path, weights: str, teacher: str | None, device: t
     model = find_model(source, weights)
     folder, info, file = model.folder, model.info, model.weights
     network = model.load().to(device).requires_grad_(False)
-    loaded_teacher = _load_teacher(folder, info, file, teacher, device)
+    loaded_teacher = _load_teacher(folder, info, file, teacher, device, network)
     student = Student(network) if info.trains == "student" else None
     if loaded_teacher is not None and (loaded_teacher.shape, loaded_teacher.num_classes) != (
         network.config.shape,
@@ -116,7 +117,7 @@ def find_weights(folder: Path, name: str) -> Path:
 
 
 def _load_teacher(
-    folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device
+    folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device, network: Network
 ) -> Teacher | None:
     if info.trains == "teacher":
         if source:
@@ -130,7 +131,11 @@ def _load_teacher(
         found = resolve_recorded(
             info.teacher or "", source or None, f"{folder}/{checkpoint.INFO}", "--set teacher=NAME"
         )
-        teacher = found.load(device, info.guidance_scale)
+        if isinstance(network, DiffusersNetwork):  # on the same conditions
+            size, conditions = network.config.image_size, network.conditions
+            teacher = found.load(device, info.guidance_scale, size=size, conditions=conditions)
+        else:
+            teacher = found.load(device, info.guidance_scale)
     except BadInput as error:
         raise BadInput(f"{error}; --set teacher=PATH says where it is, teacher=none evaluates without it") from error
     if teacher.sha256 != info.teacher_sha256:

@@ -447,14 +447,18 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="Folder to create, with the network's file and a model card.")],
     format_: Annotated[
-        str, typer.Option("--format", help="safetensors (this program's own), onnx or torch-export.")
+        str,
+        typer.Option("--format", help="safetensors (this program's own), onnx, torch-export; diffusers or lora."),
     ] = "safetensors",
+    steps: Annotated[
+        int | None, typer.Option(help="Evaluations of a sample, for the formats diffusers and lora.", min=1)
+    ] = None,
 ) -> None:
     """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
     from trainer.export import exporter as stage
 
-    file = stage.export(checkpoint, format_, out)
+    file = stage.export(checkpoint, format_, out, steps)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
 
 

@@ -37,6 +37,8 @@ __all__ = [
     "lay_out",
     "load",
     "parse_config",
+    "parse_unet",
+    "picture_shape",
     "require_size",
     "save",
     "save_tensors",
@@ -47,7 +49,7 @@ NetworkConfig = Annotated[
 ]
 # That of any network in a file; those of diffusers are never trained from scratch.
 AnyConfig = UNetConfig | DiffusersConfig
-_parse_unet: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
+parse_unet: Callable[[Any], SongUNetConfig | DhariwalUNetConfig] = TypeAdapter(NetworkConfig).validate_python
 
 
 def parse_config(config: Any) -> AnyConfig:
@@ -56,7 +58,7 @@ def parse_config(config: Any) -> AnyConfig:
     Raises:
         pydantic.ValidationError: it is none.
     """
-    return DiffusersConfig.model_validate(config) if _family(config) == "diffusers" else _parse_unet(config)
+    return DiffusersConfig.model_validate(config) if _family(config) == "diffusers" else parse_unet(config)
 
 
 @overload

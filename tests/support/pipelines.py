@@ -245,10 +245,10 @@ def lumina2() -> Any:
     network = diffusers.Lumina2Transformer2DModel(
         sample_size=8,
         in_channels=4,
-        hidden_size=8,
+        hidden_size=32,
         num_layers=2,
-        num_attention_heads=1,
-        num_kv_heads=1,
+        num_attention_heads=4,
+        num_kv_heads=4,
         multiple_of=16,
         ffn_dim_multiplier=None,
         axes_dim_rope=[4, 2, 2],

@@ -28,15 +28,15 @@ FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
 
 # Of the network of a student, where it is known which.
-N = TypeVar("N", bound=Network, default=Network)
+N_co = TypeVar("N_co", bound=Network, default=Network, covariant=True)
 
 
-class Student(nn.Module, Generic[N]):
+class Student(nn.Module, Generic[N_co]):
     """x_t [B, C, H, W], times t and s [B] in [0, 1], label int64 [B] or None -> [B, C, H, W]."""
 
-    network: N
+    network: N_co
 
-    def __init__(self, network: N) -> None:
+    def __init__(self, network: N_co) -> None:
         super().__init__()
         if not network.config.second_time:
             raise ValueError("a student's network takes a second time")
@@ -81,7 +81,7 @@ def from_teacher(teacher: UNet, config: UNetConfig | None = None) -> tuple[Stude
         name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
     }
     own = {"second_time": True, "augment_dim": 0, "dropout": config.dropout if config else 0.0}
-    network = networks.build(networks.parse_config(wanted | own))
+    network = networks.build(networks.parse_unet(wanted | own))
     by_position = _by_position(teacher)
     state, whole, cut, new = network.state_dict(), 0, 0, []
     for position, name in _positions(network):

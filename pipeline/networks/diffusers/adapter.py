@@ -57,10 +57,12 @@ def merge_adapter(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), attribute, merged.get_base_layer())
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors by the names that diffusers reads: `layer.lora_A.weight` and `layer.lora_B.weight`."""
+def adapter_layers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The adapter by layer: A [rank, in] and B [out, rank], scaled, so that B A is added to the layer's weights."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     return {
-        name.replace(".default.", "."): tensor.detach().float().contiguous()
-        for name, tensor in model.state_dict().items()
-        if ".lora_A." in name or ".lora_B." in name
+        name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight * layer.scaling["default"])
+        for name, layer in layers.items()
     }

@@ -43,6 +43,7 @@ class Flux(Family):
     pipelines = ("FluxPipeline",)
     network = "FluxTransformer2DModel"
     encoded = ("prompt_embeds", "pooled_prompt_embeds", "text_ids")
+    is_packed = True
     patch = 2
     default_size = 128
 
@@ -181,6 +182,7 @@ class QwenImage(Family):
     network = "QwenImageTransformer2DModel"
     encoded = ("prompt_embeds", "prompt_embeds_mask")
     guidance_argument = "true_cfg_scale"
+    is_packed = True
     default_size = 128
     patch = 2
 
@@ -219,4 +221,5 @@ class QwenImage(Family):
 
 def as_long_as(wanted: Tensor, x: Tensor) -> Tensor:
     """`x` with its last dimension scaled to the length that `wanted` has there."""
-    return x * (wanted.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True))
+    scaled: Tensor = x * (wanted.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True))
+    return scaled

@@ -1,10 +1,8 @@
 """The check of a loaded pipeline: our velocity beside what the stock pipeline hands to its own scheduler."""
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from pipeline.networks.diffusers.family import unpack
 from pipeline.networks.diffusers.network import DiffusersNetwork
 from pipeline.networks.diffusers.schedule import NoiseSchedule
 from pipeline.networks.diffusers.weights import quiet
-from pipeline.teachers.diffusers.folder import PipelineFolder, read_json
+from pipeline.teachers.diffusers.folder import PipelineFolder
+from pipeline.teachers.diffusers.stock import assemble, call_arguments
 from pipeline.teachers.teacher import Teacher
 
 NUM_STEPS = 2
@@ -64,42 +63,21 @@ def record(folder: PipelineFolder, teacher: Teacher, guidance_scale: float) -> l
     assert isinstance(network, DiffusersNetwork)
     schedule = network.config.schedule
     with quiet():
-        pipeline = _assemble(folder, network)
+        pipeline = assemble(folder, network.model, _scheduler(folder, network.config.schedule))
     with _recorded(pipeline.scheduler) as calls, torch.no_grad(), quiet():
-        pipeline(**_arguments(pipeline, network, guidance_scale))
+        pipeline(**call_arguments(pipeline, network, guidance_scale, NUM_STEPS))
     sigmas = None if schedule is not None else pipeline.scheduler.sigmas
     shape = (-1, *network.config.shape)
     return [_in_our_terms(call, shape, schedule, None if sigmas is None else sigmas[i]) for i, call in enumerate(calls)]
 
 
-class _WithoutWeights:
-    """Stands in a VAE's place where only its configuration counts; it decodes nothing."""
-
-    dtype = torch.float32
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = SimpleNamespace(**config)
-        self.temperal_downsample = config.get("temperal_downsample", ())
-
-    def decode(self, latents: Tensor, **_: Any) -> Any:
-        return SimpleNamespace(sample=latents)
-
-
-def _assemble(folder: PipelineFolder, network: DiffusersNetwork) -> Any:
-    """The stock pipeline around `network`, without text encoders, and with a deterministic scheduler."""
+def _scheduler(folder: PipelineFolder, schedule: NoiseSchedule | None) -> Any:
+    """The pipeline's own scheduler; of a model that predicts noise DDIM, whose states keep their variance."""
     import diffusers
 
-    kind = getattr(diffusers, folder.pipeline)
-    scheduler = getattr(diffusers, folder.index["scheduler"][1]).from_config(folder.scheduler_config)
-    if network.config.schedule is not None:
-        scheduler = diffusers.DDIMScheduler.from_config(folder.scheduler_config, clip_sample=False)
-    parts: dict[str, Any] = {folder.family.folder: network.model, "scheduler": scheduler}
-    if folder.family.is_latent:
-        parts["vae"] = _WithoutWeights(read_json(folder.path / "vae" / "config.json"))
-    required = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.default is p.empty]
-    pipeline = kind(**{name: None for name in required if name != "self"} | parts)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    if schedule is not None:
+        return diffusers.DDIMScheduler.from_config(folder.scheduler_config, clip_sample=False)
+    return getattr(diffusers, folder.index["scheduler"][1]).from_config(folder.scheduler_config)
 
 
 @contextmanager
@@ -113,37 +91,6 @@ def _recorded(scheduler: Any) -> Iterator[list[tuple[Tensor, Any, Tensor]]]:
 
     scheduler.step = recording
     yield calls
-
-
-def _arguments(pipeline: Any, network: DiffusersNetwork, guidance_scale: float) -> dict[str, Any]:
-    """The arguments of the pipeline's call that draw one picture for label 0."""
-    family, takes = network.family, inspect.signature(type(pipeline).__call__).parameters
-    height, width = network.config.image_size
-    wanted: dict[str, Any] = {
-        "num_inference_steps": NUM_STEPS,
-        "output_type": "latent",
-        "height": height,
-        "width": width,
-    }
-    wanted |= {"use_resolution_binning": False, "prompt": None, "negative_prompt": None, "class_labels": [0]}
-    wanted |= {
-        "generator": torch.Generator().manual_seed(0),
-        family.guidance_argument: family.pipeline_guidance(guidance_scale),
-    }
-    if "class_labels" in takes or not family.takes_prompts:  # those that decode whatever is asked
-        wanted["output_type"] = "np"
-    if family.takes_prompts:
-        wanted |= _embeddings(network, family.takes_negative and guidance_scale != 1)
-    return {name: value for name, value in wanted.items() if name in takes}
-
-
-def _embeddings(network: DiffusersNetwork, with_negative: bool) -> dict[str, Any]:
-    device = next(network.parameters()).device
-    found: dict[str, Any] = dict(network.rows(torch.zeros(1, dtype=torch.int64), device))
-    if with_negative:
-        negative: Mapping[str, Any] = network.rows(torch.full((1,), -1), device)
-        found |= {f"negative_{name}": value for name, value in negative.items()}
-    return found
 
 
 def _in_our_terms(

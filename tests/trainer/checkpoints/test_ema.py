@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks.unet import UNet
+from pipeline.networks import Network
 from tests.support.problems import tiny_network
 from trainer.checkpoints.ema import Ema, EmaConfig, Snapshot, beta, combination, exponent, profile_error, reconstruct
 
@@ -18,7 +18,7 @@ WIDTHS = (0.05, 0.10)
 
 
 def value(ema: Ema) -> float:
-    return ema.network.conv_out.weight.mean().item()
+    return ema.network.state_dict()["conv_out.weight"].mean().item()
 
 
 def averaged(config: EmaConfig, start: float, values: Iterable[float], batch_size: int = 1) -> float:
@@ -89,7 +89,7 @@ def test_a_power_average_is_as_wide_as_was_asked(sigma_rel: float) -> None:
         network.conv_out.weight.fill_(step / n)
         network.conv_in.weight.fill_((step / n) ** 2)
         ema.update(network, 8, 8 * step)
-    mean, mean_square = value(ema), ema.network.conv_in.weight.mean().item()
+    mean, mean_square = value(ema), ema.network.state_dict()["conv_in.weight"].mean().item()
     assert math.sqrt(mean_square - mean**2) == pytest.approx(sigma_rel, rel=1e-3)
 
 
@@ -207,7 +207,7 @@ def test_an_average_needs_snapshots_and_images() -> None:
         profile_error([(0.0, 0.05), (1.0, 0.05)], 1.0, 0.07)
 
 
-def trained(folder: Path, asked: float, num_steps: int = 128, every: int = 16) -> tuple[list[Snapshot], UNet]:
+def trained(folder: Path, asked: float, num_steps: int = 128, every: int = 16) -> tuple[list[Snapshot], Network]:
     """Snapshots of `WIDTHS` from a training whose last layer swings, and the average of width `asked` it kept."""
     network, rng = tiny_network(), torch.Generator().manual_seed(1)
     phases = 2 * math.pi * torch.rand(network.conv_out.weight.shape, generator=rng)

@@ -41,7 +41,12 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
     return {title: to_bytes(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
 
 
+def can_draw(network: Network) -> bool:
+    """Whether samples of `network` are pictures; latents stay latents in training."""
+    return image_grid.is_drawable(picture_shape(network.config, can_decode=False))
+
+
 def save(path: Path, config: TrainConfig, network: Network, provenance: Provenance) -> None:
-    """Write the rows of `draw` as a PNG, unless samples are no images: latents stay latents in training."""
-    if image_grid.is_drawable(picture_shape(network.config, can_decode=False)):
+    """Write the rows of `draw` as a PNG, unless samples are no images."""
+    if can_draw(network):
         image_grid.save_rows(path, draw(config, network, provenance))

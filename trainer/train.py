@@ -156,7 +156,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
             mirror.push(config.out, config.mirror)
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
-    if log.takes_pictures:
+    if log.takes_pictures and preview.can_draw(task.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
 
 

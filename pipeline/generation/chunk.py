@@ -10,7 +10,7 @@ from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.dataset.conditions import PROMPTS, Chunk, ConditionMarker, Prompts, write_chunk
 from pipeline.dataset.plan import ConditionSet, Plan
 from pipeline.dataset.shards import sha256
-from pipeline.flow.numerics import fixed_numerics, numerics_of
+from pipeline.flow.numerics import Numerics, fixed_numerics, numerics_of
 from pipeline.storage.store import Store
 from pipeline.teachers.loading import PromptSource, TeacherSource
 
@@ -40,12 +40,17 @@ class ChunkEncoder:
             )
         return cls(plan.conditions, prompts, source.encoder(device), device)
 
+    @property
+    def numerics(self) -> Numerics:
+        """Of what is encoded here, within `fixed_numerics`."""
+        return numerics_of(self.device, libraries=self.encoder.libraries)
+
     def encode(self, chunk: Chunk) -> tuple[bytes, ConditionMarker]:
         """The bytes of `chunk` and its marker; each prompt is encoded alone."""
         started = time.monotonic()
         with fixed_numerics():
             rows = [self.encoder.row(self.prompts, number) for number in chunk.rows]
-            numerics = numerics_of(self.device)
+            numerics = self.numerics
         payload, slots = write_chunk(chunk, rows)
         return payload, ConditionMarker(
             chunk=chunk,

@@ -34,7 +34,7 @@ from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
 from pipeline.teachers.compilation import check_compiler
-from pipeline.teachers.loading import TeacherSource, resolve
+from pipeline.teachers.loading import DiffusersSource, TeacherSource, resolve
 from pipeline.teachers.teacher import NO_STUDENT, Teacher
 
 CONFIG = "config.yaml"
@@ -130,8 +130,8 @@ def generate(config: GenerateConfig) -> Manifest:
             plan_of(config, source).check_same(known, config.out)
         with stoppable("stopping when the shards in flight are committed") as stop:
             lease.on_loss = stop.set
-            failures = [] if not missing else _encode(config, dataset, source, lease, stop)
-            failures += _fill(config, dataset, ledger, [] if failures else missing, lease, stop)
+            failures = _encode(config, dataset, source, lease, stop)
+            failures += _fill(config, dataset, ledger, [] if failures or stop.is_set() else missing, lease, stop)
     for failure in failures[:SHOWN_FAILURES]:
         say(f"failed: {failure}")
     if len(failures) > SHOWN_FAILURES:
@@ -176,8 +176,8 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
         return None
     if config.classes is None and existing.plan.classes is not None:
         return None  # by default they are the teacher's
-    if config.prompts is not None or existing.plan.conditions is not None or config.size is not None:
-        return None  # a pipeline is described in a moment
+    if isinstance(source, DiffusersSource) or config.size is not None or existing.plan.shift != 1:
+        return None  # a pipeline is described in a moment, and a shift may be the teacher's or what was asked
     return _plan(
         config,
         config.classes,

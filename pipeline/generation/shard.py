@@ -142,7 +142,7 @@ def integrate_shard(
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
             if on_batch is not None:
                 on_batch(min(plan.batch_size, shard.end - start.first_index))
-        numerics = numerics_of(device, plan.precision, teacher.compiled)
+        numerics = numerics_of(device, plan.precision, teacher.compiled, teacher.libraries)
     return SolvedShard(plan, shard, batches, numerics, time.monotonic() - started)
 
 

@@ -191,7 +191,7 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
         with fixed_numerics(plan.precision):
             start = draw_batch(plan, first_index)
             remade = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
-            same_machine = numerics_of(device, plan.precision, teacher.compiled) == marker.numerics
+            same_machine = numerics_of(device, plan.precision, teacher.compiled, teacher.libraries) == marker.numerics
             repeats = True
             if same_machine and _differing(stored, remade):
                 once_more = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
@@ -224,7 +224,7 @@ def recheck_table(
         if marker is None:
             continue
         with fixed_numerics():
-            same_machine = numerics_of(encoder.device) == marker.numerics
+            same_machine = encoder.numerics == marker.numerics
             remade = as_stored(encoder.encoder.row(encoder.prompts, number))
         differ = [name for name, tensor in table.row(number).items() if not torch.equal(tensor, remade[name])]
         match = f"other {' and '.join(differ)}" if differ else "every bit the same"

@@ -101,6 +101,10 @@ def _named_factories() -> Path:
 class PromptSource(Protocol):
     """What turns prompts into conditions."""
 
+    @property
+    def libraries(self) -> str:
+        """Those that compute, with their versions."""
+
     def row(self, prompts: Prompts, number: int) -> Mapping[str, Tensor]:
         """Row `number` of the table of `prompts`, -1 for the negative prompt, on the CPU."""
 

@@ -47,6 +47,7 @@ class Teacher:
     weights: str = ""  # for the user: which of a file's weights were loaded
     classes: tuple[TrainedClass, ...] = ()  # those with images in its training, if that is known
     compiled: bool = False  # see `compilation.compile_teacher`
+    libraries: str = ""  # besides torch that its velocity is computed by, with their versions
     latents: bool = False  # whether samples are no pictures until they are decoded
     decode: Decode | None = None  # to pictures in `data_range`, not part of any data
     image_size: tuple[int, int] | None = None  # of those pictures in pixels, (height, width)

@@ -19,7 +19,7 @@ from pipeline.networks.diffusers.family import pack, unpack
 from pipeline.networks.diffusers.fold import folds, into_stock
 from pipeline.networks.diffusers.network import DiffusersNetwork
 from pipeline.networks.diffusers.weights import load_weights, quiet
-from pipeline.teachers.diffusers.folder import INDEX, PATTERNS, PipelineFolder, open_folder
+from pipeline.teachers.diffusers.folder import DATA, INDEX, PipelineFolder, open_folder
 from pipeline.teachers.diffusers.stock import assemble, call_arguments
 from pipeline.teachers.loading import DIFFUSERS
 from trainer.checkpoints.model import Model
@@ -144,7 +144,7 @@ def _copy_parts(folder: PipelineFolder, out: Path) -> None:
     """Copy what the student shares with its teacher: text encoders, tokenizers, the VAE."""
     for part in sorted(path for path in folder.path.iterdir() if path.is_dir()):
         if part.name not in (folder.family.folder, "scheduler"):
-            for path in sorted(path for pattern in PATTERNS for path in part.glob(pattern)):
+            for path in sorted(path for pattern in DATA for path in part.glob(pattern)):
                 (out / part.name).mkdir(exist_ok=True)
                 shutil.copyfile(path, out / part.name / path.name)
 

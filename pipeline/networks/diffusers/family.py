@@ -72,6 +72,11 @@ class Family(ABC):
         return patch
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """All that a plan takes from the network's configuration."""
+        return self.channels, self.patch, self.default_size, self.num_classes, self.embeds_guidance
+
+    @property
     def default_size(self) -> int:
         """The side of the latents that the pipeline takes by default."""
         side: int = self.config.get("sample_size") or 128

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ def load_base(kind: str, base: BaseWeights) -> Any:
     if files_sha256(folder) != base.sha256:
         raise BadInput(f"{folder}: wanted the weights that this adapter changes; they are others")
     return load_weights(kind, folder)
+
+
+def versions(*packages: str) -> str:
+    """The names and versions of installed `packages`."""
+    return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.dataset.conditions import Prompts, as_stored
-from pipeline.networks.diffusers.weights import quiet
+from pipeline.networks.diffusers.weights import quiet, versions
 from pipeline.teachers.diffusers.folder import PipelineFolder
 
 
@@ -24,6 +24,10 @@ class PromptEncoder:
         """
         self._family = folder.family(folder.network_config)
         self._pipeline = open_pipeline(folder, {folder.family.folder: None, "vae": None}).to(device)
+
+    @property
+    def libraries(self) -> str:
+        return versions("diffusers", "transformers")
 
     @torch.no_grad()
     def row(self, prompts: Prompts, number: int) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from pipeline.storage.hashing import file_sha256
 INDEX = "model_index.json"
 PACKAGES = ("diffusers", "transformers")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# Of a repository of the Hub: data alone, never code or pickles.
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+DATA = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a component: never code or pickles
+VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.non_ema-*")  # of the same weights
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _locate(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(PATTERNS)))
+        wanted = [INDEX, *(f"*/{pattern}" for pattern in DATA)]
+        return Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=list(VARIANTS)))
     except Exception as error:  # the Hub's client raises its own, those of its connections, and OSError
         raise BadInput(f"diffusers:{source}: cannot be downloaded ({one_line(error)[:200]})") from error
 
@@ -165,6 +166,11 @@ def _check_network(folder: PipelineFolder) -> None:
         raise BadInput(
             f"{folder.path}: wanted the {family.folder} of a {folder.pipeline}, {family.network}; it is {found}"
         )
+    try:
+        _ = (*family(folder.network_config).sizes, folder.scale)
+    except (KeyError, TypeError, ValueError) as error:
+        lack = one_line(error)
+        raise BadInput(f"{folder.path}: wanted the configuration of a {family.network} and its VAE ({lack})") from error
     for part in (family.folder, *(["vae"] if family.is_latent else []), *folder.text_parts):
         if not part.startswith("tokenizer"):
             weight_files(folder.path / part)

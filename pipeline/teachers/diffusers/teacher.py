@@ -14,7 +14,7 @@ from pipeline.networks.conditions import Conditions, Size
 from pipeline.networks.diffusers.family import Family
 from pipeline.networks.diffusers.network import DiffusersConfig, DiffusersNetwork
 from pipeline.networks.diffusers.schedule import NoiseSchedule
-from pipeline.networks.diffusers.weights import load_weights
+from pipeline.networks.diffusers.weights import load_weights, versions
 from pipeline.teachers.diffusers.decoder import Decoder
 from pipeline.teachers.diffusers.folder import PipelineFolder, default_shift
 from pipeline.teachers.teacher import NetworkVelocity, Teacher
@@ -63,6 +63,7 @@ def _teacher(folder: PipelineFolder, config: DiffusersConfig, velocity: Callable
         takes_no_label=family.takes_negative or family.num_classes > 0,
         t_start=config.t_start,
         shift=1.0 if config.schedule else default_shift(folder, config.shape),
+        libraries=versions("diffusers"),
         latents=family.is_latent,
         image_size=config.image_size if family.is_latent else None,
         combine=family.with_guidance if type(family).with_guidance is not Family.with_guidance else None,

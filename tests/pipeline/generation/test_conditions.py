@@ -29,6 +29,8 @@ from tests.support.prompts import CPU, PROMPTS, prompted, source_of, write_promp
 class Letters:
     """Encodes a prompt as the codes of its letters, in no time."""
 
+    libraries = ""
+
     def row(self, prompts: Prompts, number: int) -> Mapping[str, Tensor]:
         texts = [*prompts.prompts, prompts.negative or ""]
         return {"prompt_embeds": torch.tensor([[float(ord(letter))] for letter in texts[number] + "."])}
@@ -75,6 +77,8 @@ def test_each_prompt_is_encoded_once_and_alone_and_every_record_names_its_row(
     result = verify(store)
     recheck_table(store, result, source, CPU)
     assert (result.faults, len(result.notes)) == ([], 2)
+    (numerics,) = {marker.numerics for marker in result.markers.values()}
+    assert numerics.libraries.startswith("diffusers ")
 
 
 @pytest.mark.usefixtures("quick")
@@ -145,7 +149,7 @@ def test_a_damaged_table_is_found_and_made_again(pipelines: Callable[[str], Path
     result = verify(store)
     assert [fault.name for fault in result.faults] == ["conditions-000001.safetensors"]
     repair(store, result)
-    generate(config.model_copy(update={"n": config.n + 4}))
+    generate(config)
     assert files(tmp_path / "data")["conditions-000001.safetensors"] == whole["conditions-000001.safetensors"]
     assert not verify(store).faults
 

@@ -66,6 +66,11 @@ def test_another_network_than_the_pipelines_is_refused(ddpm: Path) -> None:
     assert "wanted the unet of a DDPMPipeline, UNet2DModel; it is UNet2DConditionModel" in refusal(ddpm)
 
 
+def test_a_configuration_that_lacks_what_decides_its_sizes_is_refused(ddpm: Path) -> None:
+    rewrite(ddpm / "unet" / "config.json", block_out_channels=None)
+    assert "wanted the configuration of a UNet2DModel" in refusal(ddpm)
+
+
 def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
     assert "it holds no model_index.json" in refusal(tmp_path)
     assert "there is none" in refusal(tmp_path / "missing")

@@ -12,6 +12,7 @@ import torch
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 from pipeline.networks.diffusers.network import DiffusersNetwork
 from pipeline.storage.store import write_folder
+from pipeline.teachers.diffusers.folder import INDEX
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.checkpoints.model import find_model
 from trainer.export import pipeline
@@ -70,7 +71,7 @@ def _export_pipeline(source: str | Path, kind: str, out: Path, num_steps: int | 
             (aside / CARD).write_text(pipeline_card(kind, network, model.info, num_steps, scheduler, error))
     except OSError as problem:
         raise WorkFailed(f"{out}: cannot be written ({reason(problem)}); nothing was kept") from problem
-    return out / (pipeline.LORA_FILE if kind == "lora" else pipeline.INDEX)
+    return out / (pipeline.LORA_FILE if kind == "lora" else INDEX)
 
 
 def _require_vacant(out: Path) -> None:

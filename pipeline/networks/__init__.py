@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
+from pipeline.networks.diffusers import network as diffusers_network
 from pipeline.networks.diffusers.network import DiffusersConfig, DiffusersNetwork
-from pipeline.networks.diffusers.network import build as build_diffusers
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 
@@ -76,7 +76,7 @@ def build(config: AnyConfig) -> Network:
         BadInput: the configuration leaves something to the data, or those weights are not where they were.
     """
     if isinstance(config, DiffusersConfig):
-        return build_diffusers(config)
+        return diffusers_network.build(config)
     if not config.is_complete:
         raise BadInput("network: wanted its resolution and image_channels, which only training takes from the data")
     if isinstance(config, DhariwalUNetConfig):
@@ -152,10 +152,12 @@ def load(path: Path) -> Network:
         config = parse_config(json.loads(metadata["network"]))
         if isinstance(config, UNetConfig) and not config.is_complete:
             raise KeyError("resolution")
+        num_values = sum(tensor.numel() for tensor in tensors.values())
         if isinstance(config, DiffusersConfig):
+            diffusers_network.require_size(config, len(tensors), num_values)
             network: Network = build(config)  # it makes some of its buffers itself
         else:
-            require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+            require_size(path, config, len(tensors), num_values)
             with torch.device("meta"):
                 network = build(config)
         network.load_state_dict(tensors, assign=not isinstance(config, DiffusersConfig))

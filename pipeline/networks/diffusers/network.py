@@ -189,12 +189,31 @@ def build(config: DiffusersConfig) -> DiffusersNetwork:
 
     Raises:
         BadInput: those weights are no longer where they were.
+        ValueError: no network has that configuration.
     """
     import diffusers
 
     kind = config.make_family().network
     if config.base is not None:
-        model = load_base(kind, config.base)
-    else:
+        return DiffusersNetwork(config, load_base(kind, config.base)).eval()
+    try:
         model = getattr(diffusers, kind).from_config(config.model)
+    except Exception as error:  # the library raises whatever it meets
+        raise ValueError(f"no {kind} has that configuration") from error
     return DiffusersNetwork(config, model.eval()).eval()
+
+
+def require_size(config: DiffusersConfig, num_tensors: int, num_values: int) -> None:
+    """Raises `ValueError` if `num_tensors` of `num_values` together cannot be the network of `config`.
+
+    Called before a network of somebody else's configuration is built, which could take hours, or all memory.
+    """
+    if config.base is not None:
+        return
+    depths = [value for name, value in config.model.items() if "layers" in name or "blocks" in name]
+    if any(isinstance(depth, int) and depth > num_tensors for depth in depths):
+        raise ValueError(f"more layers than the {num_tensors} tensors that are stored")
+    with torch.device("meta"):
+        wanted = sum(tensor.numel() for tensor in build(config).state_dict().values())
+    if wanted != num_values:
+        raise ValueError(f"a network of {wanted:,} values; {num_values:,} are stored")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import networks
 from pipeline.common.errors import BadInput
 from pipeline.networks.diffusers.adapter import AdapterConfig
 from pipeline.networks.diffusers.network import DiffusersNetwork
@@ -117,3 +118,26 @@ def test_a_student_in_bf16_sees_every_time(pipelines: Callable[[str], Path], tmp
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         near = student.mean_velocity(x, torch.tensor([0.75, 0.7501]), torch.zeros(2), LABEL[1:].expand(2))
     assert not near[0].equal(near[1])
+
+
+def test_a_students_file_knows_its_network(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    network = network_of(pipelines("sd3"), tmp_path)
+    from_pipeline(network, None, BASE)
+    networks.save(tmp_path / "student.safetensors", network)
+    loaded = networks.load(tmp_path / "student.safetensors")
+    assert isinstance(loaded, DiffusersNetwork)
+    loaded.conditions, x = network.conditions, states(network)
+    with torch.no_grad():
+        network.requires_grad_(False)
+        assert loaded.requires_grad_(False)(x, T, S, LABEL).equal(network(x, T, S, LABEL))
+
+
+@pytest.mark.parametrize("changes", [{"num_layers": 10**9}, {"num_attention_heads": 10**6}, {"patch_size": "one"}])
+def test_a_file_that_claims_another_network_is_refused_before_it_is_built(
+    changes: dict[str, object], pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    network = network_of(pipelines("sd3"), tmp_path)
+    network.config = network.config.model_copy(update={"model": network.config.model | changes})
+    networks.save(tmp_path / "student.safetensors", network)
+    with pytest.raises(BadInput, match="its metadata is missing or wrong"):
+        networks.load(tmp_path / "student.safetensors")

@@ -35,8 +35,11 @@ def test_check_shows_decoded_pictures(
     assert Image.open(tmp_path / "check.png").mode == "RGB"
 
 
-def test_inspect_decodes_what_a_data_set_stores(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_data_set_of_prompts_is_verified_and_shown_in_pixels(
+    pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
     generate(prompted(tmp_path, pipelines("sd3")))
+    assert "row 3, encoded again: every bit the same" in call(tmp_path, "verify", tmp_path / "data").stdout
     found = call(tmp_path, "inspect", tmp_path / "data", "--out", tmp_path / "data.png", "--rows", 2)
     assert "2 trajectories from noise to sample" in found.stdout
     assert Image.open(tmp_path / "data.png").size[1] > 0

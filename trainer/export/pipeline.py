@@ -36,7 +36,7 @@ SCHEDULERS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def write_pipeline(model: Model, network: DiffusersNetwork, num_steps: int, out: Path) -> tuple[str, float]:
-    """Write a stock pipeline that draws the student's samples of `num_steps` even steps.
+    """Write a stock pipeline that draws the student's samples of `num_steps` even steps; an adapter is used up.
 
     Returns the scheduler that it draws by, and its error: the largest difference from Algorithm 1 (arXiv 2502.16972),
     relative to the largest value.

@@ -51,8 +51,14 @@ def test_a_stock_pipeline_draws_what_algorithm_1_draws(
     assert error < 1e-5
 
 
+def test_a_stock_pipeline_has_the_adapter_in_its_weights(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    model, network = student_of(pipelines("sd3"), tmp_path, AdapterConfig(rank=2, alpha=3))
+    _, error = write_pipeline(model, network, 4, tmp_path)
+    assert error < 1e-5
+
+
 @pytest.mark.parametrize("num_steps", [1, 4])
-@pytest.mark.parametrize("name", ["sd3", "flux-dev", "sana", "auraflow", "lumina2", "z-image", "qwen-image"])
+@pytest.mark.parametrize("name", FLOWS)
 def test_a_lora_draws_what_algorithm_1_draws(
     name: str, num_steps: int, pipelines: Callable[[str], Path], tmp_path: Path
 ) -> None:

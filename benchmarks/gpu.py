@@ -63,7 +63,7 @@ from pipeline.flow.solver import Solution, Solver, integrate
 from pipeline.generation.shard import generate_shard
 from pipeline.networks.dhariwal import DhariwalUNetConfig
 from pipeline.networks.song import SongUNetConfig
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.storage.store import Folder
 from pipeline.teachers import teacher as teachers
 from pipeline.teachers.precision import PRECISIONS, parse_precisions
@@ -194,7 +194,7 @@ def machine(device: torch.device) -> dict[str, str]:
     return {"device": card, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def random_network(config: UNetConfig, device: torch.device) -> networks.Network:
+def random_network(config: UNetConfig, device: torch.device) -> UNet:
     """A network of random weights, also where a training would start at zero."""
     torch.manual_seed(0)
     with device:
@@ -462,7 +462,7 @@ def _resume(config: TrainConfig) -> float:
 def sampling(run: Run) -> None:
     """Rows of samples/s with few evaluations by a student, beside its teacher's solver."""
     teacher = run.teacher("15.7 M")
-    assert teacher.network is not None
+    assert isinstance(teacher.network, UNet)
     student, _ = from_teacher(teacher.network, None)
     student.to(run.device)
     samplers: list[Sampler] = [student_sampler(student, steps, 1.0, 0.0) for steps in (1, 2, 4)]

@@ -38,7 +38,7 @@ from eval.results import (
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
 from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
-from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
+from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
@@ -123,7 +123,10 @@ class _Evaluation:
         self.spaces = dict(self._open_spaces())
         self.reference = self._open_reference()
         self.columns = self._list_columns()
-        self.samplers = [in_precision(sampler, config.precision, ranks.device) for sampler in self._list_samplers()]
+        self.samplers = [
+            decoded(in_precision(sampler, config.precision, ranks.device), models.decode)
+            for sampler in self._list_samplers()
+        ]
         self._check_required()
         self.scorer = self._make_scorer()
 
@@ -153,7 +156,7 @@ class _Evaluation:
 
     def _pictures(self) -> tuple[dict[str, Images], dict[str, Images]]:
         """The first images of each sampler, and strips from noise to image; both empty if samples have no pictures."""
-        if not has_pictures(self.models.shape):
+        if not has_pictures(self.models.picture_shape):
             return {}, {}
         grid = {sampler.title: self.scorer.first_images(sampler) for sampler in self.samplers}
         return grid, draw_strips(self.models, self.config.teacher_solver, self.config.seed, self.ranks.device)
@@ -167,7 +170,7 @@ class _Evaluation:
     # Feature spaces, reference and metrics
 
     def _open_spaces(self) -> Iterator[tuple[str, FeatureSpace]]:
-        shape = self.models.shape
+        shape = self.models.picture_shape
         default = _default_features(shape)
         if self.config.features is None and self.config.reference is None and not is_drawable(shape):
             self._skip(
@@ -187,8 +190,8 @@ class _Evaluation:
 
     def _open_reference(self) -> OpenedReference:
         """The reference; without statistics on ranks other than the first, which alone scores."""
-        source = self.config.reference or ("digits" if self.models.shape == DIGITS else None)
-        if source is None and self.config.features is None and not is_drawable(self.models.shape):
+        source = self.config.reference or ("digits" if self.models.picture_shape == DIGITS else None)
+        if source is None and self.config.features is None and not is_drawable(self.models.picture_shape):
             return OpenedReference(
                 Reference(source="none", title="no reference", num_images=None, shape=None, sha256=""), {}
             )
@@ -202,7 +205,7 @@ class _Evaluation:
         except Unavailable as error:
             self._skip(distances.metric_keys(self.spaces), str(error))
             return empty
-        check_shape(reference.reference, self.models.shape)
+        check_shape(reference.reference, self.models.picture_shape)
         self.not_computed += reference.not_computed
         self.warnings += reference.notes
         for stats in reference.stats.values():
@@ -212,7 +215,7 @@ class _Evaluation:
 
     def _open_distance(self) -> DistanceConfig | None:
         """LPIPS to the teacher's samples; None if it is not wanted, or its network is missing."""
-        shape, backbone = self.models.shape, self.config.lpips
+        shape, backbone = self.models.picture_shape, self.config.lpips
         is_small = is_drawable(shape) and min(shape[1:]) < MIN_LPIPS_PIXELS
         if backbone == "auto":
             backbone = "alex" if is_drawable(shape) and not is_small else "none"
@@ -282,6 +285,7 @@ class _Evaluation:
         models, config = self.models, self.config
         settings = SamplingSettings(
             shape=models.shape,
+            picture_shape=models.picture_shape,
             num_classes=models.num_classes,
             data_range=models.data_range,
             seed=config.seed,

@@ -7,12 +7,12 @@ import torch
 
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import MANIFEST, read_manifest
-from pipeline.networks import Network
+from pipeline.networks import DiffusersNetwork, Network, picture_shape
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import is_url, open_store
 from pipeline.teachers.classes import trained_labels
-from pipeline.teachers.loading import load_teacher, resolve_recorded
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.loading import find_decoder, load_teacher, resolve_recorded
+from pipeline.teachers.teacher import Decode, Teacher
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.checkpoints.model import find_model
@@ -32,10 +32,16 @@ class EvaluatedModels:
     network: Network
     teacher: Teacher | None
     student: Student | None
+    decode: Decode | None = None  # of latents
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.network.config.shape
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of a sample as it is shown; () where samples are latents without a decoder."""
+        return picture_shape(self.network.config, self.decode is not None)
 
     @property
     def num_classes(self) -> int:
@@ -93,14 +99,15 @@ def open_models(source: str | Path, weights: str, teacher: str | None, device: t
     model = find_model(source, weights)
     folder, info, file = model.folder, model.info, model.weights
     network = model.load().to(device).requires_grad_(False)
-    loaded_teacher = _load_teacher(folder, info, file, teacher, device)
+    loaded_teacher = _load_teacher(folder, info, file, teacher, device, network)
     student = Student(network) if info.trains == "student" else None
     if loaded_teacher is not None and (loaded_teacher.shape, loaded_teacher.num_classes) != (
         network.config.shape,
         network.config.num_classes,
     ):
         raise BadInput(f"{file}: wanted the samples and classes of its teacher {loaded_teacher.name}; it has others")
-    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student)
+    decode = loaded_teacher.decode if loaded_teacher is not None else find_decoder(info.teacher, device)
+    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student, decode)
 
 
 def find_weights(folder: Path, name: str) -> Path:
@@ -120,7 +127,7 @@ def find_weights(folder: Path, name: str) -> Path:
 
 
 def _load_teacher(
-    folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device
+    folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device, network: Network
 ) -> Teacher | None:
     if info.trains == "teacher":
         if source:
@@ -134,7 +141,11 @@ def _load_teacher(
         found = resolve_recorded(
             info.teacher or "", source or None, f"{folder}/{checkpoint.INFO}", "--set teacher=NAME"
         )
-        teacher = found.load(device, info.guidance_scale)
+        if isinstance(network, DiffusersNetwork):  # on the same conditions
+            size, conditions = network.config.image_size, network.conditions
+            teacher = found.load(device, info.guidance_scale, size=size, conditions=conditions)
+        else:
+            teacher = found.load(device, info.guidance_scale)
     except BadInput as error:
         raise BadInput(f"{error}; --set teacher=PATH says where it is, teacher=none evaluates without it") from error
     if teacher.sha256 != info.teacher_sha256:

@@ -1,7 +1,9 @@
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import boto3
 import pytest
@@ -24,6 +26,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny pipeline of diffusers by name, each saved once; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("pipelines")
+
+    @cache
+    def saved(name: str) -> Path:
+        from tests.support.pipelines import save_pipeline  # whose libraries take seconds to import
+
+        return save_pipeline(name, folder)
+
+    return saved
 
 
 @pytest.fixture(scope="session")

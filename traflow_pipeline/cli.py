@@ -41,6 +41,16 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 -
 PartOption = Annotated[
     str | None, typer.Option(metavar="K/N", help="Make every N-th shard from the K-th on, in this process: 3/16.")
 ]
+Prompts = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Prompts for a pipeline of diffusers: .txt, one a line, or .jsonl.")
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from; default: nothing, as the pipeline has it.")
+]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Size of a pipeline's pictures, such as 512 or 768x512; default: its own."),
+]
 GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
 
 
@@ -72,6 +82,12 @@ def generate(
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Classes to draw: 3,18. Default: those that were trained, if known, else all.")
+    ] = None,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Shift of the times towards the noise; default: the pipeline's own, else 1.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     states: Annotated[int | None, typer.Option(help="Number of states to store between noise and sample.")] = None,
@@ -115,6 +131,10 @@ def generate(
         "out": out,
         "guidance_scale": guidance_scale,
         "classes": classes,
+        "prompts": prompts,
+        "negative_prompt": negative_prompt,
+        "size": size,
+        "shift": shift,
         "seed": seed,
         "states": states,
         "velocities": velocities,
@@ -180,7 +200,8 @@ def verify(
         if recheck and findings.num_whole:
             try:
                 source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
-                flow = source.load(processor, findings.dataset.plan.guidance_scale)
+                verify.recheck_table(store, findings, source, processor)
+                flow = source.load_planned(findings.dataset.plan, store, processor)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"
@@ -195,6 +216,8 @@ def verify(
         verify.repair(store, findings)
     num_removed = len(findings.bad_shards)
     removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
+    if findings.bad_chunks:
+        removed += f", and {len(findings.bad_chunks)} of its conditions"
     raise WorkFailed(f"{data}: {findings}; {removed}: {findings.advice_when_repaired}")
 
 
@@ -225,13 +248,19 @@ def inspect(
     from pipeline.common.progress import console, say
     from pipeline.dataset.summary import summarise
     from pipeline.storage.store import open_store
+    from pipeline.teachers.loading import find_decoder
 
     check_picture(out)
     summary = summarise(open_store(data))
     console.print(summary.table())
-    pictures = summary.pictures(rows)
+    pictures = summary.pictures(rows, find_decoder(summary.manifest.dataset.teacher_source))
     if pictures is None:
-        say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
+        lack = (
+            "its latents have no decoder here"
+            if summary.manifest.plan.latents
+            else "only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn"
+        )
+        say(f"no picture: {lack}")
     else:
         save_rows(out, pictures)
         say(f"{out}: {len(pictures)} trajectories from noise to sample")
@@ -263,6 +292,9 @@ def probe(
         ),
     ] = None,
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -272,12 +304,12 @@ def probe(
     from pipeline.teachers import probe
     from pipeline.teachers.batch_sizes import measure_batch_sizes
     from pipeline.teachers.compilation import pays
-    from pipeline.teachers.loading import load_teacher
     from pipeline.teachers.precision import parse_precisions
+    from traflow_pipeline.loading import open_teacher
 
     settings, processor = probe.choose_solvers(solvers), pick_device(device)
     tried = parse_precisions(precisions, processor)
-    flow = load_teacher(teacher, processor, guidance_scale)
+    flow = open_teacher(teacher, processor, guidance_scale, prompts, negative_prompt, size)
     compiled = pays(flow, processor) if compiled is None else compiled
     num_settings = len(tried) * len(settings) * (1 + compiled)
     with bar(f"probe {flow.name}", num_settings) as advance:
@@ -501,14 +533,18 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="Folder to create, with the network's file and a model card.")],
     format_: Annotated[
-        str, typer.Option("--format", help="safetensors (this program's own), onnx or torch-export.")
+        str,
+        typer.Option("--format", help="safetensors (this program's own), onnx, torch-export; diffusers or lora."),
     ] = "safetensors",
+    steps: Annotated[
+        int | None, typer.Option(help="Evaluations of a sample, for the formats diffusers and lora.", min=1)
+    ] = None,
 ) -> None:
     """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
     from trainer.export import exporter as stage
 
-    file = stage.export(checkpoint, format_, out)
+    file = stage.export(checkpoint, format_, out, steps)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
 
 
@@ -605,7 +641,9 @@ def sample(
     teacher: Annotated[str | None, typer.Option(help="Draw from a teacher: whatever `teachers` takes.")] = None,
     out: Annotated[
         Path,
-        typer.Option(help="A grid (.png), arrays (.npy), images with labels (.npz), or a folder of one PNG each."),
+        typer.Option(
+            help="A grid (.png), arrays (.npy, .safetensors), images with labels (.npz), or a folder of one PNG each."
+        ),
     ] = Path("samples.png"),
     n: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
     first: Annotated[int, typer.Option(help="Index of the first sample; an evaluation starts at 0.", min=0)] = 0,
@@ -618,6 +656,9 @@ def sample(
     solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
     weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -634,6 +675,9 @@ def sample(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        size=size,
         device=device,
     )
     source.check_label(label)
@@ -641,12 +685,12 @@ def sample(
         say(f"warning: {source.name} was not trained on class {label}: it had no image")
     indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
     if not is_folder:
-        check_file(out, source.shape)
+        check_file(out, source.image_shape)
     with bar("sample", n) as advance:
         if is_folder:
             save_folder(out, source, indices, seed, label, advance)
         else:
-            save(out, source.batches(indices, seed, label, advance), n, source.shape)
+            save(out, source.batches(indices, seed, label, advance), n, source.shape, source.image_shape)
     say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
 
 
@@ -690,6 +734,9 @@ def check_teacher(
     out: Annotated[Path, typer.Option(help="PNG to write: its samples.")] = Path("teacher.png"),
     num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 16,
     guidance_scale: GuidanceScale = 1.0,
+    prompts: Prompts = None,
+    negative_prompt: NegativePrompt = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -698,14 +745,14 @@ def check_teacher(
     from pipeline.common.image_grid import check_picture, has_pictures, save_square, to_pictures
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
-    from pipeline.teachers.loading import load_teacher
+    from traflow_pipeline.loading import open_teacher
 
     check_picture(out)
     processor = pick_device(device)
-    teacher = load_teacher(name, processor, guidance_scale)
+    teacher = open_teacher(name, processor, guidance_scale, prompts, negative_prompt, size)
     result = check.check_teacher(teacher, num_samples, seed, processor)
     console.print(result.table())
-    if has_pictures(teacher.shape):
+    if has_pictures(teacher.picture_shape):
         save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
         say(f"{out}: {num_samples} samples")
     else:

@@ -9,6 +9,7 @@ from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.flow.solver import Solver
+from pipeline.generation.config import PictureSettings
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers import loading
@@ -36,7 +37,8 @@ def _sampler_of(model: Model, device: torch.device) -> StudentSampler:
     if model.info.trains != "student":
         raise BadInput(f"{model.weights}: wanted a student; it is a trained teacher: use load_teacher")
     network = model.load().to(device).requires_grad_(False)
-    return StudentSampler(model.folder, model.info, Student(network), device, file_sha256(model.weights))
+    decode = loading.find_decoder(model.info.teacher, device)
+    return StudentSampler(model.folder, model.info, Student(network), device, file_sha256(model.weights), decode)
 
 
 def open_source(
@@ -47,6 +49,9 @@ def open_source(
     steps: int | None = None,
     solver: str | None = None,
     guidance_scale: float = 1.0,
+    prompts: str | None = None,
+    negative_prompt: str | None = None,
+    size: str | None = None,
     device: str = "auto",
 ) -> SampleSource:
     """What samples are drawn from: the student or trained teacher at `path`, see `load_student`, or a teacher.
@@ -63,8 +68,15 @@ def open_source(
     if path is not None:
         model = find_model(path, weights)
         if model.info.trains == "student":
-            if solver is not None or guidance_scale != 1:
-                raise BadInput(f"{path}: a student takes --steps only; --solver and --guidance-scale are a teacher's")
+            of_teachers = {
+                "--solver": solver,
+                "--guidance-scale": guidance_scale if guidance_scale != 1 else None,
+                "--prompts": prompts,
+                "--negative-prompt": negative_prompt,
+                "--size": size,
+            }
+            if named := [flag for flag, value in of_teachers.items() if value is not None]:
+                raise BadInput(f"{path}: a student takes --steps only; {named[0]} is a teacher's")
             return _sampler_of(model, where).source(steps or 1)
         teacher = str(model.weights)
     elif weights != DEFAULT_WEIGHTS:
@@ -72,7 +84,26 @@ def open_source(
     assert teacher is not None
     settings = {"name": solver or ("dopri5" if steps is None else "euler"), "num_steps": steps}
     chosen = validate(Solver, given(settings), "solver")
-    return of_teacher(loading.load_teacher(teacher, where, guidance_scale), chosen, where)
+    return of_teacher(open_teacher(teacher, where, guidance_scale, prompts, negative_prompt, size), chosen, where)
+
+
+def open_teacher(
+    source: str,
+    device: torch.device,
+    guidance_scale: float = 1.0,
+    prompts: str | None = None,
+    negative_prompt: str | None = None,
+    size: str | None = None,
+) -> Teacher:
+    """The teacher that `source` names on `device`; a pipeline of diffusers with its prompts, encoded when asked for.
+
+    Raises:
+        BadInput: as `load_teacher`; or prompts or a size are missing, wrong, or for another kind of teacher.
+    """
+    named = loading.resolve(source)
+    conditions = named.encoded(named.prompts(prompts, negative_prompt), device)
+    sides = None if size is None else validate(PictureSettings, {"size": size}, "--size").size
+    return named.load(device, guidance_scale, size=sides, conditions=conditions)
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

@@ -28,7 +28,7 @@ def save_folder(
     Raises:
         BadInput: the samples are no images, the folder cannot be written, or it holds other files or samples.
     """
-    check_drawable(source.shape)
+    check_drawable(source.image_shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)

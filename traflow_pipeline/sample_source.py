@@ -10,7 +10,7 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.progress import Advance
 from pipeline.flow.noise import Stream, draw_labels
 from pipeline.flow.solver import Solver
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import Decode, Teacher
 from traflow_pipeline.samples import Samples
 
 
@@ -30,6 +30,13 @@ class SampleSource:
     data_range: tuple[float, float]
     device: torch.device
     classes: tuple[int, ...] | None = None  # those that are drawn, where not all were trained
+    decode: Decode | None = None  # from latents to what is shown
+    picture_shape: tuple[int, ...] | None = None  # of what is shown, () if that is nothing; None: the samples
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one sample as it is shown."""
+        return self.shape if self.picture_shape is None else self.picture_shape
 
     def batches(
         self, indices: range, seed: int, label: int | None = None, advance: Advance = _silent
@@ -68,7 +75,8 @@ class SampleSource:
             if not torch.isfinite(batch.samples).all():
                 raise WorkFailed(f"{self.name}: {self.sampler.title}: a sample is not finite; its weights are broken")
             labels = None if batch.labels is None else batch.labels.numpy()
-            yield Samples(batch.samples.numpy(), labels, self.data_range)
+            pixels = None if self.decode is None else self.decode(batch.samples.to(self.device)).cpu().numpy()
+            yield Samples(batch.samples.numpy(), labels, self.data_range, pixels)
             advance(len(batch.samples))
 
 
@@ -83,4 +91,6 @@ def of_teacher(teacher: Teacher, solver: Solver, device: torch.device) -> Sample
         data_range=teacher.data_range,
         device=device,
         classes=teacher.labels,
+        decode=teacher.decode,
+        picture_shape=teacher.picture_shape,
     )

@@ -10,21 +10,23 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
 
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.image_grid import is_drawable, is_picture, save_square, to_bytes
 from pipeline.storage.store import aside_of
 
-ARRAY, ARCHIVE = ".npy", ".npz"
+ARRAY, ARCHIVE, TENSORS = ".npy", ".npz", ".safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples of any shape; those of shape [C, H, W] with 1 or 3 channels are images too."""
+    """N samples of any shape; those of shape [C, H, W] with 1 or 3 channels are images too, and latents have pixels."""
 
-    arrays: NDArray[np.float32]  # [N, *shape], values in about data_range
+    arrays: NDArray[np.float32]  # [N, *shape], values in about data_range where they are no latents
     labels: NDArray[np.int64] | None  # [N], in [0, num_classes); None without classes
     data_range: tuple[float, float]  # the values that become black and white
+    pixels: NDArray[np.float32] | None = None  # [N, C, H, W] of decoded latents; None where `arrays` are what is shown
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -35,14 +37,20 @@ class Samples:
         return self.arrays.shape[1:]
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one sample as it is shown."""
+        return self.shape if self.pixels is None else self.pixels.shape[1:]
+
+    @property
     def images(self) -> NDArray[np.uint8]:
         """The samples as bytes, [N, H, W, C].
 
         Raises:
             BadInput: their shape is not an image's.
         """
-        check_drawable(self.shape)
-        return to_bytes(self.arrays, self.data_range).transpose(0, 2, 3, 1)
+        check_drawable(self.image_shape)
+        shown = self.arrays if self.pixels is None else self.pixels
+        return to_bytes(shown, self.data_range).transpose(0, 2, 3, 1)
 
     def save(self, path: str | Path) -> None:
         """Write one file, see `save`.
@@ -50,7 +58,7 @@ class Samples:
         Raises:
             BadInput: `path` cannot be written, or they are no images.
         """
-        save(Path(path), [self], len(self), self.shape)
+        save(Path(path), [self], len(self), self.shape, self.image_shape)
 
 
 def check_drawable(shape: tuple[int, ...]) -> None:
@@ -58,36 +66,51 @@ def check_drawable(shape: tuple[int, ...]) -> None:
     if not is_drawable(shape):
         raise BadInput(
             f"samples of shape {list(shape)}: wanted images [C, H, W] of 1 or 3 channels to draw; save these to a "
-            f"{ARRAY} or {ARCHIVE} file"
+            f"{ARRAY}, {TENSORS} or {ARCHIVE} file"
         )
 
 
 def check_file(path: Path, shape: tuple[int, ...]) -> None:
     """Raises `BadInput` unless samples of `shape` can be saved to a file with the suffix of `path`."""
-    if path.suffix in (ARRAY, ARCHIVE):
+    if path.suffix in (ARRAY, ARCHIVE, TENSORS):
         return
     if not is_picture(path):
-        raise BadInput(f"{path}: wanted a picture such as samples.png, a {ARRAY} or a {ARCHIVE} file, or a folder")
+        raise BadInput(
+            f"{path}: wanted a picture such as samples.png, a {ARRAY}, {TENSORS} or {ARCHIVE} file, or a folder"
+        )
     check_drawable(shape)
 
 
-def save(path: Path, batches: Iterable[Samples], count: int, shape: tuple[int, ...]) -> None:
-    """Write `count` samples of `shape` to one file, whole or not at all.
+def save(
+    path: Path,
+    batches: Iterable[Samples],
+    count: int,
+    shape: tuple[int, ...],
+    image_shape: tuple[int, ...] | None = None,
+) -> None:
+    """Write `count` samples of `shape`, shown in `image_shape` (by default the same), to one file, or nothing.
 
-    A .npy file holds `arrays`; a .npz file, as ADM's evaluator reads it, `arr_0`: the images, uint8 [N, H, W, C], or
-    the arrays, float32 [N, *shape], where they are no images; and `labels` int64 [N] if there are classes. Both are
-    written batch by batch. Any other suffix that Pillow knows is a picture: the images in a grid.
+    A .npy file holds `arrays`; a .safetensors file the same as `samples`, and `labels`; a .npz file, as ADM's evaluator
+    reads it, `arr_0`: the images, uint8 [N, H, W, C], or the arrays, float32 [N, *shape], where they are no images; and
+    `labels` int64 [N] if there are classes. All but .safetensors are written batch by batch. Any other suffix that
+    Pillow knows is a picture: the images in a grid.
 
     Raises:
         BadInput: `path` cannot be written, or they are no images.
     """
-    check_file(path, shape)
-    if path.suffix not in (ARRAY, ARCHIVE):
+    image_shape = shape if image_shape is None else image_shape
+    check_file(path, image_shape)
+    if path.suffix not in (ARRAY, ARCHIVE, TENSORS):
         parts = list(batches)
         save_square(path, np.concatenate([part.images for part in parts]).transpose(0, 3, 1, 2))
         return
     with whole_file(path) as file:
-        (_write_array if path.suffix == ARRAY else _write_archive)(file, batches, count, shape)
+        if path.suffix == ARRAY:
+            _write_array(file, batches, count, shape)
+        elif path.suffix == TENSORS:
+            _write_tensors(file, batches)
+        else:
+            _write_archive(file, batches, count, image_shape)
 
 
 @contextmanager
@@ -113,6 +136,14 @@ def _write_array(file: IO[bytes], batches: Iterable[Samples], count: int, shape:
     _write_header(file, "<f4", (count, *shape))
     for batch in batches:
         file.write(batch.arrays.astype("<f4", copy=False).tobytes())
+
+
+def _write_tensors(file: IO[bytes], batches: Iterable[Samples]) -> None:
+    parts = list(batches)
+    tensors = {"samples": np.concatenate([part.arrays for part in parts])}
+    if parts[0].labels is not None:
+        tensors["labels"] = np.concatenate([part.labels for part in parts if part.labels is not None])
+    file.write(save_tensors(tensors))
 
 
 def _write_archive(file: IO[bytes], batches: Iterable[Samples], count: int, shape: tuple[int, ...]) -> None:

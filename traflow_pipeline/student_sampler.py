@@ -9,7 +9,9 @@ import torch
 
 from eval.sampling.samplers import student_sampler
 from pipeline.common.errors import BadInput
+from pipeline.networks import picture_shape
 from pipeline.teachers.classes import trained_labels
+from pipeline.teachers.teacher import Decode
 from traflow_pipeline.sample_source import SampleSource
 from traflow_pipeline.samples import Samples
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -27,6 +29,12 @@ class StudentSampler:
     student: Student
     device: torch.device
     weights_sha256: str
+    decode: Decode | None = None  # of latents
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of a sample as it is shown; () where samples are latents without a decoder."""
+        return picture_shape(self.student.network.config, self.decode is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,10 +68,12 @@ class StudentSampler:
             _check(steps=(steps, 1, None))
         parts = list(self.source(steps).batches(range(first, first + n), seed, label))
         labels = [part.labels for part in parts if part.labels is not None]
+        pixels = [part.pixels for part in parts if part.pixels is not None]
         return Samples(
             np.concatenate([part.arrays for part in parts]),
             np.concatenate(labels) if labels else None,
             self.info.data_range,
+            np.concatenate(pixels) if pixels else None,
         )
 
     def source(self, steps: int | Sequence[float]) -> SampleSource:
@@ -82,6 +92,8 @@ class StudentSampler:
             data_range=self.info.data_range,
             device=self.device,
             classes=self.classes,
+            decode=self.decode,
+            picture_shape=self.picture_shape,
         )
 
 

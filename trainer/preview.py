@@ -7,7 +7,7 @@ from pipeline.common.image_grid import Images, has_pictures, num_shown, to_pictu
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.networks import Network
+from pipeline.networks import Network, picture_shape
 from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.teacher import NetworkVelocity
 from trainer.checkpoints.checkpoint import Provenance
@@ -35,7 +35,7 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
             times = uniform_times(steps, provenance.t_start, provenance.t_end)
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:
-        start = network.convention.t_start
+        start = network.config.t_start
         solution = integrate(NetworkVelocity(network), start * noise, uniform_times(1, start), label, TEACHER_SOLVER)
         rows[f"{TEACHER_SOLVER.name}, {TEACHER_SOLVER.num_steps} steps"] = solution.states[-1]
     return {title: to_pictures(x.float().cpu().numpy(), provenance.data_range) for title, x in rows.items()}
@@ -43,10 +43,15 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
 
 def is_saved(path: Path, network: Network) -> bool:
     """Whether `save` has written what there is to write."""
-    return path.exists() or not has_pictures(network.config.shape)
+    return path.exists() or not can_draw(network)
+
+
+def can_draw(network: Network) -> bool:
+    """Whether samples of `network` have pictures; latents stay latents in training."""
+    return has_pictures(picture_shape(network.config, can_decode=False))
 
 
 def save(path: Path, config: TrainConfig, network: Network, provenance: Provenance) -> None:
     """Write the rows of `draw` as a PNG, unless samples have no pictures."""
-    if has_pictures(network.config.shape):
+    if can_draw(network):
         image_grid.save_rows(path, draw(config, network, provenance))

@@ -32,6 +32,7 @@ class TrainerConfig(BaseModel):
     compile: bool | None = None  # by default on CUDA, where the recipe allows it and a compiler is there
     tf32: bool = True  # float32 products on CUDA keep 10 bits of their factors
     cudnn_benchmark: bool = True  # cuDNN times its kernels for each shape at first
+    gradient_checkpointing: bool = Field(default=False, exclude_if=lambda asked: not asked)
     skip_nonfinite: bool = False
     ema: Annotated[tuple[EmaConfig, ...], BeforeValidator(lambda x: (x,) if isinstance(x, dict) else x)] = Field(
         default=(EmaConfig(),), min_length=1
@@ -59,6 +60,7 @@ class TrainSettings(BaseModel):
     data: Location | None = None
     images: PathText | None = None
     network: Any = None
+    lora: Any = Field(default=None, exclude_if=lambda lora: lora is None)
     start: Location = "teacher"
     teacher: PathText | None = None
     mirror: Location | None = None

@@ -13,12 +13,12 @@ from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
-from pipeline.networks import FlowNetworkConfig, Network
+from pipeline.networks import DiffusersNetwork, FlowNetwork, FlowNetworkConfig, Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.hashing import file_sha256
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.teachers.classes import TrainedClass, describe, ranges
-from pipeline.teachers.loading import TeacherSource, load_teacher, resolve_recorded
+from pipeline.teachers.loading import TeacherSource, resolve, resolve_recorded
 from pipeline.teachers.teacher import Teacher
 from trainer.checkpoints.checkpoint import Provenance
 from trainer.checkpoints.model import find_model
@@ -28,7 +28,7 @@ from trainer.data.images import load_images
 from trainer.data.stream import WINDOW_BLOCKS, ImageStream, TrajectoryStream
 from trainer.distillation.random_draws import draw
 from trainer.distillation.step_input import StepInput
-from trainer.distillation.student import Student, from_teacher
+from trainer.distillation.student import Student, from_pipeline, from_teacher
 from trainer.distillation.terms import Owner
 from trainer.distributed import Ranks
 
@@ -82,7 +82,9 @@ def _from_model(config: TrainConfig, device: torch.device) -> Task:
             f"{model.info.trains}'s"
         )
     trained = model.load()
-    task = _from_data(config.model_copy(update={"network": config.network or trained.config}), device)
+    if isinstance(trained, FlowNetwork):
+        config = config.model_copy(update={"network": config.network or trained.config})
+    task = _from_data(config, device)
     if fields := differences(_shape(trained), _shape(task.network)):
         raise BadInput(f"start: {config.start} has another network ({fields}): leave 'network' out")
     task.network.load_state_dict(trained.state_dict())
@@ -185,7 +187,7 @@ def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
     _check_fits(network_config, data.plan)
     network = networks.build(network_config)
     init_source = "from scratch"
-    if config.start == "teacher" and teacher.network is not None and config.network is None:
+    if config.start == "teacher" and isinstance(teacher.network, FlowNetwork) and config.network is None:
         state = teacher.network.state_dict()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
         init_source = f"from {teacher.name}"
@@ -197,10 +199,13 @@ def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     data, teacher, provenance = _open_data(config)
     config = _completed(config, data.plan)
-    student, init_source = _init_student(config, data.plan, teacher)
+    student, init_source = _init_student(config, data.plan, teacher, provenance)
+    if config.trainer.gradient_checkpointing:
+        _checkpoint_gradients(config, student.network)
     velocity = None
     if config.recipe.needs_teacher and provenance.teacher is not None:
-        velocity = load_teacher(provenance.teacher, device, data.plan.guidance_scale, quiet=True).velocity
+        source, store = resolve(provenance.teacher), open_store(str(config.data))
+        velocity = source.load_planned(data.plan, store, device, quiet=True).velocity
     network = student.network.to(device)
     owned = {
         term.title: term.make_network(teacher.network, network).to(device)
@@ -210,19 +215,29 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     return Task(config, network, data, provenance, init_source, velocity, owned=owned)
 
 
+def _checkpoint_gradients(config: TrainConfig, network: Network) -> None:
+    """Raises `BadInput` where gradients cannot be computed from activations that are made again."""
+    if not isinstance(network, DiffusersNetwork):
+        raise BadInput("trainer.gradient_checkpointing is for the networks of diffusers: leave it out")
+    if any(term.differentiates_forward for term in config.recipe.terms):
+        raise BadInput(f"recipe {config.recipe.name} differentiates forward: set gradient_checkpointing=false")
+    network.checkpoint_gradients()
+
+
 def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenance]:
     if config.data is None or config.images is not None:
         raise BadInput(
             f"recipe {config.recipe.name} reads trajectories: it takes 'data', made by generate, and no 'images'"
         )
-    manifest = read_manifest(open_store(config.data))
+    store = open_store(config.data)
+    manifest = read_manifest(store)
     plan = manifest.plan
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
         )
     check_plan(config, plan)
-    source, teacher = _load_teacher(config, manifest.dataset.teacher_source, plan)
+    source, teacher = _load_teacher(config, manifest.dataset.teacher_source, plan, store)
     if teacher.sha256 != plan.teacher_sha256:
         raise BadInput(
             f"{config.data} was made by another teacher than {source.absolute}: name its own with --set teacher=PATH"
@@ -269,11 +284,11 @@ def check_plan(config: TrainConfig, plan: Plan) -> None:
         _check_fits(network, plan)
 
 
-def _load_teacher(config: TrainConfig, recorded: str, plan: Plan) -> tuple[TeacherSource, Teacher]:
+def _load_teacher(config: TrainConfig, recorded: str, plan: Plan, store: Store) -> tuple[TeacherSource, Teacher]:
     """The teacher that the configuration names, else the one that the data's plan records."""
     try:
         source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=PATH")
-        return source, source.load(guidance_scale=plan.guidance_scale)
+        return source, source.load_planned(plan, store)
     except BadInput as error:
         if config.teacher is not None:
             raise
@@ -282,11 +297,15 @@ def _load_teacher(config: TrainConfig, recorded: str, plan: Plan) -> tuple[Teach
         ) from error
 
 
-def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[Student, str]:
+def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher, provenance: Provenance) -> tuple[Student, str]:
     """The student, from the teacher's network or from scratch, and the source of its tensors, for the user."""
+    if isinstance(teacher.network, DiffusersNetwork):
+        return _init_from_pipeline(config, teacher.network, provenance)
+    if config.lora is not None:
+        raise BadInput("lora is for the students of pipelines of diffusers: leave it out")
     if config.network is not None:
         _check_fits(config.network, plan)
-    if config.start == "teacher" and teacher.network is not None:
+    if config.start == "teacher" and isinstance(teacher.network, FlowNetwork):
         same_kind = config.network is None or type(config.network) is type(teacher.network.config)
         if same_kind:
             student, summary = from_teacher(teacher.network, config.network)
@@ -295,10 +314,23 @@ def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher) -> tuple[St
     return Student(networks.build(network.for_training(second_time=True))), "from scratch"
 
 
+def _init_from_pipeline(config: TrainConfig, network: DiffusersNetwork, provenance: Provenance) -> tuple[Student, str]:
+    """The student of a pipeline, which has its teacher's network."""
+    if config.network is not None or config.start == "scratch":
+        raise BadInput("the student of a pipeline of diffusers starts as its network: leave 'network' and 'start' out")
+    if config.trainer.compile:
+        raise BadInput("trainer.compile is for networks of this program; the student of a pipeline is not compiled")
+    assert provenance.teacher is not None
+    student, summary = from_pipeline(network, config.lora, resolve(provenance.teacher).base_weights)
+    return student, f"from {provenance.teacher}: {summary}"
+
+
 def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
     """The architecture that is asked for, by default the teacher's."""
     if config.network is not None:
         return config.network
+    if isinstance(teacher.network, DiffusersNetwork):
+        raise BadInput(f"recipe {config.recipe.name} trains a network of this program: give 'network'")
     if teacher.network is None:
         family = "song" if len(teacher.shape) == 3 else "mlp"
         raise BadInput(

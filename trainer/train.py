@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
-from pipeline.common.image_grid import has_pictures
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.plan import Plan
+from pipeline.networks.unet import UNet
 from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
@@ -41,7 +41,7 @@ GRAD_NORM = "grad_norm"
 POLL_EVERY = 8  # steps: several ranks then agree on whether to stop or to save, which waits for the device
 # Settings of the trainer that a resumed run may change.
 FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
-FREE |= {"compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
+FREE |= {"gradient_checkpointing", "compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> Path:
@@ -109,7 +109,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
     choose_kernels(settings)
-    if compiles(config, device):
+    if isinstance(network, UNet) and compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
     if ranks.world > 1:
@@ -193,7 +193,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
             mirror.push(config.out, config.mirror)
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
-    if log.takes_pictures and has_pictures(state.network.config.shape):
+    if log.takes_pictures and preview.can_draw(state.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eval import results
@@ -33,6 +34,8 @@ from pipeline.dataset.reader import BlockReader
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store, write_atomic
+from pipeline.teachers.loading import find_decoder
+from pipeline.teachers.teacher import Decode
 from trainer.data.array_files import NPZ_KEYS
 from trainer.data.image_set import to_float
 from trainer.data.images import load_images
@@ -194,17 +197,27 @@ def _open_data_set(source: str) -> ImageBatches:
     plan = manifest.plan
     title = f"samples of teacher {plan.teacher}"
     # The data set's digest identifies its samples; hashing those would read everything twice.
-    return ImageBatches(title, manifest.num_records, plan.shape, manifest.sha256, plan.data_range, _samples(manifest))
+    shape, decode = plan.shape, None
+    if plan.latents:
+        decode = find_decoder(manifest.dataset.teacher_source)
+        if decode is None:
+            raise BadInput(
+                f"{manifest.store.location}: its samples are latents, whose decoder is not here: give images"
+            )
+        shape = tuple(decode(torch.zeros(1, *plan.shape)).shape[1:])
+    samples = _samples(manifest, decode)
+    return ImageBatches(title, manifest.num_records, shape, manifest.sha256, plan.data_range, samples)
 
 
-def _samples(manifest: Manifest) -> Iterator[NDArray[np.float32]]:
-    """The samples of a data set, float32 [B, *shape], B about `BATCH_SIZE`."""
+def _samples(manifest: Manifest, decode: Decode | None = None) -> Iterator[NDArray[np.float32]]:
+    """The samples of a data set, `decode`d if they are latents, float32 [B, *shape], B about `BATCH_SIZE`."""
     reader, num_blocks = BlockReader(manifest), manifest.blocks.num_rows
     pending: list[NDArray[np.float32]] = []
     try:
         for block in range(num_blocks):
             reader.prefetch(range(block, min(block + BLOCKS_AHEAD, num_blocks)))
-            pending.append(reader.read(block).sample.astype(np.float32))
+            samples = reader.read(block).sample.astype(np.float32)
+            pending.append(samples if decode is None else decode(torch.from_numpy(samples)).numpy())
             if sum(map(len, pending)) >= BATCH_SIZE or block == num_blocks - 1:
                 yield np.concatenate(pending)
                 pending = []

@@ -31,7 +31,8 @@ CHUNK_SAMPLES = 1024  # at least; whole batches
 class SamplingSettings:
     """What all rows share: the samples' shape and range, their noise, and the feature spaces, the headline's first."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the noise
+    picture_shape: tuple[int, ...]  # of a sample, decoded where samples are latents
     num_classes: int
     data_range: tuple[float, float]
     seed: int

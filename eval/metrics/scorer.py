@@ -110,7 +110,7 @@ class Scorer:
 
     @property
     def _num_shown(self) -> int:
-        return num_shown(self.settings.shape, NUM_IMAGES)
+        return num_shown(self.settings.picture_shape, NUM_IMAGES)
 
     def _read_first(self, sampler: Sampler) -> NDArray[np.float32]:
         path = self._first_file(sampler)

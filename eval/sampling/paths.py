@@ -29,13 +29,14 @@ def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torc
         paths["teacher"] = integrate(models.teacher.velocity, start, times, label, solver).states
     if models.student is not None:
         paths["student"] = torch.stack(list(sample_path(models.student, start, times, label)))
-    if not is_drawable(models.shape):
+    if not is_drawable(models.picture_shape):
         return {
             model: np.concatenate([to_pictures(x.float().cpu().numpy(), models.data_range) for x in states])
             for model, states in paths.items()
         }
+    shown = models.decode or (lambda x: x)
     return {
-        f"{model}, noise {row + 1}": to_bytes(states[:, row].float().cpu().numpy(), models.data_range)
+        f"{model}, noise {row + 1}": to_bytes(shown(states[:, row].float()).cpu().numpy(), models.data_range)
         for row in range(NUM_STRIPS)
         for model, states in paths.items()
     }

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.teachers.teacher import Teacher, errors_named_after
+from pipeline.teachers.teacher import Decode, Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
 
 BATCH_SIZE = 256
@@ -84,6 +84,18 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
         return solution.states[-1], solution.nfe
 
     return Sampler("solver", str(solver), draw, solver.num_steps or ADAPTIVE_EVALUATIONS)
+
+
+def decoded(sampler: Sampler, decode: Decode | None) -> Sampler:
+    """`sampler` with its latents decoded to pictures, where they are latents."""
+    if decode is None:
+        return sampler
+
+    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        latents, nfe = sampler.draw(noise, label)
+        return decode(latents), nfe
+
+    return replace(sampler, draw=draw)
 
 
 def draw_samples(

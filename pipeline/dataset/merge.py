@@ -8,6 +8,7 @@ from itertools import islice
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.progress import bar
 from pipeline.dataset.commit import commit
+from pipeline.dataset.conditions import PROMPTS, Chunk, commit_chunk, missing_chunks, read_marker
 from pipeline.dataset.manifest import (
     DataSet,
     Ledger,
@@ -17,8 +18,8 @@ from pipeline.dataset.manifest import (
     write_dataset,
     write_manifest,
 )
-from pipeline.dataset.plan import Shard
-from pipeline.dataset.shards import Marker
+from pipeline.dataset.plan import ConditionSet, Shard
+from pipeline.dataset.shards import Marker, sha256
 from pipeline.storage.output import Output, hold_output
 from pipeline.storage.store import Store, absolute, open_store
 
@@ -49,10 +50,40 @@ def merge(sources: Sequence[str], out: str) -> Manifest:
         owners = _owners(dataset, [*held, *(s for s in stores if absolute(s.location) != absolute(out))])
         if dataset != existing:
             _write(target, dataset)
+        _copy_table(dataset, stores, target)
         manifest = _copy(dataset, owners, target)
         lease.confirm()
         write_manifest(manifest)
     return manifest
+
+
+def _copy_table(dataset: DataSet, sources: Sequence[Store], target: Store) -> None:
+    """Commit to `target` what it lacks of the condition table, each chunk from the first of `sources` that holds it.
+
+    Machines that differ in kind may have encoded the same prompts with other last bits; one table is kept.
+
+    Raises:
+        WorkFailed: a chunk is not what its marker says, or a store fails.
+    """
+    if dataset.plan.conditions is None:
+        return
+    try:
+        lacking = missing_chunks(target, dataset.plan.conditions)
+        for source in sources if lacking else ():
+            absent = missing_chunks(source, dataset.plan.conditions)
+            for chunk in [chunk for chunk in lacking if chunk not in absent]:
+                _copy_chunk(dataset.plan.conditions, chunk, source, target)
+            lacking = [chunk for chunk in lacking if chunk in absent]
+            target.write(PROMPTS, source.read(PROMPTS))
+    except OSError as error:
+        raise StoreFailed(f"{target.location}: the conditions cannot be copied ({reason(error)})") from error
+
+
+def _copy_chunk(conditions: ConditionSet, chunk: Chunk, source: Store, target: Store) -> None:
+    marker, payload = read_marker(source, conditions, chunk), source.read(chunk.name)
+    if marker is None or sha256(payload) != marker.sha256:
+        raise WorkFailed(f"{chunk}: {source.location} does not hold what its marker says: verify --repair it first")
+    commit_chunk(target, payload, marker)
 
 
 def _read(store: Store) -> DataSet:

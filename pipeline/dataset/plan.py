@@ -18,6 +18,7 @@ from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.flow.noise import Stream, draw_labels, generator
 from pipeline.flow.numerics import Precision
+from pipeline.flow.path import shifted
 from pipeline.flow.solver import Solver
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]  # fits the columns of a manifest
@@ -26,13 +27,18 @@ SHA256 = r"^[0-9a-f]{64}$"
 JITTER_LEVELS = 1024  # jitter is a multiple of 1/1024 of a stratum: never 0, and neighbouring times stay apart
 
 
-def stratified_times(seed: int, first_index: int, num_states: int, t_start: float, t_end: float) -> Tensor:
+def stratified_times(
+    seed: int, first_index: int, num_states: int, t_start: float, t_end: float, shift: float = 1.0
+) -> Tensor:
     """`Plan.times` of a plan with these fields."""
     rng = generator(seed, Stream.TIMES, first_index)
     jitter = rng.integers(1, JITTER_LEVELS, num_states) / JITTER_LEVELS
     inner = (np.arange(num_states) + jitter) / max(num_states, 1)
     fractions = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
-    return (t_start + (t_end - t_start) * fractions).float()
+    start, end = shifted(t_start, 1 / shift), shifted(t_end, 1 / shift)
+    times = shifted(start + (end - start) * fractions, shift)
+    times[0], times[-1] = t_start, t_end
+    return times.float()
 
 
 class Shard(BaseModel):
@@ -55,6 +61,22 @@ class Shard(BaseModel):
 
     def __str__(self) -> str:
         return f"shard {self.number:06d} (records {self.first_index} to {self.end - 1})"
+
+
+class ConditionSet(BaseModel):
+    """What the labels of a data set stand for, where they are prompts: the identity of its condition table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts_sha256: str = Field(pattern=SHA256, description="of prompts.jsonl")
+    encoder_sha256: str = Field(pattern=SHA256, description="of the text encoders and their tokenizers")
+    num_prompts: Length
+    has_negative: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table, the negative prompt's among them."""
+        return self.num_prompts + self.has_negative
 
 
 class Plan(BaseModel):
@@ -82,6 +104,17 @@ class Plan(BaseModel):
         description="the classes to draw, increasing; None: all",
     )
     precision: Precision = Field(default="fp32", exclude_if=lambda precision: precision == "fp32")
+    conditions: ConditionSet | None = Field(
+        default=None,
+        exclude_if=lambda conditions: conditions is None,
+        description="what the labels stand for, where they are prompts; None: classes",
+    )
+    shift: float = Field(
+        default=1.0, gt=0, exclude_if=lambda shift: shift == 1, description="of the times, see `shifted`; 1: even"
+    )
+    latents: bool = Field(
+        default=False, exclude_if=lambda latents: not latents, description="whether samples need a decoder"
+    )
     seed: int = Field(ge=0, lt=2**63)
     solver: Solver
     num_states: int = Field(ge=0, lt=2**16, description="states stored between the noise and the sample")
@@ -109,6 +142,11 @@ class Plan(BaseModel):
                 if self.num_classes
                 else "classes: this teacher has none"
             )
+        if self.conditions is not None and self.conditions.num_prompts != self.num_classes:
+            raise ValueError(
+                f"conditions: wanted a label for each prompt; there are {self.conditions.num_prompts} prompts and "
+                f"{self.num_classes} labels"
+            )
         if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
             raise ValueError(
                 f"{self.solver.name} steps on every stored state: {self.num_states} states "
@@ -117,7 +155,12 @@ class Plan(BaseModel):
         return self
 
     def draw_labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Labels int64 [len(indices)], uniform over `classes`; -1 for an unconditional teacher."""
+        """Labels int64 [len(indices)]; -1 for an unconditional teacher.
+
+        Classes are uniform over `classes`; prompts take turns, so that each is drawn equally often.
+        """
+        if self.conditions is not None:
+            return np.array(indices, np.int64) % self.num_classes
         return draw_labels(self.seed, indices, self.num_classes, classes=self.classes)
 
     def has_labels(self, labels: NDArray[np.int64]) -> bool:
@@ -148,10 +191,10 @@ class Plan(BaseModel):
     def times(self, first_index: int) -> Tensor:
         """Times float32 [num_times] of the integration batch that starts at `first_index`, strictly decreasing.
 
-        The interior ones are jittered within `num_states` equal strata, so that the batches together cover the whole
-        flow although each record stores only a few states.
+        The interior ones are jittered within `num_states` strata, equal but for `shift`, so that the batches together
+        cover the whole flow although each record stores only a few states.
         """
-        return stratified_times(self.seed, first_index, self.num_states, self.t_start, self.t_end)
+        return stratified_times(self.seed, first_index, self.num_states, self.t_start, self.t_end, self.shift)
 
     def with_defaults(self) -> dict[str, Any]:
         """Every field, as in JSON, also those that the JSON leaves out."""

@@ -1,11 +1,13 @@
 """Summarise a data set in figures and a picture."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
@@ -87,22 +89,25 @@ class Summary:
             table.add_row(name, Text(text))
         return table
 
-    def pictures(self, num_rows: int) -> dict[str, Images] | None:
-        """A row of images per trajectory, from noise to sample; of points, of all of them at once.
+    def pictures(self, num_rows: int, decode: Callable[[Tensor], Tensor] | None = None) -> dict[str, Images] | None:
+        """A row of images per trajectory, from noise to sample, `decode`d if they are latents; of points, all at once.
 
         None if the records have no pictures.
         """
         plan = self.manifest.plan
-        if not has_pictures(plan.shape):
+        if decode is None and (plan.latents or not has_pictures(plan.shape)):
             return None
-        if not is_drawable(plan.shape):
+        if decode is None and not is_drawable(plan.shape):
             states = _states(self, self.records).astype(np.float32)
             rows = [to_pictures(states[:, i], plan.data_range) for i in range(states.shape[1])]
             return {f"{len(states)} records": np.concatenate(rows)}
         indices = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
+        shown = decode or (lambda x: x)
         return {
-            f"record {self.records.index[i]}": to_bytes(states[i].astype(np.float32), self.manifest.plan.data_range)
+            f"record {self.records.index[i]}": to_bytes(
+                shown(torch.from_numpy(states[i]).float()).numpy(), plan.data_range
+            )
             for i in indices
         }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipeline.common.errors import BadInput
@@ -27,10 +27,13 @@ class Numerics(BaseModel):
     threads: int
     precision: Precision = "fp32"  # the default of markers that are older than these fields
     compiled: bool = False  # by torch.compile, whose fused operations round otherwise
+    # Those besides torch that compute, with their versions; left out where there are none.
+    libraries: str = Field(default="", exclude_if=lambda libraries: not libraries)
 
     def __str__(self) -> str:
         teacher = f"{self.precision}, compiled" if self.compiled else self.precision
-        return f"{self.device}, torch {self.torch}, threads: {self.threads}, {teacher}"
+        libraries = f", {self.libraries}" if self.libraries else ""
+        return f"{self.device}, torch {self.torch}{libraries}, threads: {self.threads}, {teacher}"
 
 
 # Convolutions split their sums by thread: with one thread the bytes do not depend on the number of cores. More workers
@@ -82,7 +85,9 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise BadInput(f"precision {precision}: wanted a GPU that has it, got {name}: take a GPU, or precision fp32")
 
 
-def numerics_of(device: torch.device, precision: Precision = "fp32", compiled: bool = False) -> Numerics:
+def numerics_of(
+    device: torch.device, precision: Precision = "fp32", compiled: bool = False, libraries: str = ""
+) -> Numerics:
     """The numerics of `device` on this machine; call it within `fixed_numerics` for those of a shard."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -94,4 +99,5 @@ def numerics_of(device: torch.device, precision: Precision = "fp32", compiled: b
         threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
+        libraries=libraries,
     )

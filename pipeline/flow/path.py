@@ -5,8 +5,12 @@ A rectified flow moves along ``x_t = (1 - t) * data + t * noise`` with velocity
 and every teacher converts to this convention.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Times = TypeVar("Times", float, Tensor)
 
 
 def match_dims(t: Tensor, x: Tensor) -> Tensor:
@@ -35,3 +39,11 @@ def straightness(states: Tensor, velocities: Tensor, times: Tensor) -> float:
 def uniform_times(num_steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     """`num_steps` + 1 evenly spaced float64 times from `start` down to `end`."""
     return torch.linspace(start, end, num_steps + 1, dtype=torch.float64)
+
+
+def shifted(t: Times, shift: float) -> Times:
+    """Times moved towards the noise: shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv 2403.03206, Eq. 23).
+
+    1 changes nothing, and 1 / shift is the inverse. Larger pictures, whose noise hides less of them, take a larger one.
+    """
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)

@@ -10,6 +10,7 @@ from torchdiffeq._impl.dopri5 import Dopri5Solver
 from torchdiffeq._impl.odeint import SOLVERS as SOLVERS
 
 from pipeline.common.errors import WorkFailed
+from pipeline.flow.path import shifted
 from pipeline.flow.solver_config import ADAPTIVE as ADAPTIVE
 from pipeline.flow.solver_config import FIXED as FIXED
 from pipeline.flow.solver_config import Solver as Solver
@@ -84,7 +85,9 @@ def refine(times: Tensor, num_steps: int) -> tuple[Tensor, list[int]]:
 
 
 @torch.no_grad()
-def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, solver: Solver) -> Solution:
+def integrate(
+    velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None, solver: Solver, shift: float = 1.0
+) -> Solution:
     """Solve dx/dt = velocity(x, t) from `x` [B, ...] at times[0] to times[-1], which may lie below it.
 
     Args:
@@ -95,6 +98,7 @@ def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None
         label: classes int64 [B], or None.
         solver: which solver and how accurate. An adaptive one reads its states from its dense output, so
             more times cost no evaluations; a fixed-step one steps exactly on them.
+        shift: where the steps of a fixed-step solver are even, see `path.shifted`; 1: in time.
 
     Raises:
         SolverFailed: a state is not finite, or the solver ran out of steps.
@@ -116,8 +120,8 @@ def integrate(velocity: Velocity, x: Tensor, times: Tensor, label: Tensor | None
         tolerances = {"rtol": solver.rtol, "atol": solver.atol}
     else:
         assert solver.num_steps is not None
-        grid, indices = refine(times.cpu(), solver.num_steps)
-        grid, options, tolerances = grid.to(x.device), {}, {}
+        grid, indices = refine(shifted(times.cpu(), 1 / shift), solver.num_steps)
+        grid, options, tolerances = shifted(grid, shift).to(x.device), {}, {}
     try:
         states = odeint(
             func, x, grid, method=CAUTIOUS if solver.cautious else solver.name, options=options, **tolerances

@@ -1,4 +1,4 @@
-"""Which shard a worker makes next, what is tried again, and which worker is unfit: decisions, without any work."""
+"""Which piece of the work a worker makes next, what is tried again, and which worker is unfit: decisions only."""
 
 import statistics
 import threading
@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.dataset.conditions import Chunk, ConditionMarker
 from pipeline.dataset.plan import Shard
 from pipeline.dataset.shards import Marker
 
@@ -21,14 +22,25 @@ RECENT_SHARDS = 99  # of which the median is taken
 Cause = Literal["loading", "device", "lost", "shard"]
 
 
+Piece = Shard | Chunk  # of the work
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A shard that could not be made, and why."""
+    """A shard, or a chunk of the condition table, that could not be made, and why."""
 
-    shard: Shard
+    shard: Piece
     error: str
     cause: Cause = "shard"
     machine: str = ""
+
+
+Result = Marker | ConditionMarker | Failure
+
+
+def piece_of(result: Result) -> Piece:
+    """What was made, or could not be."""
+    return result.chunk if isinstance(result, ConditionMarker) else result.shard
 
 
 @dataclass
@@ -38,28 +50,32 @@ class Health:
     num_made: int = 0
     strikes: int = 0
 
-    def is_fit_after(self, result: Marker | Failure, is_first: bool) -> bool:
+    def is_fit_after(self, result: Result, is_first: bool) -> bool:
         """Whether the worker gets another shard after `result`, which `is_first` if its shard failed nowhere before."""
-        if isinstance(result, Marker):
+        if not isinstance(result, Failure):
             self.num_made, self.strikes = self.num_made + 1, 0
-        elif result.cause == "shard" and is_first:
+            return True
+        if result.cause == "shard" and is_first:
             self.strikes += 1
-        return isinstance(result, Marker) or (result.cause in ("lost", "shard") and self.strikes < MAX_STRIKES)
+        return result.cause in ("lost", "shard") and self.strikes < MAX_STRIKES
 
 
 @dataclass
 class Backlog:
-    """The shards to be made, by workers that have names, with retries. A failed shard reports its first error."""
+    """The shards to be made, or the chunks of a condition table, by workers that have names, with retries.
 
-    shards: Sequence[Shard]
+    A failed shard reports its first error.
+    """
+
+    shards: Sequence[Piece]
     stop: threading.Event  # once set, no more shards are handed out
     clock: Callable[[], float] = time.monotonic
     _num_taken: int = field(init=False, default=0)
-    _retries: deque[Shard] = field(init=False, default_factory=deque)
+    _retries: deque[Piece] = field(init=False, default_factory=deque)
     _errors: dict[int, list[str]] = field(init=False, default_factory=dict)
     _failed_on: dict[int, set[Hashable]] = field(init=False, default_factory=dict)
     _copies: Counter[int] = field(init=False, default_factory=Counter)  # in work, of each shard
-    _begun: dict[int, tuple[Shard, float, Hashable]] = field(init=False, default_factory=dict)  # shards in work
+    _begun: dict[int, tuple[Piece, float, Hashable]] = field(init=False, default_factory=dict)  # shards in work
     _seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=RECENT_SHARDS))
 
     def __len__(self) -> int:
@@ -71,11 +87,11 @@ class Backlog:
         """The number of shards that are being made."""
         return len(self._begun)
 
-    def has_failed(self, shard: Shard) -> bool:
+    def has_failed(self, shard: Piece) -> bool:
         """Whether `shard` has failed on some worker."""
         return bool(self._failed_on.get(shard.number))
 
-    def take(self, worker: Hashable = None) -> Shard | None:
+    def take(self, worker: Hashable = None) -> Piece | None:
         """The next shard for `worker`: one that has not failed on it; else a copy of one that is slow elsewhere."""
         shard = self._next(worker) or self._slow(worker)
         if shard is not None:
@@ -83,7 +99,7 @@ class Backlog:
             self._begun.setdefault(shard.number, (shard, self.clock(), worker))
         return shard
 
-    def _next(self, worker: Hashable) -> Shard | None:
+    def _next(self, worker: Hashable) -> Piece | None:
         if self.stop.is_set():
             return None
         if self._num_taken < len(self.shards):
@@ -95,7 +111,7 @@ class Backlog:
                 return shard
         return None
 
-    def _slow(self, worker: Hashable) -> Shard | None:
+    def _slow(self, worker: Hashable) -> Piece | None:
         """The longest in work of the shards that take far longer than others did, if only one other worker is at it."""
         if self.stop.is_set() or not self._seconds:
             return None
@@ -108,22 +124,22 @@ class Backlog:
         ]
         return min(slow, key=lambda pair: pair[0])[1] if slow else None
 
-    def give_back(self, shard: Shard) -> None:
+    def give_back(self, shard: Piece) -> None:
         """Hand out `shard` again, whose worker was taken from it through no fault of its own."""
         if self._end(shard) is not None and not self._copies[shard.number]:
             del self._begun[shard.number]
             self._retries.append(shard)
 
-    def final_results(self, result: Marker | Failure, worker: Hashable = None) -> Iterator[Marker | Failure]:
+    def final_results(self, result: Result, worker: Hashable = None) -> Iterator[Result]:
         """Yield `result` of `worker` unless its shard is tried again, is in work elsewhere, or has a result already.
 
         In this process, the worker None, only what was lost is tried again.
         """
-        shard = result.shard
+        shard = piece_of(result)
         begun = self._end(shard)
         if begun is None:
             return  # a copy was faster
-        if isinstance(result, Marker):
+        if not isinstance(result, Failure):
             self._seconds.append(self.clock() - begun)
             del self._begun[shard.number]
             yield result
@@ -140,7 +156,7 @@ class Backlog:
         else:
             yield self._failure(shard)
 
-    def _end(self, shard: Shard) -> float | None:
+    def _end(self, shard: Piece) -> float | None:
         """When the work on `shard` began, of which one copy ended; None if it has its result."""
         self._copies[shard.number] -= 1
         if not self._copies[shard.number]:
@@ -154,6 +170,6 @@ class Backlog:
             self._retries.remove(shard)
             yield self._failure(shard)
 
-    def _failure(self, shard: Shard) -> Failure:
+    def _failure(self, shard: Piece) -> Failure:
         errors = self._errors[shard.number]
         return Failure(shard, errors[0] + (f" (tried {len(errors)} times)" if len(errors) > 1 else ""))

@@ -18,8 +18,26 @@ def _split(value: object) -> object:
     return [value] if isinstance(value, int) else value
 
 
+def _sides(value: object) -> object:
+    """ "512" and 512 as (512, 512), "768x512" as (768, 512); the rest is for the model to check."""
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    if isinstance(parts, int):
+        return (parts, parts)
+    return parts * 2 if isinstance(parts, list) and len(parts) == 1 else parts
+
+
 def _increasing(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return None if classes is None else tuple(sorted(set(classes)))
+
+
+Side = Annotated[int, Field(ge=1, lt=2**16)]
+PictureSize = Annotated[tuple[Side, Side], BeforeValidator(_sides)]
+
+
+class PictureSettings(BaseModel):
+    """The size that a command takes by flag."""
+
+    size: PictureSize
 
 
 class GenerateConfig(BaseModel):
@@ -27,6 +45,8 @@ class GenerateConfig(BaseModel):
 
     `out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address` and `compile` may change from run to run; all other
     fields define the plan. Compiled code rounds otherwise, as another kind of machine does: the markers say which.
+    `prompts` is a file, .txt or .jsonl, for a pipeline of diffusers; `size` is that of its pictures, [height, width],
+    and `shift` moves the times towards the noise, by default as the pipeline does.
     Labels are drawn from `classes`; by default from those that the teacher was trained on, where that is known, else
     from all.
     """
@@ -40,6 +60,10 @@ class GenerateConfig(BaseModel):
     classes: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split), AfterValidator(_increasing)
     ] = None
+    prompts: PathText | None = None
+    negative_prompt: str | None = None
+    size: PictureSize | None = None
+    shift: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     states: int = Field(default=8, ge=0)
     velocities: bool = True

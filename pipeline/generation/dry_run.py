@@ -9,16 +9,18 @@ import torch
 from pipeline.common.device import pick_device
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.common.ray_cluster import count_workers
+from pipeline.dataset.conditions import as_stored
 from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.dataset.shards import write_shard
 from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
-from pipeline.generation.generate import GenerateConfig, device_of, make_plan, missing_shards, read_ledger
+from pipeline.generation.generate import GenerateConfig, device_of, missing_shards, new_plan, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
+from pipeline.networks.conditions import Conditions
 from pipeline.storage.store import open_store
 from pipeline.teachers.batch_sizes import BatchSizes, measure_batch_sizes
 from pipeline.teachers.compilation import compile_teacher
-from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.loading import resolve
 from pipeline.teachers.teacher import errors_named_after
 
 
@@ -35,6 +37,7 @@ class DryRun:
     num_bytes: int  # of the missing records
     free_bytes: int | None  # None if unknown
     batch_sizes: BatchSizes | None = None  # None on a CPU
+    table_bytes: int = 0  # of the condition table
 
     @property
     def samples_per_second(self) -> float:
@@ -60,6 +63,8 @@ class DryRun:
         yield f"{hours} on {workers}, if none slows another down"
         room = f"; {format_bytes(self.free_bytes)} are free there" if self.free_bytes is not None else ""
         yield f"{format_bytes(self.num_bytes)} to be stored{room}"
+        if self.plan.conditions is not None:
+            yield f"{format_bytes(self.table_bytes)} besides of conditions, for {self.plan.num_classes} prompts"
 
 
 def dry_run(config: GenerateConfig) -> DryRun:
@@ -71,8 +76,10 @@ def dry_run(config: GenerateConfig) -> DryRun:
     """
     device = device_of(config) or pick_device("auto")
     check_precision(config.precision, device)
-    teacher, store = load_teacher(config.teacher, device, config.guidance_scale), open_store(config.out)
-    plan = make_plan(config, teacher)
+    source, store = resolve(config.teacher), open_store(config.out)
+    plan = new_plan(config, source, quiet=True)
+    conditions = source.encoded(source.prompts(config.prompts, config.negative_prompt), device)
+    teacher = source.load(device, config.guidance_scale, size=config.size, conditions=conditions)
     ledger = read_ledger(config, store, plan, read_dataset(store))
     num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
     # Compiling takes half a minute for every batch size, so the sizes are tried before it.
@@ -101,7 +108,15 @@ def dry_run(config: GenerateConfig) -> DryRun:
         num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
         free_bytes=store.free_bytes(),
         batch_sizes=batch_sizes,
+        table_bytes=_table_bytes(plan, conditions),
     )
+
+
+def _table_bytes(plan: Plan, conditions: Conditions | None) -> int:
+    """About the size of the condition table, by its first row."""
+    if plan.conditions is None or conditions is None:
+        return 0
+    return plan.conditions.num_rows * sum(tensor.nbytes for tensor in as_stored(conditions.row(0)).values())
 
 
 def _count_workers(config: GenerateConfig) -> int:

@@ -1,9 +1,10 @@
 """Generate a data set: from a configuration to a store that holds every record of its plan."""
 
 import os
+import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.common.config import explain, resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
+from pipeline.dataset.conditions import PROMPTS, Chunk, ConditionMarker, Prompts, missing_chunks
 from pipeline.dataset.manifest import (
     DataSet,
     Ledger,
@@ -23,24 +25,24 @@ from pipeline.dataset.manifest import (
     write_dataset,
     write_manifest,
 )
-from pipeline.dataset.plan import Plan, Shard, Shards
+from pipeline.dataset.plan import ConditionSet, Plan, Shard, Shards
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
-from pipeline.generation.backlog import Backlog, Failure
+from pipeline.generation.backlog import Backlog, Failure, Piece, Result
 from pipeline.generation.config import GenerateConfig as GenerateConfig
 from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
 from pipeline.teachers.compilation import check_compiler
-from pipeline.teachers.loading import TeacherSource, resolve
+from pipeline.teachers.loading import DiffusersSource, TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
 CONFIG = "config.yaml"
 SHOWN_FAILURES = 20
 STOPPING = "stopping when the shards in flight are committed"
-OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range")  # fields that a plan copies
+OF_TEACHER = ("shape", "num_classes", "t_start", "t_end", "data_range", "latents", "shift")  # fields that a plan copies
 
 
 def device_of(config: GenerateConfig) -> torch.device | None:
@@ -50,20 +52,24 @@ def device_of(config: GenerateConfig) -> torch.device | None:
     return torch.device("cuda" if torch.cuda.is_available() and config.gpus_per_worker != 0 else "cpu")
 
 
-def make_plan(config: GenerateConfig, teacher: Teacher) -> Plan:
-    """The plan that `config` asks for with `teacher`.
+def make_plan(config: GenerateConfig, teacher: Teacher, conditions: ConditionSet | None = None) -> Plan:
+    """The plan that `config` asks for with `teacher`, whose labels stand for `conditions`.
 
     Raises:
         BadInput: the fields contradict each other.
     """
     names = {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
     classes = teacher.labels if config.classes is None else config.classes
-    return _plan(config, classes, names | {name: getattr(teacher, name) for name in OF_TEACHER})
+    return _plan(config, classes, conditions, names | {name: getattr(teacher, name) for name in OF_TEACHER})
 
 
-def _plan(config: GenerateConfig, classes: tuple[int, ...] | None, of_teacher: dict[str, Any]) -> Plan:
-    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher", "classes"}
-    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states}
+def _plan(
+    config: GenerateConfig, classes: tuple[int, ...] | None, conditions: ConditionSet | None, of_teacher: dict[str, Any]
+) -> Plan:
+    shared = Plan.model_fields.keys() & GenerateConfig.model_fields.keys() - {"teacher", "classes", "shift"}
+    asked = {name: getattr(config, name) for name in shared} | {"num_states": config.states, "conditions": conditions}
+    if config.shift is not None:
+        of_teacher = of_teacher | {"shift": config.shift}
     try:
         is_all = classes is not None and classes == tuple(range(of_teacher["num_classes"]))
         return Plan(**asked, **of_teacher, classes=None if is_all else classes)
@@ -94,10 +100,22 @@ def plan_of(config: GenerateConfig, store: Store, quiet: bool = False) -> tuple[
     source = resolve(config.teacher)
     # A teacher can take minutes to load: not needed where its source and its weights are those of the plan.
     known = _known_plan(config, source, existing)
-    plan = known or make_plan(config, source.load(guidance_scale=config.guidance_scale, quiet=quiet))
+    plan = known or new_plan(config, source, quiet)
     for note in () if quiet else _notes(config, plan):
         say(f"note: {note}")
     return source, known, plan
+
+
+def new_plan(config: GenerateConfig, source: TeacherSource, quiet: bool = False) -> Plan:
+    """The plan that `config` asks for with the teacher of `source`.
+
+    Raises:
+        BadInput: there is no such teacher, or the fields contradict each other.
+    """
+    prompts = source.prompts(config.prompts, config.negative_prompt)
+    num_prompts = 0 if prompts is None else len(prompts)
+    teacher = source.describe(config.guidance_scale, quiet, config.size, num_prompts)
+    return make_plan(config, teacher, None if prompts is None else source.identify(prompts, config.precision))
 
 
 def generate(config: GenerateConfig) -> Manifest:
@@ -119,6 +137,7 @@ def generate(config: GenerateConfig) -> Manifest:
             check_teacher(config, source, known)
         with stoppable(STOPPING) as stop:
             lease.on_loss = stop.set
+            encode_prompts(config, dataset, source, store, stop, check=lease.check)
             failures = _fill(config, dataset, ledger, missing, lease, stop)
     report(failures, len(plan.shards(config.n)), stop)
     if len(ledger.numerics) > 1:
@@ -130,11 +149,11 @@ def generate(config: GenerateConfig) -> Manifest:
 
 def check_teacher(config: GenerateConfig, source: TeacherSource, plan: Plan) -> None:
     """Raises `BadInput` unless the teacher that `source` loads is that of `plan`."""
-    make_plan(config, source.load(guidance_scale=config.guidance_scale)).check_same(plan, config.out)
+    new_plan(config, source).check_same(plan, config.out)
 
 
-def report(failures: Sequence[str], num_shards: int, stop: threading.Event) -> None:
-    """Say what failed of `num_shards` shards.
+def report(failures: Sequence[str], num_pieces: int, stop: threading.Event, pieces: str = "shards") -> None:
+    """Say what failed of `num_pieces` shards, or other `pieces`.
 
     Raises:
         WorkFailed: some failed.
@@ -147,7 +166,7 @@ def report(failures: Sequence[str], num_shards: int, stop: threading.Event) -> N
     if stop.is_set():
         raise KeyboardInterrupt
     if failures:
-        raise WorkFailed(f"{len(failures)} of {num_shards} shards failed: {failures[0]}; the others are committed")
+        raise WorkFailed(f"{len(failures)} of {num_pieces} {pieces} failed: {failures[0]}; the others are committed")
 
 
 def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:
@@ -176,9 +195,12 @@ def _known_plan(config: GenerateConfig, source: TeacherSource, existing: DataSet
         return None
     if config.classes is None and existing.plan.classes is not None:
         return None  # by default they are the teacher's
+    if isinstance(source, DiffusersSource) or config.size is not None or existing.plan.shift != 1:
+        return None  # a pipeline is described in a moment, and a shift may be the teacher's or what was asked
     return _plan(
         config,
         config.classes,
+        None,
         {name: getattr(existing.plan, name) for name in ("teacher", "teacher_sha256", *OF_TEACHER)},
     )
 
@@ -228,6 +250,54 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSour
     return dataset, ledger
 
 
+def encode_prompts(
+    config: GenerateConfig,
+    dataset: DataSet,
+    source: TeacherSource,
+    store: Store,
+    stop: threading.Event,
+    check: Callable[[], object] = lambda: None,
+    is_part: bool = False,
+) -> None:
+    """Make what is missing of the condition table, before the shards that are made from it.
+
+    `check` is called before each chunk that was made is counted. Parts of a data set share the chunks.
+
+    Raises:
+        WorkFailed: a chunk failed, or the store did.
+        KeyboardInterrupt: `stop` is set.
+    """
+    conditions, prompts = dataset.plan.conditions, source.prompts(config.prompts, config.negative_prompt)
+    if conditions is None or prompts is None:
+        return
+    missing = _missing_chunks(store, conditions, prompts)
+    if not missing:
+        return
+    if is_part:
+        random.shuffle(missing)
+    for note in source.notes(prompts):
+        say(f"note: {note}")
+    failures, num_missing = list[str](), sum(chunk.num_rows for chunk in missing)
+    with bar("encode prompts", conditions.num_rows, conditions.num_rows - num_missing) as advance:
+        for result in _work(config, dataset, missing, stop, lambda _: None, is_part):
+            check()
+            if isinstance(result, Failure):
+                failures.append(result.error)
+            elif isinstance(result, ConditionMarker):
+                advance(result.chunk.num_rows)
+    report(failures, len(missing), stop, "chunks of conditions")
+
+
+def _missing_chunks(store: Store, conditions: ConditionSet, prompts: Prompts) -> list[Chunk]:
+    """What is not committed of the condition table of `prompts`, which are written to `store`."""
+    try:
+        if store.read_all([PROMPTS]).get(PROMPTS) != prompts.dumped():
+            store.write(PROMPTS, prompts.dumped())
+        return missing_chunks(store, conditions)
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be read or written ({reason(error)})") from error
+
+
 def _fill(
     config: GenerateConfig,
     dataset: DataSet,
@@ -243,7 +313,7 @@ def _fill(
             lease.check()
             if isinstance(result, Failure):
                 failures.append(result.error)
-            else:
+            elif isinstance(result, Marker):
                 ledger.add(result)
     finally:
         try:
@@ -256,23 +326,33 @@ def _fill(
     return failures
 
 
+def _work(
+    config: GenerateConfig,
+    dataset: DataSet,
+    pieces: Sequence[Piece],
+    stop: threading.Event,
+    on_batch: Callable[[int], None],
+    is_part: bool,
+) -> Iterator[Result]:
+    """Hand `pieces` of the data set to workers, which leave with the last of them."""
+    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile, is_part=is_part)
+    backlog = Backlog(pieces, stop)
+    if config.executor == "inline":
+        return workers.run_inline(job, backlog, on_batch)
+    return workers.run_on_ray(job, backlog, on_batch, config.workers, config.gpus_per_worker, config.address)
+
+
 def make_shards(
     config: GenerateConfig, dataset: DataSet, shards: Sequence[Shard], stop: threading.Event, is_part: bool = False
-) -> Iterator[Marker | Failure]:
+) -> Iterator[Result]:
     """Make `shards` with the executor of `config`; those of a part are skipped where others have committed them."""
     if not shards:
         return
-    job = Job(dataset.plan, dataset.teacher_source, absolute(config.out), compile=config.compile, is_part=is_part)
-    backlog = Backlog(shards, stop)
     num_records = sum(shard.num_records for shard in shards)
     total = num_records if is_part else config.n
     started, made = time.monotonic(), 0
     with bar(f"generate {dataset.plan.teacher}", total, total - num_records) as advance:
-        if config.executor == "inline":
-            results = workers.run_inline(job, backlog, advance)
-        else:
-            results = workers.run_on_ray(job, backlog, advance, config.workers, config.gpus_per_worker, config.address)
-        for result in results:
+        for result in _work(config, dataset, shards, stop, advance, is_part):
             if isinstance(result, Marker):
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)

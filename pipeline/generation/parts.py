@@ -22,6 +22,7 @@ from pipeline.generation.generate import (
     GenerateConfig,
     check_device,
     check_teacher,
+    encode_prompts,
     generate,
     make_shards,
     plan_of,
@@ -80,6 +81,7 @@ def generate_part(config: GenerateConfig, part: Part, steals: bool = False) -> M
         own, others = _left(store, part.share(shards)), list[Shard]()
         if own and known:
             check_teacher(config, source, known)
+        encode_prompts(config, dataset, source, store, stop, is_part=True)
         failures = _make(config, dataset, own, stop)
         if steals and not stop.is_set():
             others = [shard for shard in _left(store, shards) if shard.number not in failures]

@@ -142,7 +142,7 @@ def integrate_shard(
                 raise WorkFailed(f"{shard}: teacher {teacher.name}: {error}; {saved}") from error
             if on_batch is not None:
                 on_batch(min(plan.batch_size, shard.end - start.first_index))
-        numerics = numerics_of(device, plan.precision, teacher.compiled)
+        numerics = numerics_of(device, plan.precision, teacher.compiled, teacher.libraries)
     return SolvedShard(plan, shard, batches, numerics, time.monotonic() - started)
 
 
@@ -194,7 +194,7 @@ def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> 
     velocity, dtype = in_precision(teacher.velocity, plan.precision), _dtype(plan)
     label = batch.label.to(device) if plan.num_classes else None
     start = plan.t_start * batch.noise.to(device)
-    solution = integrate(velocity, start, batch.times, label, plan.solver)
+    solution = integrate(velocity, start, batch.times, label, plan.solver, plan.shift)
     states = solution.states.transpose(0, 1).to(dtype)
     velocities = torch.empty_like(states) if plan.velocities else None
     if velocities is not None:

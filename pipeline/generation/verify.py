@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 from pipeline.common.errors import BadInput, StoreFailed, one_line, reason
 from pipeline.common.progress import bar, format_bytes
 from pipeline.dataset.commit import MARKERS_AT_ONCE, marker_name, parse_marker, shards_present
+from pipeline.dataset.conditions import (
+    CHUNK_FILE,
+    PROMPTS,
+    Chunk,
+    ConditionTable,
+    as_stored,
+    check_table,
+    chunk_of,
+    chunks,
+    read_marker,
+)
 from pipeline.dataset.manifest import (
     MANIFEST,
     PLAN,
@@ -38,10 +49,12 @@ from pipeline.dataset.shards import (
     sha256,
 )
 from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
+from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.generate import CONFIG
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
 from pipeline.storage.lease import LEASE
 from pipeline.storage.store import READ_ATTEMPTS, Store, is_aside, read_again
+from pipeline.teachers.loading import TeacherSource
 from pipeline.teachers.teacher import Teacher
 
 # The largest RMS difference of most records from stored ones, on data of about unit scale, that another kind of machine
@@ -88,6 +101,7 @@ class VerifyResult:
     ledger: Ledger  # of the shards that are not bad
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    bad_chunks: list[Chunk] = field(default_factory=list)  # of the condition table; `repair` removes them
     unread: set[int] = field(default_factory=set)  # the numbers of shards that the store did not give
     rechecks: list[Recheck] = field(default_factory=list)
     num_bytes: int = 0  # hashed
@@ -117,8 +131,9 @@ class VerifyResult:
     @property
     def advice(self) -> str:
         """What to do about the faults."""
-        if self.bad_shards:
-            return "--repair removes the bad shards, then generate makes them again"
+        if self.bad_shards or self.bad_chunks:
+            kind = "shards" if self.bad_shards else "conditions"
+            return f"--repair removes the bad {kind}, then generate makes them again"
         if self.unread:
             return "verify again when the store gives what could not be read"
         if self.ledger.num_shards < len(self.dataset.plan.shards(self.dataset.num_records)):
@@ -128,7 +143,7 @@ class VerifyResult:
     @property
     def advice_when_repaired(self) -> str:
         """What to do once the bad shards are removed."""
-        is_over = self.unread and not self.bad_shards
+        is_over = self.unread and not self.bad_shards and not self.bad_chunks
         return self.advice if is_over else "run traflow-pipeline generate again"
 
     def __str__(self) -> str:
@@ -169,6 +184,9 @@ def verify(store: Store) -> VerifyResult:
     result = VerifyResult(dataset, Ledger(dataset.plan))
     try:
         sizes = store.sizes()
+        for name, problem, chunk in check_table(store, dataset.plan):
+            result.faults.append(Fault(name, problem))
+            result.bad_chunks += [] if chunk is None else [chunk]
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
     shards = shards_present(dataset.plan, dataset.num_records, sizes)
@@ -241,7 +259,7 @@ def recheck(store: Store, result: VerifyResult, teacher: Teacher, device: torch.
         with fixed_numerics(plan.precision):
             start = draw_batch(plan, first_index)
             remade = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
-            here = numerics_of(device, plan.precision, teacher.compiled)
+            here = numerics_of(device, plan.precision, teacher.compiled, teacher.libraries)
             same_machine, repeats = here == result.ledger.numerics_of(shard.number), True
             if same_machine and _differing(stored, remade):
                 once_more = solve_batch(plan, start, teacher, device).rows().rows(slice(0, len(stored)))
@@ -268,6 +286,36 @@ def _spread_batches(result: VerifyResult, num_batches: int) -> list[tuple[Shard,
     ]
 
 
+def recheck_table(
+    store: Store, result: VerifyResult, source: TeacherSource, device: torch.device, num_rows: int = 2
+) -> None:
+    """Encode `num_rows` evenly spread rows of the condition table again, and compare; add what differs to `result`.
+
+    On the kind of machine that made a row it must be bit-identical; elsewhere the last bits may differ.
+
+    Raises:
+        BadInput, WorkFailed: the text encoders are not those of the plan, or a row cannot be read.
+    """
+    conditions = result.dataset.plan.conditions
+    if conditions is None:
+        return
+    encoder = ChunkEncoder.load(result.dataset.plan, source, store, device)
+    table, bad = ConditionTable(store, conditions), {chunk.number for chunk in result.bad_chunks}
+    for number in np.linspace(0, conditions.num_rows - 1, num_rows).round().astype(int).tolist():
+        chunk = chunk_of(conditions, number)
+        marker = None if chunk.number in bad else read_marker(store, conditions, chunk)
+        if marker is None:
+            continue
+        with fixed_numerics():
+            same_machine = encoder.numerics == marker.numerics
+            remade = as_stored(encoder.encoder.row(encoder.prompts, number))
+        differ = [name for name, tensor in table.row(number).items() if not torch.equal(tensor, remade[name])]
+        match = f"other {' and '.join(differ)}" if differ else "every bit the same"
+        result.notes.append(f"{chunk.name}: row {number}, encoded again: {match}")
+        if differ and same_machine:
+            result.faults.append(Fault(chunk.name, f"row {number}, encoded again: other {' and '.join(differ)}"))
+
+
 def repair(store: Store, result: VerifyResult) -> None:
     """Remove the bad shards of `result`, and write the manifest of the good ones; foreign files stay.
 
@@ -280,6 +328,9 @@ def repair(store: Store, result: VerifyResult) -> None:
         for shard in result.bad_shards:
             store.remove(marker_name(shard))  # first: a shard without a marker is not committed
             store.remove(shard.name)
+        for chunk in result.bad_chunks:
+            store.remove(chunk.marker_name)
+            store.remove(chunk.name)
         store.sweep()
     except OSError as error:
         raise StoreFailed(f"{store.location}: cannot be repaired ({reason(error)})") from error
@@ -293,9 +344,13 @@ def _is_failed_batch(name: str) -> bool:
 
 def _foreign_files(dataset: DataSet, sizes: Iterable[str]) -> Iterator[Fault]:
     num_shards = len(dataset.plan.shards(dataset.num_records))
+    conditions = dataset.plan.conditions
+    num_chunks, table = (0, set()) if conditions is None else (len(chunks(conditions)), {PROMPTS})
     for name in sorted(sizes):
-        shard = SHARD_FILE.fullmatch(name)
-        is_ours = int(shard[1]) < num_shards if shard else name in {PLAN, CONFIG, MANIFEST, LEASE}
+        shard, chunk = SHARD_FILE.fullmatch(name), CHUNK_FILE.fullmatch(name)
+        is_ours = name in {PLAN, CONFIG, MANIFEST, LEASE} | table
+        is_ours |= shard is not None and int(shard[1]) < num_shards
+        is_ours |= chunk is not None and int(chunk[1]) < num_chunks
         if not is_ours and not is_aside(name) and not _is_failed_batch(name):
             yield Fault(name, "does not belong to this data set; move it away")
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -17,15 +18,17 @@ from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
 from pipeline.dataset.commit import find_marker
+from pipeline.dataset.conditions import Chunk, ConditionMarker, commit_chunk, find_chunk
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker
 from pipeline.flow.numerics import check_precision
-from pipeline.generation.backlog import MAX_ATTEMPTS, Backlog, Cause, Failure, Health
+from pipeline.generation.backlog import MAX_ATTEMPTS, Backlog, Cause, Failure, Health, Piece, Result, piece_of
+from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.config import Compile
 from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
 from pipeline.teachers.compilation import compile_teacher
-from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.loading import resolve
 from pipeline.teachers.teacher import Teacher
 
 POLL_SECONDS = 0.5  # the longest that a signal waits
@@ -81,18 +84,33 @@ class Worker:
         return open_store(self.job.location)
 
     @cached_property
+    def encoder(self) -> ChunkEncoder:
+        """Loaded with the first chunk of the condition table.
+
+        Raises:
+            Unfit: it cannot be loaded here.
+        """
+        with _unfit():
+            self._check_machine()
+            return ChunkEncoder.load(self.job.plan, resolve(self.job.teacher), self.store, self.device)
+
+    @cached_property
     def teacher(self) -> Teacher:
         """Loaded with the first shard.
 
         Raises:
             Unfit: it cannot be loaded here.
         """
-        try:
-            return self._load()
-        except Exception as error:  # a user's own factory may raise anything
-            raise Unfit(_message(error)) from error
+        with _unfit():
+            self._check_machine()
+            check_precision(self.job.plan.precision, self.device)
+            teacher = resolve(self.job.teacher).load_planned(self.job.plan, self.store, self.device, quiet=True)
+            if teacher.sha256 != self.job.plan.teacher_sha256:
+                raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
+            return compile_teacher(teacher, self.device, self.job.compile)
 
-    def _load(self) -> Teacher:
+    def _check_machine(self) -> None:
+        """Raises `WorkFailed` if this machine lacks what the driver has."""
         if program_version() != self.job.version:
             raise WorkFailed(
                 f"{socket.gethostname()} has traflow-pipeline {program_version()}, the driver {self.job.version}: "
@@ -100,14 +118,11 @@ class Worker:
             )
         if self.wants_gpu and not torch.cuda.is_available():
             raise WorkFailed(f"Ray gave a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there")
-        check_precision(self.job.plan.precision, self.device)
-        teacher = load_teacher(self.job.teacher, self.device, self.job.plan.guidance_scale, quiet=True)
-        if teacher.sha256 != self.job.plan.teacher_sha256:
-            raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
-        return compile_teacher(teacher, self.device, self.job.compile)
 
-    def make(self, shard: Shard, on_batch: Callable[[int], None] | None = None) -> Marker | Failure:
-        """Generate and commit `shard`; a failure is returned, so that it does not stop the other shards.
+    def make(self, shard: Piece, on_batch: Callable[[int], None] | None = None) -> Result:
+        """Generate and commit `shard`, or a chunk of the condition table.
+
+        A failure is returned, so that it does not stop the other shards.
 
         Called from several threads, it integrates one shard while others are drawn, built, hashed and written.
         `on_batch` is told the records of each batch.
@@ -119,14 +134,7 @@ class Worker:
                 on_batch(num_records)
 
         try:
-            if self.job.is_part and (marker := find_marker(self.store, self.job.plan, shard)):
-                count(shard.num_records)
-                return marker
-            check_room(self.job.plan, shard, self.store)
-            starts = draw_shard(self.job.plan, shard)
-            with self._device_lock:
-                solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, count)
-            return commit_shard(solved, self.store)
+            return self._encode(shard) if isinstance(shard, Chunk) else self._integrate(shard, count)
         except Exception as error:  # a user's own teacher may raise anything
             message = _message(error)
             if not message.startswith(str(shard)):
@@ -139,6 +147,34 @@ class Worker:
             return Failure(shard, message, _cause(error), socket.gethostname())
         finally:
             self._integrated.pop(shard.number, None)
+
+    def _encode(self, chunk: Chunk) -> ConditionMarker:
+        if self.job.is_part and (marker := find_chunk(self.store, self.job.plan, chunk)):
+            return marker
+        with self._device_lock:
+            made = self.encoder.encode(chunk)
+        return commit_chunk(self.store, *made)
+
+    def _integrate(self, shard: Shard, count: Callable[[int], None]) -> Marker:
+        if self.job.is_part and (marker := find_marker(self.store, self.job.plan, shard)):
+            count(shard.num_records)
+            return marker
+        check_room(self.job.plan, shard, self.store)
+        starts = draw_shard(self.job.plan, shard)
+        with self._device_lock:
+            solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, count)
+        return commit_shard(solved, self.store)
+
+
+@contextmanager
+def _unfit() -> Iterator[None]:
+    """Turn any exception but the store's into `Unfit`: a user's own factory may raise anything."""
+    try:
+        yield
+    except StoreFailed:
+        raise
+    except Exception as error:
+        raise Unfit(_message(error)) from error
 
 
 def _message(error: Exception) -> str:
@@ -155,7 +191,7 @@ def _cause(error: BaseException) -> Cause:
     return "shard" if error.__cause__ is None else _cause(error.__cause__)
 
 
-def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Result]:
     """Make the shards of `backlog` in this process; `on_batch` is told the records of each batch.
 
     Raises:
@@ -171,7 +207,7 @@ def run_inline(job: Job, backlog: Backlog, on_batch: Callable[[int], None]) -> I
         _check_fit(result, backlog)
 
 
-def _check_fit(result: Marker | Failure, backlog: Backlog) -> None:
+def _check_fit(result: Result, backlog: Backlog) -> None:
     """Raises `WorkFailed` if `result` says that this process cannot make another shard."""
     if not Health().is_fit_after(result, is_first=False):
         assert isinstance(result, Failure)
@@ -179,9 +215,9 @@ def _check_fit(result: Marker | Failure, backlog: Backlog) -> None:
         raise WorkFailed(f"{result.error}{left}")
 
 
-def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Marker | Failure]:
+def _run_overlapped(worker: Worker, backlog: Backlog, on_batch: Callable[[int], None]) -> Iterator[Result]:
     """Make shards in threads: one is written while the next is integrated."""
-    working: set[Future[Marker | Failure]] = set()
+    working: set[Future[Result]] = set()
     with ThreadPoolExecutor(SHARDS_OF_GPU, "shard") as pool:
         while working or backlog:
             while len(working) < SHARDS_OF_GPU and (shard := backlog.take()):
@@ -199,7 +235,7 @@ def run_on_ray(
     num_workers: int | None,
     gpus_per_worker: float | None,
     address: str | None,
-) -> Iterator[Marker | Failure]:
+) -> Iterator[Result]:
     """Make the shards of `backlog` on Ray actors; yield results as they finish.
 
     Once the backlog is stopped, the shards in flight are still made.
@@ -244,9 +280,9 @@ class Progress:
         self._in_work |= integrated
         self._update()
 
-    def on_result(self, result: Marker | Failure) -> None:
+    def on_result(self, result: Result) -> None:
         """Take note of a shard that was made, or failed."""
-        self._in_work.pop(result.shard.number, None)
+        self._in_work.pop(piece_of(result).number, None)
         self._made += result.shard.num_records if isinstance(result, Marker) else 0
         self._update()
 
@@ -273,7 +309,7 @@ class _ActorPool:
         self._shards_at_once = SHARDS_OF_GPU if gpus else SHARDS_OF_CPU
         actor: Any = ray.remote(max_restarts=0, num_cpus=1, num_gpus=gpus)(Worker)
         self._actor = actor.options(max_concurrency=self._shards_at_once + 1)  # one more to answer
-        self._working: dict[Any, tuple[Shard, _Hand]] = {}  # by the reference to the result
+        self._working: dict[Any, tuple[Piece, _Hand]] = {}  # by the reference to the result
         self._pending: dict[Any, _Hand] = {}  # by the reference of `ready`
         self._asked: dict[Any, _Hand] = {}  # by the reference of `integrated`
         self._progress = Progress(on_batch)
@@ -281,7 +317,7 @@ class _ActorPool:
         self._failed_starts = 0  # since the last shard that was made
         self._last_error = ""
 
-    def results(self) -> Iterator[Marker | Failure]:
+    def results(self) -> Iterator[Result]:
         import ray
 
         for _ in range(min(self._num_workers, len(self._backlog.shards))):
@@ -373,14 +409,14 @@ class _ActorPool:
                 if len(self._backlog) > len(self._pending):
                     self._assign_shard(hand)
 
-    def _on_result(self, reference: Any) -> Iterator[Marker | Failure]:
+    def _on_result(self, reference: Any) -> Iterator[Result]:
         import ray
         from ray.exceptions import RayError
 
         shard, hand = self._working.pop(reference)
         is_first = not self._backlog.has_failed(shard)
         try:
-            result: Marker | Failure = ray.get(reference)
+            result: Result = ray.get(reference)
         except RayError as error:
             detail = last_line(error).partition(" Some common causes")[0]
             message = f"its worker died: killed, out of memory, or its machine was lost ({detail})"
@@ -391,7 +427,7 @@ class _ActorPool:
                 self._start()
             return
         yield from self._backlog.final_results(result, hand)
-        if isinstance(result, Marker):
+        if not isinstance(result, Failure):
             self._failed_starts = 0
         if hand.health.is_fit_after(result, is_first):
             self._assign_shard(hand)

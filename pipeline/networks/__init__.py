@@ -4,7 +4,7 @@ import errno
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import torch
 from pydantic import Discriminator, Tag, TypeAdapter
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
-from pipeline.networks.flow_network import FlowNetwork as Network
-from pipeline.networks.flow_network import FlowNetworkConfig
+from pipeline.networks.diffusers import network as diffusers_network
+from pipeline.networks.diffusers.network import DiffusersConfig, DiffusersNetwork
+from pipeline.networks.flow_network import FlowNetwork, FlowNetworkConfig
 from pipeline.networks.mlp import Mlp, MlpConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
@@ -25,9 +26,17 @@ def _family(config: Any) -> Any:
     return config.get("family", "song") if isinstance(config, dict) else getattr(config, "family", None)
 
 
+# Any network that is a velocity, and its configuration: one of this program's families, or of diffusers.
+Network = FlowNetwork | DiffusersNetwork
+AnyConfig = FlowNetworkConfig | DiffusersConfig
+Laid = TypeVar("Laid", bound=FlowNetwork | DiffusersNetwork)
 __all__ = [
+    "AnyConfig",
     "DhariwalUNet",
     "DhariwalUNetConfig",
+    "DiffusersConfig",
+    "DiffusersNetwork",
+    "FlowNetwork",
     "FlowNetworkConfig",
     "Mlp",
     "MlpConfig",
@@ -39,20 +48,30 @@ __all__ = [
     "lay_out",
     "load",
     "parse_config",
+    "parse_own",
+    "picture_shape",
     "require_size",
     "save",
     "save_tensors",
 ]
-# The configuration of a network; the default family is song.
+# The configuration of a network of this program; the default family is song. Those of diffusers are never trained
+# from scratch.
 NetworkConfig = Annotated[
     Annotated[SongUNetConfig, Tag("song")]
     | Annotated[DhariwalUNetConfig, Tag("dhariwal")]
     | Annotated[MlpConfig, Tag("mlp")],
     Discriminator(_family),
 ]
-parse_config: Callable[[Any], SongUNetConfig | DhariwalUNetConfig | MlpConfig] = TypeAdapter(
-    NetworkConfig
-).validate_python
+parse_own: Callable[[Any], SongUNetConfig | DhariwalUNetConfig | MlpConfig] = TypeAdapter(NetworkConfig).validate_python
+
+
+def parse_config(config: Any) -> AnyConfig:
+    """The configuration in the values of a mapping, or `config` itself.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    return DiffusersConfig.model_validate(config) if _family(config) == "diffusers" else parse_own(config)
 
 
 @overload
@@ -60,15 +79,21 @@ def build(config: UNetConfig) -> UNet: ...
 
 
 @overload
-def build(config: FlowNetworkConfig) -> Network: ...
+def build(config: FlowNetworkConfig) -> FlowNetwork: ...
 
 
-def build(config: FlowNetworkConfig) -> Network:
-    """A freshly initialised network, laid out for a CPU.
+@overload
+def build(config: AnyConfig) -> Network: ...
+
+
+def build(config: AnyConfig) -> Network:
+    """A freshly initialised network, laid out for a CPU; beneath an adapter it has its published weights.
 
     Raises:
-        BadInput: the configuration leaves something to the data.
+        BadInput: the configuration leaves something to the data, or those weights are not where they were.
     """
+    if isinstance(config, DiffusersConfig):
+        return diffusers_network.build(config)
     if not config.is_complete:
         lacking = " and ".join(name for name in config.of_data if name != "num_classes")
         raise BadInput(f"network: wanted its {lacking}, which only training takes from the data")
@@ -80,11 +105,20 @@ def build(config: FlowNetworkConfig) -> Network:
     return lay_out(SongUNet(config))
 
 
-def lay_out(network: Network, compiled: bool = False) -> Network:
+def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:
+    """The shape of a network's sample as it is shown; () where it is latents that cannot be decoded."""
+    if not isinstance(config, DiffusersConfig) or not config.is_latent:
+        return config.shape
+    return (3, *config.image_size) if can_decode else ()
+
+
+def lay_out(network: Laid, compiled: bool = False) -> Laid:
     """`network` in the memory format that is fastest on its device: channels-last on CPUs, and on GPUs if `compiled`.
 
     On GPUs torch's own group normalisation makes channels-last slower by a fifth to a third; compiled code does not.
     """
+    if isinstance(network, DiffusersNetwork):
+        return network  # as its own library has it
     on_gpu = next(network.parameters()).device.type == "cuda"
     return network.to(memory_format=torch.contiguous_format if on_gpu and not compiled else torch.channels_last)
 
@@ -136,12 +170,17 @@ def load(path: Path) -> Network:
             # Copies: the file is memory-mapped, and may change while the network is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = parse_config(json.loads(metadata["network"]))
-        if not config.is_complete:
-            raise KeyError("resolution")
-        require_size(path, config, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
-        with torch.device("meta"):
-            network = build(config)
-        network.load_state_dict(tensors, assign=True)
+        if isinstance(config, FlowNetworkConfig) and not config.is_complete:
+            raise KeyError("shape")
+        num_values = sum(tensor.numel() for tensor in tensors.values())
+        if isinstance(config, DiffusersConfig):
+            diffusers_network.require_size(config, len(tensors), num_values)
+            network: Network = build(config)  # it makes some of its buffers itself
+        else:
+            require_size(path, config, len(tensors), num_values)
+            with torch.device("meta"):
+                network = build(config)
+        network.load_state_dict(tensors, assign=not isinstance(config, DiffusersConfig))
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: wanted a safetensors file of a network; {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -94,6 +94,11 @@ class FlowNetworkConfig(BaseModel):
         }
         return conventions[self.convention]
 
+    @property
+    def t_start(self) -> float:
+        """The time at which the network's flow starts."""
+        return self.make_convention().t_start
+
 
 class FlowNetwork(nn.Module):
     """The velocity v(x, t, s, label) -> [B, *shape] of x [B, *shape], t and s [B] in [0, 1], label int64 [B].

@@ -12,14 +12,15 @@ from typing import Literal
 from torch import Tensor
 
 from pipeline.common.errors import BadInput
-from pipeline.networks import DhariwalUNetConfig, Network
+from pipeline.networks import DhariwalUNetConfig
 from pipeline.networks.layers import Attention
+from pipeline.networks.unet import UNet
 from pipeline.teachers.conversion import Conversion, Move, describe, load_archive, unchanged
 
 Order = Literal["new", "legacy"]
 
 
-def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> Network:
+def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> UNet:
     """The network of `config` in the checkpoint at `path`; `order` is that of its attention rows.
 
     Output channels for a variance (`learn_sigma`) are dropped.
@@ -33,7 +34,7 @@ def load(path: Path, config: DhariwalUNetConfig, order: Order = "new") -> Networ
     return convert(path, config, tensors, order)
 
 
-def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor], order: Order = "new") -> Network:
+def convert(path: Path, config: DhariwalUNetConfig, tensors: Mapping[str, Tensor], order: Order = "new") -> UNet:
     """Our network of `config` from `tensors`, the state_dict of theirs in `path`.
 
     Raises:

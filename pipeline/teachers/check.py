@@ -42,7 +42,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """The result of `teachers check`; `samples` [B, *shape] are on the CPU."""
+    """The result of `teachers check`; `samples` [B, *shape] are on the CPU, decoded where they are latents."""
 
     teacher: Teacher
     noise: Statistics
@@ -162,23 +162,26 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
         at_times = [
             teacher.velocity(x, t.to(x).expand(num_samples), label) for x, t in zip(solution.states, times, strict=True)
         ]
+    decode = teacher.decode or (lambda x: x)
     samples = solution.states[-1].cpu()
+    with torch.no_grad():
+        pictures, decoded_noise = decode(solution.states[-1]).cpu(), decode(noise).cpu()
     middle = NUM_INTERVALS // 2
     estimates = solution.states[middle] - float(times[middle]) * at_times[middle]
     return TeacherCheck(
         teacher=teacher,
-        noise=_statistics(noise.cpu(), teacher.data_range),
-        data=_statistics(samples, teacher.data_range),
+        noise=_statistics(decoded_noise, teacher.data_range),
+        data=_statistics(pictures, teacher.data_range),
         nfe=solution.nfe,
         straightness=straightness(
             solution.states.movedim(0, 1).cpu(), torch.stack(at_times, dim=1).cpu(), times.expand(num_samples, -1)
         ),
-        samples=samples,
+        samples=pictures,
         spread=_spread(samples, label),
         response=_spread(at_times[0], label) / _spread(noise, label),
         against_noise=_opposes(at_times[0], noise),
         against_way=_opposes(at_times[0], solution.states[0] - solution.states[-1]),
-        estimates=_statistics(estimates.cpu(), teacher.data_range).share,
+        estimates=_statistics(decode(estimates).cpu(), teacher.data_range).share,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network, lay_out
+from pipeline.networks import FlowNetwork, lay_out
 from pipeline.teachers.teacher import Teacher
 
 # Compiling takes half a minute: a smaller network is through with most data sets before that has paid.
@@ -28,20 +28,19 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Liter
     return replace(teacher, compiled=True)
 
 
-def check_compilable(teacher: Teacher, device: torch.device) -> Network:
+def check_compilable(teacher: Teacher, device: torch.device) -> FlowNetwork:
     """The network of `teacher`; raises `BadInput` unless it has one and this machine can compile it."""
     check_compiler(device)
-    if teacher.network is None:
+    if not isinstance(teacher.network, FlowNetwork):
         raise BadInput(
-            f"compile: wanted a network of this program; teacher {teacher.name} is a function of its own: "
-            "give compile auto or false"
+            f"compile: wanted a network of this program; teacher {teacher.name} is none: give compile auto or false"
         )
     return teacher.network
 
 
 def pays(teacher: Teacher, device: torch.device) -> bool:
     """Whether compiling `teacher` for `device` is possible and worth its half minute."""
-    if device.type != "cuda" or teacher.network is None or missing_compiler(device):
+    if device.type != "cuda" or not isinstance(teacher.network, FlowNetwork) or missing_compiler(device):
         return False
     return sum(parameter.numel() for parameter in teacher.network.parameters()) >= MIN_PARAMETERS
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pipeline import networks
 from pipeline.common.errors import BadInput, one_line
-from pipeline.networks import Network
 from pipeline.networks.layers import Block, Resample
-from pipeline.networks.unet import UNetConfig
+from pipeline.networks.unet import UNet, UNetConfig
 
 Move = Callable[[Tensor], Tensor]
 
@@ -103,7 +102,7 @@ class Conversion:
         if not torch.allclose(self.take(theirs, value.shape), value):
             raise BadInput(f"{self.path}: {theirs} has other values than this kind of network computes")
 
-    def finish(self) -> Network:
+    def finish(self) -> UNet:
         """The network, in evaluation mode, when nothing is left."""
         if self.left:
             names = ", ".join(list(self.left)[:3]) + (", ..." if len(self.left) > 3 else "")

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pipeline.common.config import explain
 from pipeline.common.errors import BadInput
-from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
+from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
 from pipeline.networks.layers import Attention
+from pipeline.networks.unet import UNet
 from pipeline.teachers.conversion import Conversion, Placeholder, describe
 
 Config = SongUNetConfig | DhariwalUNetConfig
@@ -53,7 +54,7 @@ FIXED: dict[str, object] = {"channel_mult_emb": 4}
 IGNORED = {"use_fp16", "sigma_min", "sigma_max", "model_type", "channel_mult_noise"}
 
 
-def load(path: Path) -> Network:
+def load(path: Path) -> UNet:
     """The network `ema` in the EDM pickle at `path`, whose file says itself how it is built.
 
     Raises:
@@ -73,7 +74,7 @@ def load(path: Path) -> Network:
     return convert(path, arguments, tensors)
 
 
-def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
+def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UNet:
     """Our network from theirs: the constructor's arguments and the state_dict that `path` holds.
 
     Raises:
@@ -82,7 +83,7 @@ def convert(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tens
     return fill(path, _config(path, arguments), tensors)
 
 
-def fill(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> Network:
+def fill(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> UNet:
     """The network of `config` from the state_dict of theirs, with names that begin with "model.", in `path`.
 
     Raises:

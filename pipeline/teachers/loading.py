@@ -6,34 +6,44 @@ catalogue.yaml.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from pipeline.common import plugins
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput, reason, suggest
 from pipeline.common.progress import say
-from pipeline.networks import FlowNetworkConfig, Network
+from pipeline.dataset.conditions import ConditionTable, Prompts
+from pipeline.dataset.plan import ConditionSet, Plan
+from pipeline.flow.numerics import Precision
+from pipeline.networks import FlowNetwork, FlowNetworkConfig
+from pipeline.networks.conditions import Conditions, Size
+from pipeline.networks.diffusers.weights import BaseWeights, files_sha256
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.hashing import file_sha256
-from pipeline.storage.store import write_atomic
+from pipeline.storage.store import Store, write_atomic
 from pipeline.teachers import adm, catalogue, download, edm, run_folder, score_sde
 from pipeline.teachers.catalogue import NamedTeacher
 from pipeline.teachers.soundness import require_sound
-from pipeline.teachers.teacher import Teacher, guided, of_network
+from pipeline.teachers.teacher import Decode, Teacher, guided, of_network
 
+if TYPE_CHECKING:
+    from pipeline.teachers.diffusers.folder import PipelineFolder
+
+DIFFUSERS = "diffusers:"
 ENTRY_POINTS = "traflow_pipeline.teachers"
 
 # By format: what reads a file, and which of its weights that takes. The network's configuration is the entry's; formats
 # that store their own ignore it.
-FORMATS: dict[str, tuple[Callable[[Path, Any], Network], str]] = {
+FORMATS: dict[str, tuple[Callable[[Path, Any], FlowNetwork], str]] = {
     "safetensors": (lambda path, _: run_folder.load(path), "the weights in the file"),
     "edm": (lambda path, _: edm.load(path), "the EMA weights"),
     "score-sde": (score_sde.load, "the EMA weights"),
@@ -43,10 +53,15 @@ FORMATS: dict[str, tuple[Callable[[Path, Any], Network], str]] = {
 
 
 def load_teacher(
-    source: str, device: torch.device | str = "cpu", guidance_scale: float = 1.0, quiet: bool = False
+    source: str,
+    device: torch.device | str = "cpu",
+    guidance_scale: float = 1.0,
+    quiet: bool = False,
+    size: Size | None = None,
+    conditions: Conditions | None = None,
 ) -> Teacher:
     """`resolve(source)`, loaded: see there, and `TeacherSource.load`."""
-    return resolve(source).load(device, guidance_scale, quiet)
+    return resolve(source).load(device, guidance_scale, quiet, size, conditions)
 
 
 def resolve_recorded(source: str, given: str | None, location: str, option: str) -> "TeacherSource":
@@ -66,9 +81,34 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     return found
 
 
+def find_decoder(source: str | None, device: torch.device | str = "cpu") -> Decode | None:
+    """What turns latents of the teacher at `source`, which a file may have named, into pictures.
+
+    None without one, or where the teacher has gone. No code of a user's is imported.
+    """
+    if source is None or not source.startswith(DIFFUSERS):
+        return None
+    try:
+        return resolve(source).decoder(torch.device(device))
+    except BadInput as error:
+        say(f"note: {error}")
+        return None
+
+
 def named_factories() -> Path:
     """The folder of notes on the factories that this user has named, see `plugins`."""
     return cache_folder("factories")
+
+
+class PromptSource(Protocol):
+    """What turns prompts into conditions."""
+
+    @property
+    def libraries(self) -> str:
+        """Those that compute, with their versions."""
+
+    def row(self, prompts: Prompts, number: int) -> Mapping[str, Tensor]:
+        """Row `number` of the table of `prompts`, -1 for the negative prompt, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +131,115 @@ class TeacherSource(ABC):
             BadInput: its file is missing or unreadable, or is a web page.
         """
 
-    def load(self, device: torch.device | str = "cpu", guidance_scale: float = 1.0, quiet: bool = False) -> Teacher:
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        guidance_scale: float = 1.0,
+        quiet: bool = False,
+        size: Size | None = None,
+        conditions: Conditions | None = None,
+    ) -> Teacher:
         """The teacher on `device`, under classifier-free guidance if `guidance_scale` is not 1.
 
-        Unless `quiet`, a line says which of a file's weights were taken.
+        Unless `quiet`, a line says which of a file's weights were taken. `size` is of the pictures that a pipeline of
+        diffusers draws, and `conditions` what its labels stand for.
 
         Raises:
-            BadInput: the source names no teacher, or one that cannot be guided.
-            WorkFailed: a factory's teacher does not always answer the same, see `require_sound`.
+            BadInput: the source names no teacher, one that cannot be guided, or one that takes no size or conditions.
+            WorkFailed: a factory's teacher does not always answer the same, see `require_sound`; or a pipeline's own
+                sampler integrates another velocity, see `self_check`.
         """
         with _readable(self.text):
-            teacher = guided(self._load(torch.device(device)), guidance_scale)
+            teacher = self._load_guided(torch.device(device), guidance_scale, size, conditions)
         if teacher.weights and not quiet:
             say(f"teacher {teacher.name}: {teacher.weights}")
         return teacher
+
+    def load_planned(
+        self, plan: Plan, store: Store, device: torch.device | str = "cpu", quiet: bool = False
+    ) -> Teacher:
+        """The teacher as `plan` has it, with the conditions of its labels that lie in `store`.
+
+        Raises:
+            BadInput, WorkFailed: as `load`.
+        """
+        table = None if plan.conditions is None else ConditionTable(store, plan.conditions)
+        return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table)
+
+    def _size(self, shape: tuple[int, ...]) -> Size | None:
+        """The size of the pictures of samples of `shape`, where `load` takes one."""
+        return None
+
+    def describe(self, guidance_scale: float, quiet: bool, size: Size | None, num_prompts: int) -> Teacher:
+        """The teacher, for what a plan takes of it: whether its weights are loaded is not said.
+
+        Raises:
+            BadInput: as `load`.
+        """
+        self._refuse(size, num_prompts)
+        return self.load(guidance_scale=guidance_scale, quiet=quiet)
+
+    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
+        """The rows of the condition table of the prompts in the file `path`; None for a teacher without prompts.
+
+        Raises:
+            BadInput: there are none where they are wanted, or some where they are not.
+        """
+        if path is not None or negative is not None:
+            raise BadInput(f"teacher {self.text} takes no prompts: leave --prompts and --negative-prompt out")
+        return None
+
+    def identify(self, prompts: Prompts, precision: Precision = "fp32") -> ConditionSet:
+        """The identity of the condition table of `prompts`.
+
+        Raises:
+            BadInput: the teacher has no text encoders, or they leave the range of `precision`.
+        """
+        raise BadInput(f"teacher {self.text} takes no prompts")
+
+    def encoder(self, device: torch.device) -> PromptSource:
+        """What turns prompts into conditions, loaded on `device`.
+
+        Raises:
+            BadInput: the teacher has no text encoders, or they cannot be loaded.
+        """
+        raise BadInput(f"teacher {self.text} takes no prompts")
+
+    def encoded(self, prompts: Prompts | None, device: torch.device) -> Conditions | None:
+        """The conditions of `prompts`, encoded when they are asked for and stored nowhere; None without prompts."""
+        return None
+
+    def decoder(self, device: torch.device) -> Decode | None:
+        """What turns the teacher's latents into pictures, where it is known without loading the teacher.
+
+        Raises:
+            BadInput: the teacher is no longer where it was.
+        """
+        return None
+
+    @property
+    def base_weights(self) -> BaseWeights:
+        """The published weights of a pipeline's network, which an adapter changes.
+
+        Raises:
+            BadInput: the teacher is no pipeline.
+        """
+        raise BadInput(f"teacher {self.text} is no pipeline of diffusers, whose weights an adapter changes")
+
+    def notes(self, prompts: Prompts) -> Iterator[str]:
+        """What the user should know of `prompts` before they are encoded."""
+        return iter(())
+
+    def _refuse(self, size: Size | None, conditions: object) -> None:
+        """Raises `BadInput` if what only pipelines of diffusers take was given."""
+        if size is not None or conditions:
+            raise BadInput(f"teacher {self.text}: prompts and --size are for diffusers:PATH; leave them out")
+
+    def _load_guided(
+        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+    ) -> Teacher:
+        self._refuse(size, conditions)
+        return guided(self._load(device), guidance_scale)
 
     @abstractmethod
     def _load(self, device: torch.device) -> Teacher:
@@ -115,13 +250,16 @@ def resolve(source: str) -> TeacherSource:
     """Find what `source` names, without loading it.
 
     `source` is a name of `catalogue.named_teachers`; the path of a .yaml entry, of an EDM pickle (.pkl), or of a
-    network or training run of this program; a factory "module:function", or the name of one in the entry point group
-    "traflow_pipeline.teachers". A factory is called with the device and returns a `Teacher`; it is imported only when
-    the teacher is loaded, and a source that names nothing is refused then.
+    network or training run of this program; "diffusers:" and the folder of a pipeline, or its name on the Hub; a
+    factory "module:function", or the name of one in the entry point group "traflow_pipeline.teachers". A factory is
+    called with the device and returns a `Teacher`; it is imported only when the teacher is loaded, and a source that
+    names nothing is refused then.
 
     Raises:
         BadInput: the path holds no weights, or cannot be read.
     """
+    if source.startswith(DIFFUSERS):
+        return DiffusersSource(source)
     with _readable(source):
         named, path = catalogue.find(source), Path(source)
         if named is not None:
@@ -218,6 +356,104 @@ class _FactorySource(TeacherSource):
         return teacher
 
 
+@dataclass(frozen=True)
+class DiffusersSource(TeacherSource):
+    """A pipeline of diffusers: the library is imported when something of it is asked for."""
+
+    @cached_property
+    def folder(self) -> "PipelineFolder":
+        """The pipeline's folder, checked.
+
+        Raises:
+            BadInput: it is no pipeline that is read here.
+        """
+        from pipeline.teachers.diffusers.folder import open_folder
+
+        return open_folder(self.text.removeprefix(DIFFUSERS))
+
+    @property
+    def absolute(self) -> str:
+        given = Path(self.text.removeprefix(DIFFUSERS)).expanduser()
+        return f"{DIFFUSERS}{given.resolve()}" if given.exists() else self.text
+
+    @property
+    def sha256(self) -> str:
+        with _readable(self.text):
+            return self.folder.network_sha256
+
+    def _size(self, shape: tuple[int, ...]) -> Size | None:
+        height, width = (side * self.folder.scale for side in shape[-2:])
+        return height, width
+
+    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
+        from pipeline.teachers.diffusers.prompts import make_prompts, read_prompts
+
+        family = self.folder.family(self.folder.network_config)
+        if not family.takes_prompts:
+            return super().prompts(path, negative)
+        if path is None:
+            raise BadInput(f"teacher {self.text} draws from prompts: give --prompts FILE, a .txt or .jsonl file")
+        return make_prompts(read_prompts(path), negative, family.takes_negative, f"teacher {self.text}")
+
+    def identify(self, prompts: Prompts, precision: Precision = "fp32") -> ConditionSet:
+        from pipeline.teachers.diffusers.teacher import check_precision
+
+        check_precision(self.folder, precision)
+        return ConditionSet(
+            prompts_sha256=hashlib.sha256(prompts.dumped()).hexdigest(),
+            encoder_sha256=self.folder.encoder_sha256,
+            num_prompts=len(prompts),
+            has_negative=prompts.negative is not None,
+        )
+
+    def encoder(self, device: torch.device) -> PromptSource:
+        from pipeline.teachers.diffusers.encoder import PromptEncoder
+
+        return PromptEncoder(self.folder, device)
+
+    def encoded(self, prompts: Prompts | None, device: torch.device) -> Conditions | None:
+        from pipeline.teachers.diffusers.encoder import EncodedPrompts, PromptEncoder
+
+        return None if prompts is None else EncodedPrompts(prompts, PromptEncoder(self.folder, device))
+
+    def decoder(self, device: torch.device) -> Decode | None:
+        from pipeline.teachers.diffusers.decoder import Decoder
+
+        return Decoder(self.folder, device) if self.folder.family.is_latent else None
+
+    @property
+    def base_weights(self) -> BaseWeights:
+        folder = self.folder.path / self.folder.family.folder
+        return BaseWeights(path=str(folder), sha256=files_sha256(folder))
+
+    def notes(self, prompts: Prompts) -> Iterator[str]:
+        from pipeline.teachers.diffusers.encoder import count_cut
+
+        num_cut, limit = count_cut(self.folder, prompts)
+        if num_cut:
+            yield f"{num_cut} of {len(prompts)} prompts are cut at {limit} tokens, all that the text encoders take"
+
+    def describe(self, guidance_scale: float, quiet: bool, size: Size | None, num_prompts: int) -> Teacher:
+        from pipeline.teachers.diffusers.teacher import describe
+
+        with _readable(self.text):
+            return guided(describe(self.folder, size, num_prompts), guidance_scale)
+
+    def _load_guided(
+        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+    ) -> Teacher:
+        from pipeline.teachers.diffusers.self_check import self_check
+        from pipeline.teachers.diffusers.teacher import load
+
+        teacher = guided(load(self.folder, size, conditions, device), guidance_scale)
+        if conditions is not None or not self.folder.family.encoded:
+            self_check(self.folder, teacher, guidance_scale)
+        return teacher
+
+    def _load(self, device: torch.device) -> Teacher:
+        return self._load_guided(device, 1.0, None, None)
+
+
 @contextmanager
 def _readable(source: str) -> Iterator[None]:
     """Turn an OSError into `BadInput`."""
@@ -285,7 +521,7 @@ def _check_pin(named: NamedTeacher, sha256: str) -> None:
         )
 
 
-def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tuple[Network, str]:
+def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tuple[FlowNetwork, str]:
     load, which = FORMATS[format_name]
     return load(path, config), which
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network
+from pipeline.networks import FlowNetwork
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers.classes import TrainedClass
 
@@ -89,7 +89,7 @@ def check_intact(weights: Path) -> None:
         )
 
 
-def load(weights: Path) -> Network:
+def load(weights: Path) -> FlowNetwork:
     """The teacher's network in the file `weights`.
 
     Raises:
@@ -97,7 +97,7 @@ def load(weights: Path) -> Network:
     """
     check_intact(weights)
     network = networks.load(weights)
-    if network.config.second_time:
+    if network.config.second_time or not isinstance(network, FlowNetwork):
         raise BadInput(f"{weights}: this is a student's network, with a second time; a teacher has one time")
     return network
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import BadInput
-from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
+from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
 from pipeline.networks.layers import Attention
+from pipeline.networks.unet import UNet
 from pipeline.teachers import edm
 from pipeline.teachers.conversion import Conversion, describe, load_archive, unprefixed
 
@@ -22,7 +23,7 @@ SIGMAS = "sigmas"  # noise levels of another kind of model, which every such net
 FREQUENCIES = "all_modules.0.W"  # of a Fourier embedding, which is not trained
 
 
-def load(path: Path, config: SongUNetConfig | DhariwalUNetConfig) -> Network:
+def load(path: Path, config: SongUNetConfig | DhariwalUNetConfig) -> UNet:
     """The EMA network of `config` in the checkpoint at `path`.
 
     Raises:
@@ -58,7 +59,7 @@ def _is_fixed(name: str) -> bool:
     return name in (SIGMAS, FREQUENCIES) or name.endswith(".resample_filter")
 
 
-def convert(path: Path, config: SongUNetConfig, tensors: Mapping[str, Tensor]) -> Network:
+def convert(path: Path, config: SongUNetConfig, tensors: Mapping[str, Tensor]) -> UNet:
     """Our network of `config` from the parameters of theirs, by name, that `path` holds.
 
     Raises:

@@ -1,7 +1,7 @@
 """Teachers: a velocity field in the convention of `flow.path`, and the fields that define a data set of it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.solver import Velocity
-from pipeline.networks import Network, lay_out
+from pipeline.networks import FlowNetwork, Network, lay_out
 from pipeline.teachers.classes import TrainedClass, trained_labels
+
+# Latents [B, *shape] to pictures [B, 3, H, W].
+Decode = Callable[[Tensor], Tensor]
+# (v(label), v(no label), scale) -> the velocity under guidance
+Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,25 @@ class Teacher:
     weights: str = ""  # for the user: which of a file's weights were loaded
     classes: tuple[TrainedClass, ...] = ()  # those with images in its training, if that is known
     compiled: bool = False  # see `compilation.compile_teacher`
+    libraries: str = ""  # besides torch that its velocity is computed by, with their versions
+    latents: bool = False  # whether samples are no pictures until they are decoded
+    decode: Decode | None = None  # to pictures in `data_range`, not part of any data
+    image_size: tuple[int, int] | None = None  # of those pictures in pixels, (height, width)
+    shift: float = 1.0  # of the times that its own sampler takes, see `flow.path.shifted`
+    combine: Combine | None = None  # both velocities under guidance, where that is not the usual way
+    tell_guidance: Callable[[float], object] | None = None  # for a network that is told the scale of its guidance
 
     @property
     def labels(self) -> tuple[int, ...] | None:
         """The classes that were trained, where some were not; None: all."""
         return trained_labels(self.classes, self.num_classes)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of a sample as it is shown; () where samples are latents without a decoder."""
+        if not self.latents:
+            return self.shape
+        return (3, *self.image_size) if self.decode is not None and self.image_size else ()
 
     def __post_init__(self) -> None:
         """Raises ValueError if the fields do not define a flow."""
@@ -84,7 +103,7 @@ class OwnedVelocity(FreshVelocity):
 def of_network(
     name: str,
     sha256: str,
-    network: Network,
+    network: FlowNetwork,
     device: torch.device,
     weights: str = "",
     classes: tuple[TrainedClass, ...] = (),
@@ -100,7 +119,7 @@ def of_network(
         shape=config.shape,
         num_classes=config.num_classes,
         takes_no_label=config.label_dropout > 0,
-        t_start=network.convention.t_start,
+        t_start=config.t_start,
         data_range=data_range,
         network=network,
         weights=weights,
@@ -112,31 +131,40 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
     """`teacher` under classifier-free guidance: v = v(no label) + scale (v(label) - v(no label)).
 
     Ho & Salimans 2022, arXiv 2207.12598, Eq. 6 with scale = 1 + w; a scale of 1 is the teacher itself. One evaluation
-    of the guided teacher evaluates its network on two rows for each sample.
+    of the guided teacher evaluates its network on two rows for each sample. A teacher may `combine` the two in another
+    way, or be told the scale.
 
     Raises:
         BadInput: the teacher has no classes, or was trained without dropping labels.
     """
     if scale == 1:
         return teacher
+    if teacher.tell_guidance is not None:
+        teacher.tell_guidance(scale)
+        return teacher
     if not teacher.num_classes or not teacher.takes_no_label:
         lack = "was trained without dropping labels" if teacher.num_classes else "has no classes"
         raise BadInput(f"teacher {teacher.name}: wanted one that guidance can work on; it {lack}: leave guidance_scale")
 
-    return replace(teacher, velocity=GuidedVelocity(teacher.velocity, scale))
+    return replace(teacher, velocity=GuidedVelocity(teacher.velocity, scale, teacher.combine or linear_guidance))
+
+
+def linear_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """v(no label) + scale (v(label) - v(no label))."""
+    return unconditional + scale * (conditional - unconditional)
 
 
 class GuidedVelocity(FreshVelocity):
     """`velocity` under classifier-free guidance of `scale`."""
 
-    def __init__(self, velocity: Velocity, scale: float) -> None:
-        self.velocity, self.scale = velocity, scale
+    def __init__(self, velocity: Velocity, scale: float, combine: Combine = linear_guidance) -> None:
+        self.velocity, self.scale, self.combine = velocity, scale, combine
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         assert label is not None
         labels = torch.cat([torch.full_like(label, -1), label])
         without, with_label = self.velocity(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
-        return without + self.scale * (with_label - without)
+        return self.combine(with_label, without, self.scale)
 
 
 @contextmanager

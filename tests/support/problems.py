@@ -11,7 +11,7 @@ from pipeline import networks
 from pipeline.dataset.manifest import Manifest
 from pipeline.flow.path import match_dims
 from pipeline.generation.generate import GenerateConfig, generate
-from pipeline.networks import DhariwalUNetConfig, FlowNetworkConfig, MlpConfig, Network
+from pipeline.networks import DhariwalUNetConfig, FlowNetwork, FlowNetworkConfig, MlpConfig
 from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.teachers.teacher import Teacher
@@ -127,10 +127,10 @@ def shaken(config: UNetConfig, seed: int = 0) -> UNet: ...
 
 
 @overload
-def shaken(config: FlowNetworkConfig, seed: int = 0) -> Network: ...
+def shaken(config: FlowNetworkConfig, seed: int = 0) -> FlowNetwork: ...
 
 
-def shaken(config: FlowNetworkConfig, seed: int = 0) -> Network:
+def shaken(config: FlowNetworkConfig, seed: int = 0) -> FlowNetwork:
     """A network of `config` whose output depends on all of its parts."""
     torch.manual_seed(seed)
     network = networks.build(config).eval().requires_grad_(False)

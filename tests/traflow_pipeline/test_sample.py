@@ -53,9 +53,9 @@ def test_what_is_no_image_is_saved_as_floats(tmp_path: Path, shape: tuple[int, .
     np.testing.assert_array_equal(archive["arr_0"], array)
     assert (array.shape, array.dtype) == ((300, *shape), np.float32)
     for name in ("x.png", "x.jpg"):
-        with pytest.raises(BadInput, match=r"wanted images .* of 1 or 3 channels .* \.npy or \.npz"):
+        with pytest.raises(BadInput, match=r"wanted images .* of 1 or 3 channels .* \.npy, \.safetensors or \.npz"):
             drawn(tmp_path / name, halves)
-    with pytest.raises(BadInput, match=r"\.npy or \.npz"):
+    with pytest.raises(BadInput, match=r"\.npy, \.safetensors or \.npz"):
         save_folder(tmp_path / "folder", halves, range(4), 0, None, silent)
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.npz"}
 

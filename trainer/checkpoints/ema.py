@@ -36,8 +36,10 @@ class Ema:
     @torch.no_grad()
     def update(self, network: Network, batch_size: int, num_images: int) -> None:
         """Average in `network` after a step of `batch_size` images, `num_images` having been seen in all."""
-        averages: list[Tensor] = list(self.network.parameters())
-        values: list[Tensor] = list(network.parameters())
+        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
+        own = [(average, value) for average, value in pairs if average is not value]  # not those beneath an adapter
+        averages: list[Tensor] = [average for average, _ in own]
+        values: list[Tensor] = [value for _, value in own]
         torch._foreach_lerp_(averages, values, 1 - beta(self.config, batch_size, num_images))
 
 

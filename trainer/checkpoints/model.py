@@ -9,7 +9,10 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import Network
+from pipeline.dataset.conditions import ConditionTable
+from pipeline.dataset.manifest import read_dataset
+from pipeline.networks import DiffusersNetwork, Network
+from pipeline.storage.store import open_store
 from pipeline.teachers.run_folder import METADATA, WEIGHTS, check_intact, find_checkpoints, find_run
 from pipeline.teachers.run_folder import find_weights as find_file
 from trainer.checkpoints import checkpoint, mirror
@@ -38,12 +41,24 @@ class Model:
         """
         check_intact(self.weights)
         network = networks.load(self.weights)
+        if isinstance(network, DiffusersNetwork):
+            network.conditions = _conditions(self.info)
         if network.config.second_time != (self.info.trains == "student"):
             raise BadInput(
                 f"{self.weights}: wanted the network of a {self.info.trains}, as its description says; "
                 "it is of another kind"
             )
         return network
+
+
+def _conditions(info: CheckpointInfo) -> ConditionTable | None:
+    """What the labels of a student's data stand for; None where the data have gone, or draw from no prompts."""
+    data = info.config.get("data")
+    store = open_store(data) if isinstance(data, str) else None
+    dataset = None if store is None else read_dataset(store)
+    if store is None or dataset is None or dataset.plan.conditions is None:
+        return None
+    return ConditionTable(store, dataset.plan.conditions)
 
 
 def find_model(source: str | Path, weights: str = DEFAULT_WEIGHTS) -> Model:
@@ -115,6 +130,6 @@ def _bare_info(config: dict[str, Any]) -> CheckpointInfo:
         step=0,
         trains="student" if network.second_time else "teacher",
         recipe="unknown",
-        t_start=network.make_convention().t_start,
+        t_start=network.t_start,
         config={},
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pipeline.networks import Network
+from pipeline.networks import FlowNetwork
 from trainer.data.image_set import ImageSet, to_float
 
 HEAD_CHANNELS = 32
@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
     stored ones.
     """
 
-    def __init__(self, teacher: Network, images: ImageSet | None = None) -> None:
+    def __init__(self, teacher: FlowNetwork, images: ImageSet | None = None) -> None:
         super().__init__()
         self.images = images
         self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)  # in a tuple: no submodule

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.common.config import PathText
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import interpolate, match_dims
-from pipeline.networks import Network
+from pipeline.networks import FlowNetwork, Network
 from trainer.data.images import load_images
 from trainer.data.stream import TrajectoryBatch
 from trainer.distillation import compared_losses, losses
@@ -326,7 +326,9 @@ def _noise_level(batch: TrajectoryBatch, draws: TermDraws) -> Tensor:
     return draws.times(low, high, "uniform")
 
 
-def _required(teacher: Network | None, title: str) -> Network:
+def _required(teacher: Network | None, title: str) -> FlowNetwork:
     if teacher is None:
         raise BadInput(f"{title} starts from the teacher's network, and this teacher has none: it is a function")
+    if not isinstance(teacher, FlowNetwork):
+        raise BadInput(f"{title} starts from a network of this program, and the teacher's is of diffusers")
     return teacher

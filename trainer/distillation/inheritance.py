@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pipeline.networks import Network
+from pipeline.networks import FlowNetwork
 from pipeline.networks.places import Place, places
 
 
@@ -28,7 +28,7 @@ class Inheritance:
         return ", ".join(parts) + "".join(lines)
 
 
-def inherit(network: Network, teacher: Network) -> Inheritance:
+def inherit(network: FlowNetwork, teacher: FlowNetwork) -> Inheritance:
     """Give `network` the weights of `teacher` that stand in the same places, each cut to its size part by part.
 
     Levels are matched by the size of their images; a level of fewer blocks takes them evenly spread, from the first to

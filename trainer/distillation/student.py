@@ -8,22 +8,32 @@ teacher's velocity network put in the place of F makes G the teacher's own Euler
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from pipeline import networks
 from pipeline.flow.path import match_dims
-from pipeline.networks import FlowNetworkConfig, Network
+from pipeline.networks import DiffusersNetwork, FlowNetwork, FlowNetworkConfig, Network
+from pipeline.networks.diffusers.adapter import AdapterConfig
+from pipeline.networks.diffusers.weights import BaseWeights
 from trainer.distillation.inheritance import Inheritance, inherit
 
 FEW_STEPS = (1, 2, 4)  # the numbers of evaluations that a student is shown at
 
 
-class Student(nn.Module):
+# Of the network of a student, where it is known which.
+N_co = TypeVar("N_co", bound=Network, default=Network, covariant=True)
+
+
+class Student(nn.Module, Generic[N_co]):
     """x_t [B, *shape], times t and s [B] in [0, 1], label int64 [B] or None -> [B, *shape]."""
 
-    def __init__(self, network: Network) -> None:
+    network: N_co
+
+    def __init__(self, network: N_co) -> None:
         super().__init__()
         if not network.config.second_time:
             raise ValueError("a student's network takes a second time")
@@ -38,7 +48,9 @@ class Student(nn.Module):
         return x_t + match_dims(s - t, x_t) * self.mean_velocity(x_t, t, s, label)
 
 
-def from_teacher(teacher: Network, config: FlowNetworkConfig | None = None) -> tuple[Student, Inheritance]:
+def from_teacher(
+    teacher: FlowNetwork, config: FlowNetworkConfig | None = None
+) -> tuple[Student[FlowNetwork], Inheritance]:
     """The student that starts from a teacher's network, of its architecture or of `config`.
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
@@ -52,8 +64,25 @@ def from_teacher(teacher: Network, config: FlowNetworkConfig | None = None) -> t
         name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
     }
     wanted["dropout"] = config.dropout if config else 0.0
-    network = networks.build(networks.parse_config(wanted).for_training(second_time=True))
+    network = networks.build(networks.parse_own(wanted).for_training(second_time=True))
     return Student(network), inherit(network, teacher)
+
+
+def from_pipeline(
+    teacher: DiffusersNetwork, adapter: AdapterConfig | None, base: BaseWeights
+) -> tuple[Student[DiffusersNetwork], str]:
+    """The student that a pipeline's network becomes, and what of it is trained.
+
+    It starts as the teacher's Euler step, bit for bit. `base` are the teacher's weights, which an `adapter` changes.
+
+    Raises:
+        BadInput: the network has no layer for the adapter.
+    """
+    teacher.become_student(adapter, base)
+    trained = sum(parameter.numel() for parameter in teacher.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in teacher.parameters())
+    how = "all its weights" if adapter is None else f"an adapter of rank {adapter.rank}"
+    return Student(teacher), f"its network and a second time; {how}, {trained:,} of {whole:,} parameters are trained"
 
 
 def sample(student: Student, noise: Tensor, times: Tensor, label: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ EXACT: Student = ExactStudent(FLOW)  # type: ignore[assignment]
 STUDENT = student_sampler(EXACT, 1, 1.0, 0.0)
 TEACHER = teacher_sampler(FLOW.teacher(), Solver(name="rk4", num_steps=32))
 SPACE = pixels(CPU)
-SETTINGS = SamplingSettings(SHAPE, 0, (-1.0, 1.0), seed=3, batch_size=8, spaces={"pixels": SPACE})
+SETTINGS = SamplingSettings(SHAPE, SHAPE, 0, (-1.0, 1.0), seed=3, batch_size=8, spaces={"pixels": SPACE})
 NUM_SAMPLES = 40  # chunks of 16
 
 

@@ -28,7 +28,7 @@ def finish(backlog: Backlog, shard: Shard, worker: str | None = None) -> list[ob
 
 def taken(backlog: Backlog, worker: str | None = None) -> Shard:
     shard = backlog.take(worker)
-    assert shard is not None
+    assert isinstance(shard, Shard)
     return shard
 
 
@@ -145,7 +145,7 @@ def test_one_sick_worker_of_two_spoils_no_shard() -> None:
     results: list[object] = []
     while backlog:
         for name in [name for name in ("sick", "sick", "sick", "well") if name in health]:
-            if (shard := backlog.take(name)) is None:
+            if not isinstance(shard := backlog.take(name), Shard):
                 continue
             is_first = not backlog.has_failed(shard)
             result = Failure(shard, "not finite") if name == "sick" else marker(PLAN, shard)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline import networks
 from pipeline.common.errors import BadInput
-from pipeline.networks import DhariwalUNetConfig, Network, SongUNetConfig
+from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
+from pipeline.networks.unet import UNet
 from pipeline.teachers import adm, catalogue, edm, score_sde
 from tests.support.originals import (
     SCALED,
@@ -46,7 +47,7 @@ PUBLISHED = {
 }
 
 
-def raw(network: Network, tensors: dict[str, Tensor], augment: Tensor | None = None) -> Tensor:
+def raw(network: UNet, tensors: dict[str, Tensor], augment: Tensor | None = None) -> Tensor:
     """What the U-Net itself answers when it is fed as the original was."""
     time, label = tensors["time"], tensors.get("label")
     network.convention = FedDirectly(network.config.time_scale)
@@ -248,7 +249,7 @@ def test_a_tensor_that_is_missing_too_many_or_of_another_shape_is_named(name: st
         convert(name, state)
 
 
-def convert(name: str, state: dict[str, Tensor]) -> Network:
+def convert(name: str, state: dict[str, Tensor]) -> UNet:
     """Our network from the tensors in `state`, as if they were those of the fixture called `name`."""
     path = Path("net.file")
     if name in TINY_EDM:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.path import uniform_times
-from pipeline.networks import FlowNetworkConfig, Network
+from pipeline.networks import FlowNetwork, FlowNetworkConfig
 from pipeline.networks.convention import T_MAX
 from tests.support.problems import FAMILIES, shaken, tiny_config, with_second_time
 from trainer.checkpoints.checkpoint import EMA, CheckpointInfo
@@ -29,7 +29,7 @@ STUDENT = with_second_time(tiny_config(num_classes=3))
 PLAIN = with_second_time(tiny_config())
 
 
-def make_checkpoint(folder: Path, config: FlowNetworkConfig, **changes: Any) -> Network:
+def make_checkpoint(folder: Path, config: FlowNetworkConfig, **changes: Any) -> FlowNetwork:
     """A checkpoint as a training leaves it, of a network whose second time counts."""
     network = shaken(config)
     if config.second_time:
@@ -57,7 +57,7 @@ def run_example(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
-def algorithm_1(network: Network, names: dict[str, Any], num_steps: int, t_start: float = 1.0) -> Tensor:
+def algorithm_1(network: FlowNetwork, names: dict[str, Any], num_steps: int, t_start: float = 1.0) -> Tensor:
     """The student's own samples of the noise and labels that the example drew."""
     label = torch.from_numpy(names["label"]) if "label" in names else None
     noise = torch.from_numpy(names["noise"])
@@ -65,11 +65,11 @@ def algorithm_1(network: Network, names: dict[str, Any], num_steps: int, t_start
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Network, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[FlowNetwork, Path]]:
     """A class-conditional student and its file, by format."""
 
     @cache
-    def make(kind: str) -> tuple[Network, Path]:
+    def make(kind: str) -> tuple[FlowNetwork, Path]:
         folder = tmp_path_factory.mktemp(kind)
         network = make_checkpoint(folder / "checkpoint", STUDENT)
         return network, export(folder / "checkpoint", kind, folder / "out")
@@ -79,7 +79,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_cards_example_draws_the_students_images(
-    kind: str, exported: Callable[[str], tuple[Network, Path]], monkeypatch: pytest.MonkeyPatch
+    kind: str, exported: Callable[[str], tuple[FlowNetwork, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, file = exported(kind)
     names = run_example(file.parent, monkeypatch)
@@ -132,7 +132,7 @@ def test_a_trained_teacher_is_exported_as_its_velocity(
 
 
 def test_an_onnx_file_names_its_inputs_and_says_nothing_of_the_machine(
-    exported: Callable[[str], tuple[Network, Path]],
+    exported: Callable[[str], tuple[FlowNetwork, Path]],
 ) -> None:
     import onnxruntime
 
@@ -150,7 +150,7 @@ def test_an_onnx_file_names_its_inputs_and_says_nothing_of_the_machine(
 
 
 def test_the_card_of_a_torch_export_warns_of_pickles_and_the_file_says_nothing_of_the_machine(
-    exported: Callable[[str], tuple[Network, Path]],
+    exported: Callable[[str], tuple[FlowNetwork, Path]],
 ) -> None:
     _, file = exported("torch-export")
     assert "only from people you trust" in (file.parent / "README.md").read_text()

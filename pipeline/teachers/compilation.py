@@ -27,8 +27,9 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: bool | Liter
         return teacher
     check_compiler(device)
     if not isinstance(teacher.network, UNet):
+        kind = "a function of its own" if teacher.network is None else "a pipeline of diffusers"
         raise BadInput(
-            f"compile: wanted a network of this program; teacher {teacher.name} is none: give compile auto or false"
+            f"compile: wanted a network of this program; teacher {teacher.name} is {kind}: give compile auto or false"
         )
     lay_out(teacher.network, compiled=True).compile(dynamic=False)
     return replace(teacher, compiled=True)

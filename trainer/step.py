@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.networks import Network
-from trainer.checkpoints.checkpoint import State
+from trainer.checkpoints.checkpoint import State, trained_parameters
 from trainer.checkpoints.companion import Companion
 from trainer.checkpoints.ema import Ema
 from trainer.config import TrainConfig, TrainerConfig
@@ -31,7 +31,11 @@ def initial_state(
     network.train()
     averages = [Ema(network, average) for average in settings.ema]
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        trained_parameters(network),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     # Half precision's gradients would underflow; bfloat16 has the range of float32.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -46,7 +50,7 @@ def _own_optimizer(term: BaseTerm, network: nn.Module) -> torch.optim.Optimizer 
     """AdamW without momentum, as discriminators are trained, for what a term trains."""
     if not isinstance(term, TrainingOwner):
         return None
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = trained_parameters(network)
     return torch.optim.AdamW(parameters, lr=term.own_lr, betas=(0.0, 0.99), weight_decay=0.01, fused=True)
 
 

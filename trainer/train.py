@@ -19,7 +19,7 @@ from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.plan import Plan
-from pipeline.networks.unet import UNet
+from pipeline.networks import FlowNetwork
 from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
@@ -109,7 +109,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
     choose_kernels(settings)
-    if isinstance(network, UNet) and compiles(config, device):
+    if isinstance(network, FlowNetwork) and compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
     if ranks.world > 1:

@@ -32,8 +32,9 @@ def check_compilable(teacher: Teacher, device: torch.device) -> FlowNetwork:
     """The network of `teacher`; raises `BadInput` unless it has one and this machine can compile it."""
     check_compiler(device)
     if not isinstance(teacher.network, FlowNetwork):
+        kind = "a function of its own" if teacher.network is None else "a pipeline of diffusers"
         raise BadInput(
-            f"compile: wanted a network of this program; teacher {teacher.name} is none: give compile auto or false"
+            f"compile: wanted a network of this program; teacher {teacher.name} is {kind}: give compile auto or false"
         )
     return teacher.network
 

@@ -191,10 +191,15 @@ def _restore_owned(owned: Mapping[str, Companion], tensors: Mapping[str, torch.T
             _load_moments(companion.optimizer, companion.network, below(f"{number}.moments."))
 
 
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """What an optimiser of `network` gets, in the order in which moments are numbered."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def _load_moments(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": _unflatten(tensors, parameters), "param_groups": groups})
+    moments = _unflatten(tensors, trained_parameters(network))
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline import networks
-from pipeline.networks import Network
+from pipeline.networks import FlowNetworkConfig, Network
 from pipeline.networks.unet import UNetConfig
 from tests.support.problems import FAMILIES, tiny_config, tiny_network, with_second_time
 from trainer.distillation.inheritance import counterpart, inherit
@@ -13,7 +13,7 @@ from trainer.distillation.student import from_teacher
 X, T = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0.2, 1.0, 8)
 
 
-def numbered(config: UNetConfig) -> Network:
+def numbered(config: FlowNetworkConfig) -> Network:
     """A network whose every value along a layer's outputs tells its channel."""
     network = networks.build(config)
     for tensor in network.state_dict().values():

@@ -60,19 +60,8 @@ def test_points_go_from_a_flow_of_known_velocity_through_all_commands(tmp_path: 
     call(tmp_path, "inspect", "data")
     call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--set", "trainer.num_steps=200")
     assert (tmp_path / "run" / "samples.png").exists()
-    call(
-        tmp_path,
-        "evaluate",
-        "--checkpoint",
-        "run",
-        "--out",
-        "report",
-        "--reference",
-        points,
-        *EVALUATE,
-        "--num-samples",
-        256,
-    )
+    compared = ["--reference", points, "--num-samples", 256]
+    call(tmp_path, "evaluate", "--checkpoint", "run", "--out", "report", *compared, *EVALUATE)
     report = read_report(tmp_path / "report")
     assert {"w2-values", "energy-values", "fd-values"} < {metric.key for metric in report.metrics}
     assert report.headline.heading == "Wasserstein distance"

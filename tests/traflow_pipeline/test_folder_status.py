@@ -72,3 +72,17 @@ def test_a_folder_of_others_is_said(tmp_path: Path) -> None:
 
 def test_the_command_takes_any_folder(data: Path, tmp_path: Path) -> None:
     assert "data set, 2 of 2 shards; complete" in call(tmp_path, "status", data).stdout
+
+
+def test_a_training_is_watched_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter([40, 70, 100])
+    folder = training(tmp_path / "run", 20)
+
+    def go_on(_: float) -> None:
+        lines = [json.dumps({"step": step, "images_per_second": 32.0}) for step in range(10, next(steps) + 1, 10)]
+        (folder / "log.jsonl").write_text("\n".join(lines))
+
+    monkeypatch.setattr("traflow_pipeline.folder_status.time.sleep", go_on)
+    said = call(tmp_path, "status", folder, "--watch").stdout.splitlines()
+    assert [line.partition("training, ")[2].partition(" of")[0] for line in said] == ["20", "40", "70", "100"]
+    assert said[-1].endswith("; complete")

@@ -81,8 +81,8 @@ def main(about: str | None, benchmark: Callable[[bool], str]) -> None:
     print(benchmark(parser.parse_args().quick))
 
 
-def random_plan(velocities: bool, shard_size: int = 1024) -> Plan:
-    """Records as CIFAR-10's: float16 [3, 32, 32] with four states between."""
+def random_plan(velocities: bool, shard_size: int = 1024, num_states: int = 4) -> Plan:
+    """Records as CIFAR-10's: float16 [3, 32, 32] with `num_states` states between."""
     return Plan(
         teacher="random",
         teacher_sha256="0" * 64,
@@ -90,7 +90,7 @@ def random_plan(velocities: bool, shard_size: int = 1024) -> Plan:
         num_classes=0,
         seed=0,
         solver=Solver(),
-        num_states=4,
+        num_states=num_states,
         velocities=velocities,
         dtype="float16",
         shard_size=shard_size,

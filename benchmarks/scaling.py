@@ -230,7 +230,8 @@ def main() -> None:
         start_seconds=asked.start_seconds,
         bytes_per_second=asked.bytes_per_second,
     )
-    plan, million = random_plan(velocities=True), 10**6
+    states = GenerateConfig.model_fields["states"].default
+    plan, million = random_plan(velocities=True, num_states=states), 10**6
     digits = make_plan(GenerateConfig(teacher="digits", n=1, out="."), load_teacher("digits", quiet=True))
     print(section("digits on a core like this", digits, fleet, digits_per_second(), million, asked.seed))
     for num_records in (million, 100 * million):

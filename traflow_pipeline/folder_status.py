@@ -1,7 +1,7 @@
 """What is known of any folder or store of ours: how far its work is, how fast it goes, whether somebody is at it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -15,13 +15,54 @@ from pipeline.common.progress import format_clock
 from pipeline.dataset.manifest import MANIFEST, PLAN, DataSet, read_dataset
 from pipeline.storage.lease import SINCE, Holder, is_alive, read_holder
 from pipeline.storage.store import Store, is_url, open_store
+from traflow_pipeline import slurm
+from traflow_pipeline.run import read_run, stage_status
+from traflow_pipeline.run_settings import CONFIG as RUN
 from trainer.log import parse_line
 from trainer.settings import TrainerConfig
 
 LOG, CONFIG = "log.jsonl", "config.yaml"
+WATCH_SECONDS = 5.0  # between two looks
 RECENT_LINES = 20  # of a log, whose mean speed counts
 SLOWEST, FASTEST = 1e-6, 1e12  # images a second that are believed
 FRESH_SECONDS = 120.0  # a log that was written to so recently belongs to a training at work
+
+
+def status_lines(location: str) -> list[str]:
+    """The status of the run, or of the data set, training or report, at `location`.
+
+    Raises:
+        BadInput: it is none of these, or cannot be read.
+    """
+    location = location.rstrip("/")
+    sizes = open_store(location).sizes()
+    if sizes and RUN not in sizes:
+        return [folder_status(location)]
+    plan, jobs = read_run(location), slurm.job_states(location)
+    lines: list[str] = []
+    for stage in plan.stages:
+        known = stage_status(plan, stage)
+        lines.append(str(known))
+        if known.complete:
+            continue
+        if stage in jobs:
+            lines.append(f"          {jobs[stage]}")
+        holds_no_lease = stage == "generate" and stage in jobs  # its parts are at work or not, as their job says
+        if not holds_no_lease and open_store(known.location).sizes():
+            lines.append(f"          {folder_status(known.location)}")
+    return lines
+
+
+def watch_status(location: str) -> Iterator[list[str]]:
+    """`status_lines` now and after each change, until all is complete."""
+    shown: list[str] = []
+    while not shown or not all(line.endswith("; complete") for line in shown):
+        lines = status_lines(location)
+        if lines != shown:
+            yield lines
+            shown = lines
+        else:
+            time.sleep(WATCH_SECONDS)
 
 
 def folder_status(location: str) -> str:

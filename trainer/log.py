@@ -148,7 +148,12 @@ class WeightsAndBiases:
         name = config.out.resolve().name
         self.wandb: Any = wandb
         self.run: Any = wandb.init(
-            project=config.wandb, name=name, id=name, resume="allow", config=config.model_dump(mode="json")
+            project=config.wandb,
+            name=name,
+            id=name,
+            resume="allow",
+            dir=config.out,
+            config=config.model_dump(mode="json"),
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:

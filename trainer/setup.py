@@ -20,7 +20,8 @@ from pipeline.storage.store import Store, open_store
 from pipeline.teachers.classes import TrainedClass, describe, ranges
 from pipeline.teachers.loading import TeacherSource, resolve, resolve_recorded
 from pipeline.teachers.teacher import Teacher
-from trainer.checkpoints.checkpoint import Provenance
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.checkpoint import CheckpointInfo, Provenance
 from trainer.checkpoints.model import find_model
 from trainer.config import TrainConfig
 from trainer.data.image_set import ImageSet
@@ -75,6 +76,11 @@ def _from_data(config: TrainConfig, device: torch.device) -> Task:
 
 def _from_model(config: TrainConfig, device: torch.device) -> Task:
     """The task of a network that starts from the weights of the model that `config.start` names."""
+    begun = find_begun(config)
+    if begun is not None:  # its weights are in its checkpoints; the model may have been trained on since, or be gone
+        network = config.network or networks.parse_config(begun.config["network"])
+        task = _from_data(config.model_copy(update={"network": network}), device)
+        return replace(task, provenance=replace(task.provenance, start_sha256=begun.start_sha256))
     model, trains = find_model(config.start), config.recipe.trains
     if model.info.trains != trains:
         raise BadInput(
@@ -90,6 +96,17 @@ def _from_model(config: TrainConfig, device: torch.device) -> Task:
     task.network.load_state_dict(trained.state_dict())
     provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
     return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
+
+
+def find_begun(config: TrainConfig) -> CheckpointInfo | None:
+    """The newest checkpoint in `config.out` of a training that started from `config.start`; None without one."""
+    for folder in reversed(checkpoint.find_all(config.out)):
+        try:
+            info = checkpoint.read_info(folder)
+        except checkpoint.Damaged:
+            continue
+        return info if info.config.get("start") == config.start and info.config.get("network") else None
+    return None
 
 
 def _shape(network: Network) -> dict[str, object]:

@@ -34,7 +34,7 @@ from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.kernels import check_kernels, choose_kernels, compiles
 from trainer.log import Log, check_sinks, open_log
-from trainer.setup import INITS, Task, check_plan, prepare, read_input
+from trainer.setup import INITS, Task, check_plan, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
 GRAD_NORM = "grad_norm"
@@ -222,7 +222,7 @@ def check_train(config: TrainConfig, plan: Plan | None, begun: CheckpointInfo | 
     check_sinks(config)
     for location in filter(None, (config.out, config.mirror)):
         check_output(open_store(str(location)), Output.TRAINING)
-    if config.start not in INITS:
+    if config.start not in INITS and find_begun(config) is None:
         find_model(config.start)
     if plan is not None:
         check_plan(config, plan)

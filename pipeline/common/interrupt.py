@@ -4,16 +4,26 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.common.progress import say
+
+# Slurm sends SIGTERM to every process of a job, and torchrun forwards its own: two so close together are one request.
+REPEAT_SECONDS = 5.0
 
 
 class Stop(threading.Event):
     """An event that is set when the work should stop; `signal` is the signal that set it, if one did."""
 
     signal: int | None = None
+    seconds: float = 0.0  # of the monotonic clock, when that signal came
+
+    def is_repeated_by(self, number: int) -> bool:
+        """Whether the signal `number` is no further request, but the same one from somebody else."""
+        is_close = time.monotonic() - self.seconds < REPEAT_SECONDS
+        return number == signal.SIGHUP or (number == self.signal == signal.SIGTERM and is_close)
 
 
 @contextmanager
@@ -31,10 +41,10 @@ def stoppable(message: str) -> Iterator[Stop]:
         if number == signal.SIGHUP:
             _leave_terminal()
         if stop.is_set():
-            if number == signal.SIGHUP:  # the kernel and the shell both send it
+            if stop.is_repeated_by(number):  # SIGHUP comes from the kernel and from the shell
                 return
             raise KeyboardInterrupt
-        stop.signal = number
+        stop.signal, stop.seconds = number, time.monotonic()
         stop.set()
         say(f"{message}; once more to stop at once")
 

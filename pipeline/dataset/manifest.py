@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,8 @@ PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
 ROW_BYTES = 4  # at least: a row has a crc32, which nothing compresses
 ROWS_AT_ONCE = 2**16  # decoded from their dictionaries in memory while the table is written
+# What a file that is no manifest raises; arrow, its parser's errors as OSError.
+MALFORMED = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 SCHEMA = pa.schema(
     {
         "shard": pa.string(),
@@ -237,17 +240,29 @@ def derive(store: Store, dataset: DataSet, markers: Iterable[Marker]) -> Manifes
     return ledger.manifest(store, dataset)
 
 
-def lists_the_same(manifest: Manifest, derived: Manifest) -> bool:
-    """Whether `manifest` lists the shards of `derived` as that does; others in it do not count.
+def lists_the_same(payload: bytes, derived: Manifest) -> bool:
+    """Whether the manifest.parquet `payload` lists the shards of `derived` as that does; others in it do not count.
 
-    Their rows are compared a part at a time: decoded, they would take hundreds of bytes each.
+    It is read a part at a time: a whole one takes as much memory as all that is known of the shards.
+
+    Raises:
+        BadInput: it is no manifest.
     """
-    ours, theirs = manifest.blocks, derived.blocks
-    if ours.num_rows > theirs.num_rows:
-        numbers = [blocks["first_index"].to_numpy() // derived.plan.shard_size for blocks in (ours, theirs)]
-        ours = ours.filter(pa.array(np.isin(*numbers)))
-    parts = ((ours.slice(at, ROWS_AT_ONCE), theirs.slice(at, ROWS_AT_ONCE)) for at in _starts(theirs.num_rows))
-    return ours.num_rows == theirs.num_rows and all(a.cast(SCHEMA).equals(b.cast(SCHEMA)) for a, b in parts)
+    num_same, ours = 0, derived.blocks["shard"].unique().dictionary_decode()
+    try:
+        file = _open_table(payload)
+        metadata = file.schema_arrow.metadata
+        if DataSet.model_validate_json(metadata[b"dataset"]) != derived.dataset:
+            return False
+        for part in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
+            listed = pa.table(part).filter(pc.is_in(part["shard"].dictionary_decode(), ours)).cast(SCHEMA)
+            if not listed.equals(derived.blocks.slice(num_same, listed.num_rows).cast(SCHEMA)):
+                return False
+            num_same += listed.num_rows
+        is_whole = file.metadata.num_rows == num_same == derived.blocks.num_rows
+        return num_same == derived.blocks.num_rows and (not is_whole or metadata[b"sha256"].decode() == derived.sha256)
+    except MALFORMED as error:
+        raise BadInput(f"{derived.store.location}: {MANIFEST} is not one this version reads") from error
 
 
 def _starts(num_rows: int) -> range:
@@ -351,21 +366,24 @@ def parse_manifest(store: Store, payload: bytes) -> Manifest:
         BadInput: it is none.
     """
     try:
-        # Without arrow's thread pool: a process that exits soon after its creation often aborts (pyarrow 26).
-        file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
-        if file.metadata.num_rows * ROW_BYTES > len(payload):
-            raise ValueError("more rows than bytes")
-        table = file.read(use_threads=False)
+        table = _open_table(payload).read(use_threads=False)
         metadata = table.schema.metadata
         dataset = DataSet.model_validate_json(metadata[b"dataset"])
         manifest = Manifest(store, dataset, table, metadata[b"sha256"].decode())
         _check_rows(manifest)
         return manifest
-    # Arrow raises its parser's errors as OSError.
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise BadInput(
             f"{store.location}: {MANIFEST} is not one this version reads; run traflow-pipeline generate again"
         ) from error
+
+
+def _open_table(payload: bytes) -> pq.ParquetFile:
+    """Without arrow's thread pool: a process that exits soon after its creation often aborts (pyarrow 26)."""
+    file = pq.ParquetFile(io.BytesIO(payload), pre_buffer=False, read_dictionary=OF_SHARD)
+    if file.metadata.num_rows * ROW_BYTES > len(payload):
+        raise ValueError("more rows than bytes")
+    return file
 
 
 def _check_rows(manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Stores of files: a local folder, or a prefix of an object store. After any crash a write is either whole or absent.
 
-Object stores are fsspec's: `s3://bucket/prefix` needs s3fs, `gs://` gcsfs. They take their credentials from
-the environment, configuration files or the machine's role; nothing here reads, stores or prints them.
+Object stores are fsspec's: `s3://bucket/prefix` needs s3fs, `gs://` gcsfs, `az://` adlfs. They take their
+credentials from the environment, configuration files or the machine's role; nothing here reads, stores or prints them.
 """
 
 import errno

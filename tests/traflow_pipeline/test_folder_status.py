@@ -86,3 +86,17 @@ def test_a_damaged_line_of_the_log_hides_no_more_than_the_rate(tmp_path: Path, r
     folder = training(tmp_path / "run", 40)
     (folder / "log.jsonl").write_text(f'{{"step": 30}}\n{{"step": 40, "images_per_second": {rate}}}')
     assert folder_status(str(folder)).startswith(f"{folder}: training, ")
+
+
+def test_a_training_is_watched_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter([40, 70, 100])
+    folder = training(tmp_path / "run", 20)
+
+    def go_on(_: float) -> None:
+        lines = [json.dumps({"step": step, "images_per_second": 32.0}) for step in range(10, next(steps) + 1, 10)]
+        (folder / "log.jsonl").write_text("\n".join(lines))
+
+    monkeypatch.setattr("traflow_pipeline.folder_status.time.sleep", go_on)
+    said = call(tmp_path, "status", folder, "--watch").stdout.splitlines()
+    assert [line.partition("training, ")[2].partition(" of")[0] for line in said] == ["20", "40", "70", "100"]
+    assert said[-1].endswith("; complete")

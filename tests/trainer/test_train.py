@@ -408,6 +408,18 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
         train(config(data, tmp_path / "x", **changes | {"start": str(folder), "network": tiny_config(channels=16)}))
 
 
+def test_a_run_resumes_when_the_one_that_it_started_from_was_trained_on_or_removed(data: Path, tmp_path: Path) -> None:
+    train(config(data, tmp_path / "first", trainer={"num_steps": 1}))
+    changes: dict[str, Any] = {"start": str(tmp_path / "first"), "trainer": {"num_steps": 1, "schedule": "constant"}}
+    train(config(data, tmp_path / "next", **changes))
+    train(config(data, tmp_path / "first", trainer={"num_steps": 2}))
+    changes["trainer"] = {"num_steps": 2, "schedule": "constant"}
+    assert train(config(data, tmp_path / "next", **changes)).name == "step-000002"
+    shutil.rmtree(tmp_path / "first")
+    changes["trainer"] = {"num_steps": 3, "schedule": "constant"}
+    assert train(config(data, tmp_path / "next", **changes)).name == "step-000003"
+
+
 def test_a_teacher_is_trained_on_as_well_and_never_from_a_student(data: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=pixels)

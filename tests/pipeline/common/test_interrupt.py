@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.common.interrupt import stoppable
+from pipeline.common.interrupt import REPEAT_SECONDS, stoppable
 
 CLOSED_TERMINAL = """
 import os, pty, signal, sys
@@ -31,6 +31,17 @@ def test_a_second_ctrl_c_interrupts() -> None:
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sigterm_that_comes_twice_at_once_is_one_request_and_a_later_one_interrupts() -> None:
+    """As from Slurm and from torchrun."""
+    with stoppable("stopping") as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        stop.seconds -= REPEAT_SECONDS
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_under_nohup_a_closed_terminal_is_nothing() -> None:

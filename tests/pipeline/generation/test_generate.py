@@ -74,6 +74,19 @@ def is_sick_in_one_process(device: torch.device) -> Teacher:
     return Teacher("gaussian", "0" * 64, velocity, SHAPE)
 
 
+def hangs_in_one_process(device: torch.device) -> Teacher:
+    """The first process that integrates is at it for so long that the test would fail."""
+    marker = Path(os.environ["TRAFLOW_TEST_MARKER"])
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if t[0] == 1 and not marker.exists():
+            marker.touch()
+            time.sleep(600)
+        return FLOW.velocity(x, t)
+
+    return Teacher("gaussian", "0" * 64, velocity, SHAPE)
+
+
 def fails_to_load_in_one_process(device: torch.device) -> Teacher:
     """As on a machine without the teacher's file: in the first worker that asks, not in the driver."""
     marker = Path(os.environ["TRAFLOW_TEST_MARKER"])
@@ -176,6 +189,16 @@ def test_a_sick_worker_is_retired_and_spoils_nothing(
     said = " ".join(capsys.readouterr().out.split())
     assert f"a worker is retired on {socket.gethostname()}: shard" in said
     assert error in said
+
+
+def test_a_shard_of_a_worker_that_hangs_is_made_by_an_idle_one(
+    tmp_path: Path, undisturbed: Manifest, address: str, marker: Path
+) -> None:
+    marker.unlink(missing_ok=True)
+    source = "tests.pipeline.generation.test_generate:hangs_in_one_process"
+    disturbed = generate(config(tmp_path / "ray", executor="ray", workers=2, teacher=source, address=address))
+    assert marker.exists()
+    assert shard_bytes(disturbed) == shard_bytes(undisturbed)
 
 
 @pytest.mark.cluster

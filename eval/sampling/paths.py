@@ -20,7 +20,7 @@ def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torc
 
     Of points in the plane a strip shows many at once. A fixed-step solver with fewer steps gives fewer states.
     """
-    count = num_shown(models.shape, NUM_STRIPS)
+    count = num_shown(models.picture_shape, NUM_STRIPS)
     noise, label = draw_start(seed, range(count), models.shape, models.num_classes, device, models.classes)
     times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), models.t_start, models.t_end)
     paths = {}

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.dataset import conditions
-from pipeline.dataset.conditions import ConditionTable, Prompts
+from pipeline.dataset.conditions import Chunk, ConditionTable, Prompts
 from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.merge import merge
+from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.generate import generate
+from pipeline.generation.parts import Part, generate_part
 from pipeline.generation.verify import recheck_table, repair, verify
 from pipeline.storage import lease
+from pipeline.storage.store import Folder
 from pipeline.teachers.loading import DiffusersSource
 from tests.support.command import assert_one_line, call
 from tests.support.killing import ended, fork, on_every_step
@@ -120,6 +124,42 @@ def test_two_runs_have_the_same_bytes(pipelines: Callable[[str], Path], tmp_path
         folder.mkdir()
         generate(prompted(folder, pipelines("sd")))
     assert files(folders[0] / "data") == files(folders[1] / "data")
+
+
+@pytest.mark.usefixtures("quick")
+def test_parts_share_the_chunks_of_the_table_and_merged_parts_have_it(
+    pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, shared, far, merged = (tmp_path / name for name in ("whole", "shared", "far", "merged"))
+    for folder in (whole, shared, far):
+        folder.mkdir()
+    wanted = generate(prompted(whole, pipelines("sd")))
+    encode, encoded = ChunkEncoder.encode, list[int]()
+
+    def counted(encoder: ChunkEncoder, chunk: Chunk) -> Any:
+        encoded.append(chunk.number)
+        return encode(encoder, chunk)
+
+    monkeypatch.setattr(ChunkEncoder, "encode", counted)
+    for number in (1, 2):
+        generate_part(prompted(shared, pipelines("sd")), Part(number, 2))
+    assert sorted(encoded) == [0, 1]
+    assert files(shared / "data") == files(whole / "data")
+    generate_part(prompted(far, pipelines("sd")), Part(2, 2))
+    generate_part(prompted(tmp_path, pipelines("sd")), Part(1, 2))
+    assert merge([str(far / "data"), str(tmp_path / "data")], str(merged)).sha256 == wanted.sha256
+    assert files(merged) == files(whole / "data")
+    assert not verify(Folder(merged)).faults
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_chunk_whose_file_is_gone_is_made_again(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    config = prompted(tmp_path, pipelines("sd"))
+    store = generate(config).store
+    whole = files(tmp_path / "data")
+    store.remove("conditions-000001.safetensors")
+    generate(config)
+    assert files(tmp_path / "data") == whole
 
 
 @pytest.mark.usefixtures("quick")

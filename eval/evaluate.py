@@ -175,8 +175,8 @@ class _Evaluation:
         if self.config.features is None and self.config.reference is None and not is_drawable(shape):
             self._skip(
                 distances.metric_keys(default),
-                f"samples of shape {list(shape or self.models.shape)} have no usual reference: name arrays of the data (.npy, .npz) or a "
-                "data set with --reference",
+                f"samples of shape {list(shape or self.models.shape)} have no usual reference: name arrays of the "
+                "data (.npy, .npz) or a data set with --reference",
             )
             default = ()
         for name in default if self.config.features is None else self.config.features:

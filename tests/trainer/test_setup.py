@@ -111,12 +111,9 @@ def test_a_plan_without_classes_keeps_its_digest(tmp_path: Path) -> None:
     assert "classes" not in read_manifest(open_store(str(make_data(tmp_path)))).plan.model_dump()
 
 
-def test_samples_that_are_no_images_are_made_but_have_no_student(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_student_of_a_function_that_draws_no_images_is_asked_for_its_family(tmp_path: Path) -> None:
     data = make_data(tmp_path, teacher="tests.trainer.test_setup:points")
-    assert "note: samples are [2]: a student's network is for images [C, H, W]" in capsys.readouterr().out
     trainer = {"num_steps": 1, "batch_size": 8}
     config = TrainConfig.model_validate({"data": data, "out": tmp_path / "run", "device": "cpu", "trainer": trainer})
-    with pytest.raises(BadInput, match=r"data: wanted trajectories of images; they are \[2\]"):
+    with pytest.raises(BadInput, match="has no network to start from: give 'network'.*family: mlp"):
         train(config)

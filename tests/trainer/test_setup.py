@@ -115,5 +115,5 @@ def test_a_student_of_a_function_that_draws_no_images_is_asked_for_its_family(tm
     data = make_data(tmp_path, teacher="tests.trainer.test_setup:points")
     trainer = {"num_steps": 1, "batch_size": 8}
     config = TrainConfig.model_validate({"data": data, "out": tmp_path / "run", "device": "cpu", "trainer": trainer})
-    with pytest.raises(BadInput, match="has no network to start from: give 'network'.*family: mlp"):
+    with pytest.raises(BadInput, match=r"has no network to start from: give 'network'.*family: mlp"):
         train(config)

@@ -214,8 +214,8 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
     [
         ({"reference": None}, "'reference' is missing"),
         ({"features": "digits"}, r"wanted images of \[1, 8, 8\]"),
-        ({"features": "pictures"}, "no features 'pictures': wanted one of digits, inception"),
-        ({"reference": "digits"}, r"wanted a reference of images of \[1, 4, 4\]"),
+        ({"features": "pictures"}, "no features 'pictures': wanted one of digits, values, inception"),
+        ({"reference": "digits"}, r"wanted a reference of \[1, 4, 4\], as the samples are"),
         ({"baselines": "newton"}, "no baseline 'newton': wanted one of euler"),
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
         ({"checkpoint": "nowhere"}, "wanted a checkpoint, the folder or URL of a run"),
@@ -286,7 +286,7 @@ def test_what_is_no_picture_is_compared_with_its_teacher_alone(tmp_path: Path) -
     report = run(tmp_path, tmp_path / "report", **changes)
     assert report.headline.key == "rmse"
     (missing,) = report.not_computed
-    assert "samples of shape [2, 4, 4] are no images" in missing.reason
+    assert "samples of shape [2, 4, 4] have no usual reference" in missing.reason
 
 
 def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_images_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"wanted images of \[1, 4, 4\] as the network; they are \[1, 8, 8\]"):
+    with pytest.raises(BadInput, match=r"wanted samples of \[1, 4, 4\] as the network; they are \[1, 8, 8\]"):
         train(images_config(tmp_path / "run", "digits"))
     with pytest.raises(BadInput, match="wanted labels from 0 to 4"):
         train(images_config(tmp_path / "run", "digits", resolution=8, num_classes=5))

@@ -72,7 +72,7 @@ def test_rows_of_the_ablation_run_in_miniature_and_are_printed_beside_the_papers
     assert "| 2-RF, LPIPS | 1 | 13 | — |" in printed
     assert "32 samples, where the paper took 50,000" in printed
     assert (tmp_path / "compare.html").exists()
-    assert_one_line(call(tmp_path, "compare", *runs, "--paper", "table4", code=2), "edm-l2: wanted the run of a row")
+    assert_one_line(call(tmp_path, "compare", *runs, "--paper", "table4", code=2), "wanted the run of a row of table4")
     assert_one_line(call(tmp_path, "compare", *runs, "--paper", "table", code=2), "wanted one of table4, table5")
 
 

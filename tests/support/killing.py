@@ -119,19 +119,27 @@ def every_step(root: Path) -> list[list[int]]:
 
 
 def at_random(root: Path) -> list[int]:
-    """Kill runs in one folder twenty times in a row, at random moments, and run once more; the shards after each."""
-    n, rng, committed = 400, random.Random(0), []
+    """Kill runs in one folder twenty times in a row, each a random moment after it has committed a random number of
+    shards, and run once more; the shards after each."""
+    n, num_shards, rng, committed = 400, 100, random.Random(0), [0]
     started = time.monotonic()
     assert ended(fork(lambda: generate(config(root / "calm", n)))) == 0
     seconds = time.monotonic() - started
+
+    def count() -> int:
+        return len(list((root / "killed").glob("*.tar")))
+
     for _ in range(20):
         child = fork(lambda: generate(config(root / "killed", n)))
-        time.sleep(rng.uniform(0, seconds / 2))
+        wanted = min(committed[-1] + rng.randint(0, 8), num_shards)
+        while count() < wanted:
+            time.sleep(seconds / 1000)
+        time.sleep(rng.uniform(0, seconds / 50))
         os.kill(child, signal.SIGKILL)
         ended(child)
-        committed.append(len(list((root / "killed").glob("*.tar"))))
+        committed.append(count())
     assert ended(fork(lambda: generate(config(root / "killed", n)))) == 0
-    return committed
+    return committed[1:]
 
 
 if __name__ == "__main__":

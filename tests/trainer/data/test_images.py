@@ -99,7 +99,7 @@ def test_an_npz_of_images_is_an_image_set(tmp_path: Path) -> None:
 
 def test_what_is_no_image_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"no image set 'cats': wanted digits, hf:NAME.*, an \.npz, \.zip or IDX file or a folder"
+        BadInput, match=r"no image set 'cats': wanted digits, hf:NAME.*, an \.npy, \.npz, \.zip or IDX file or a folder"
     ):
         load_images("cats")
     (tmp_path / "empty").mkdir()
@@ -108,12 +108,15 @@ def test_what_is_no_image_set_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("not a picture")
     with pytest.raises(BadInput, match=r"a\.png: not an image"):
         load_images(str(tmp_path))
-    np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4)))
+    np.savez(tmp_path / "counts.npz", images=np.zeros((2, 4, 4), np.int32))
     with pytest.raises(BadInput, match="wanted 'images' uint8"):
+        load_images(str(tmp_path / "counts.npz"))
+    np.savez(tmp_path / "floats.npz", images=np.zeros((2, 4, 4)))
+    with pytest.raises(BadInput, match="wanted finite values that differ"):
         load_images(str(tmp_path / "floats.npz"))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "floats.npz").read_bytes()[:-40])
     np.savez(tmp_path / "none.npz", images=np.zeros((0, 4, 4), np.uint8))
-    np.save(tmp_path / "array.npy", np.zeros((2, 4, 4), np.uint8))
+    np.save(tmp_path / "array.npy", np.zeros((2, 4, 4), np.int32))
     (tmp_path / "void.npz").touch()
     for name in ("cut.npz", "none.npz", "array.npy", "void.npz"):
         with pytest.raises(BadInput, match=name):

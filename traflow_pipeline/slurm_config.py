@@ -11,7 +11,7 @@ Word = Annotated[str, Field(pattern=r"^[^\s#]+$")]
 def _not_a_number(value: object) -> object:
     """Refuse what YAML makes of 12:00:00 without quotes: 43200, which Slurm would take for minutes."""
     if isinstance(value, int | float):
-        raise ValueError(f'wanted a limit in quotes, such as "12:00:00", or days and hours, such as 0-12; got {value}')
+        raise ValueError('wanted a limit in quotes, such as "12:00:00", or days and hours, such as 0-12')
     return value
 
 

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ FULL, LAST = 1, 4  # types of a chunk that ends a record
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = import_module("wandb.proto.wandb_internal_pb2")  # its classes are made when it is imported
     content, at, record = path.read_bytes(), FILE_HEADER, b""
     while at < len(content):
         if BLOCK - at % BLOCK < HEADER:  # too little is left of the block
@@ -30,7 +30,7 @@ def records(path: Path) -> Iterator[Any]:
         at += HEADER + length
         record += content[at - length : at]
         if kind in (FULL, LAST):
-            yield Record.FromString(record)
+            yield messages.Record.FromString(record)
             record = b""
 
 

@@ -18,6 +18,7 @@ from pipeline.common.config import differences, write_resolved
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
+from pipeline.common.threads import fitting_threads
 from pipeline.dataset.plan import Plan
 from pipeline.networks import FlowNetwork
 from pipeline.storage.lease import Lease
@@ -63,7 +64,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> Path:
         with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
             for lease in leases:
                 lease.on_loss = stop.set
-            with memory_errors_explained(config, ranks.world):
+            with memory_errors_explained(config, ranks.world), fitting_threads(task.network, ranks.device):
                 return _train(config, task, ranks, stop, leases)
 
 

@@ -29,6 +29,7 @@ from pipeline.generation.shard import check_room, commit_shard, draw_shard, inte
 from pipeline.storage.store import Store, open_store
 from pipeline.teachers.compilation import compile_teacher
 from pipeline.teachers.loading import resolve
+from pipeline.teachers.soundness import require_sound
 from pipeline.teachers.teacher import Teacher
 
 POLL_SECONDS = 0.5  # the longest that a signal waits
@@ -107,6 +108,8 @@ class Worker:
             teacher = resolve(self.job.teacher).load_planned(self.job.plan, self.store, self.device, quiet=True)
             if teacher.sha256 != self.job.plan.teacher_sha256:
                 raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
+            if teacher.network is None:  # the user's own function, which may take no other batch than the plan's
+                require_sound(teacher, self.device, self.job.plan.batch_size)
             return compile_teacher(teacher, self.device, self.job.compile)
 
     def _check_machine(self) -> None:

@@ -15,16 +15,17 @@ REPEAT_TOLERANCE, BATCH_TOLERANCE = 1e-3, 0.03
 
 
 @torch.no_grad()
-def require_sound(teacher: Teacher, device: torch.device) -> None:
+def require_sound(teacher: Teacher, device: torch.device, num_rows: int = NUM_ROWS) -> None:
     """Evaluate the velocity at a few points twice, and at one of them alone; called once, when a teacher is loaded.
 
-    A teacher that refuses the question (one that takes a fixed batch size, say) is left to the work that needs it.
+    A teacher that refuses the question (one that takes a fixed batch size, say) is left to the work that needs it,
+    which asks in batches of its own.
 
     Raises:
         WorkFailed: the answers differ.
     """
-    noise, label = draw_start(0, range(NUM_ROWS), teacher.shape, teacher.num_classes, device)
-    t = torch.full((NUM_ROWS,), (teacher.t_start + teacher.t_end) / 2, device=device)
+    noise, label = draw_start(0, range(num_rows), teacher.shape, teacher.num_classes, device)
+    t = torch.full((num_rows,), (teacher.t_start + teacher.t_end) / 2, device=device)
     try:
         with fixed_numerics():
             first, second = (teacher.velocity(noise, t, label).double() for _ in range(2))

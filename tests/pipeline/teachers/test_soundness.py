@@ -127,6 +127,23 @@ def test_before_any_shard_is_made(tmp_path: Path) -> None:
     assert_one_line(found, "two evaluations", "call eval()")
 
 
+def with_dropout_in_fixed_batches(device: torch.device) -> Teacher:
+    random = with_dropout(device).velocity
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if len(x) != 2:
+            raise ValueError("wanted 2 rows")
+        return random(x, t, label)
+
+    return teacher_of(velocity)
+
+
+def test_a_random_teacher_of_a_fixed_batch_is_named_before_any_shard_too(tmp_path: Path) -> None:
+    with pytest.raises(WorkFailed, match=r"answers the same question differently .*: call eval\(\)"):
+        generate(config(tmp_path / "data", teacher=f"{__name__}:with_dropout_in_fixed_batches"))
+    assert not list(tmp_path.glob("data/shard-*"))
+
+
 def test_verify_advises_no_repair_where_the_teacher_is_random(tmp_path: Path) -> None:
     generate(config(tmp_path / "data"))
     found = call(tmp_path, "verify", "data", "--teacher", f"{__name__}:with_dropout", code=1)

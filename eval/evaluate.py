@@ -38,7 +38,7 @@ from eval.results import (
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
 from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
-from eval.sampling.samplers import Sampler, decoded, on_fitting_threads, student_sampler, teacher_sampler
+from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
@@ -124,10 +124,7 @@ class _Evaluation:
         self.reference = self._open_reference()
         self.columns = self._list_columns()
         self.samplers = [
-            decoded(
-                on_fitting_threads(in_precision(sampler, config.precision, ranks.device), models.network, ranks.device),
-                models.decode,
-            )
+            decoded(in_precision(sampler, config.precision, ranks.device), models.decode)
             for sampler in self._list_samplers()
         ]
         self._check_required()

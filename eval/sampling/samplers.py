@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.threads import fitting_threads
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
@@ -54,16 +53,6 @@ class SampleBatch:
     labels: Tensor | None  # without classes
     nfe: int
     wall_seconds: float
-
-
-def on_fitting_threads(sampler: Sampler, network: nn.Module, device: torch.device) -> Sampler:
-    """`sampler`, which draws on as many threads of `device` as `network` is worth."""
-
-    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        with fitting_threads(network, device):
-            return sampler.draw(noise, label)
-
-    return replace(sampler, draw=draw)
 
 
 def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:

@@ -145,7 +145,11 @@ def test_images_that_are_not_square_go_through_all_commands(tmp_path: Path) -> N
     ("teacher", "network", "complaint"),
     [
         ("mixture", "{family: song}", "a U-Net is for images [C, H, W]; give a network of family mlp"),
-        ("mixture", "{family: song, resolution: 8, image_channels: 1}", "wanted a network for [2] and 0 classes"),
+        (
+            "mixture",
+            "{family: song, resolution: 8, image_channels: 1}",
+            "[1, 8, 8] and 0: a U-Net is for images [C, H, W]",
+        ),
         ("mixture", "{family: mlp, shape: [3]}", "it is for [3] and 0: leave shape and num_classes out"),
         ("mixture", "null", "--set network='{family: mlp}'"),
         ("wide", "{channel_mult: [1, 2, 2, 2]}", "cannot be halved 3 times"),

@@ -359,10 +359,12 @@ def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
 
 def _check_fits(network: FlowNetworkConfig, plan: Plan) -> None:
     if (network.shape, network.num_classes) != (plan.shape, plan.num_classes):
+        advice = f"leave {', '.join(network.of_data[:-1])} and {network.of_data[-1]} out of it to take the data's"
+        if isinstance(network, UNetConfig) and len(plan.shape) != 3:
+            advice = "a U-Net is for images [C, H, W]; give a network of family mlp"
         raise BadInput(
             f"wanted a network for {list(plan.shape)} and {plan.num_classes} classes as the data; "
-            f"it is for {list(network.shape)} and {network.num_classes}: leave "
-            f"{', '.join(network.of_data[:-1])} and {network.of_data[-1]} out of it to take the data's"
+            f"it is for {list(network.shape)} and {network.num_classes}: {advice}"
         )
 
 

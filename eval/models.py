@@ -110,22 +110,6 @@ def open_models(source: str | Path, weights: str, teacher: str | None, device: t
     return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student, decode)
 
 
-def find_weights(folder: Path, name: str) -> Path:
-    """The file of the weights called `name` in the checkpoint `folder`.
-
-    Raises:
-        BadInput: it lacks them.
-    """
-    file = folder / f"{name}.safetensors"
-    names = [other.stem for other in sorted(folder.glob("*.safetensors")) if other.name not in checkpoint.NO_NETWORKS]
-    if name not in names:
-        raise BadInput(
-            f"{folder}: wanted the weights {name!r} ({file.name}); it holds {', '.join(names) or 'none'}: "
-            "name one of these as weights, or take another checkpoint"
-        )
-    return file
-
-
 def _load_teacher(
     folder: Path, info: CheckpointInfo, file: Path, source: str | None, device: torch.device, network: Network
 ) -> Teacher | None:

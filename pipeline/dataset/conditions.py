@@ -4,7 +4,6 @@ Row i is prompt i of prompts.jsonl; the last row, which the label -1 names too, 
 one. Rows lie in chunks, safetensors files with a marker each, which are committed before the first shard is made.
 """
 
-import hashlib
 import json
 import re
 import struct
@@ -21,6 +20,7 @@ from torch import Tensor
 from pipeline.common.errors import StoreFailed, WorkFailed, reason
 from pipeline.dataset.commit import COMMIT_ATTEMPTS
 from pipeline.dataset.plan import SHA256, ConditionSet, Count, Plan
+from pipeline.dataset.shards import sha256
 from pipeline.flow.numerics import Numerics
 from pipeline.storage.store import Store
 
@@ -234,14 +234,14 @@ def check_table(store: Store, plan: Plan) -> Iterator[tuple[str, str, Chunk | No
     if plan.conditions is None:
         return
     prompts = store.read_all([PROMPTS]).get(PROMPTS)
-    if prompts is None or hashlib.sha256(prompts).hexdigest() != plan.conditions.prompts_sha256:
+    if prompts is None or sha256(prompts) != plan.conditions.prompts_sha256:
         yield PROMPTS, "missing" if prompts is None else "not the prompts of the plan", None
     for chunk in chunks(plan.conditions):
         marker, payload = read_marker(store, plan.conditions, chunk), store.read_all([chunk.name]).get(chunk.name)
         if payload is None or marker is None:
             name = chunk.name if payload is None else chunk.marker_name
             yield name, f"missing, or of another table: {chunk} was not committed", chunk
-        elif hashlib.sha256(payload).hexdigest() != marker.sha256:
+        elif sha256(payload) != marker.sha256:
             yield chunk.name, "its bytes are not those that were committed (sha256 differs)", chunk
 
 

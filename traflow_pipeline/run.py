@@ -103,9 +103,9 @@ def open_run(
         BadInput: the config or an assignment is invalid, the stages do not fit together, or the run names code that
             this user has not named.
     """
-    if (location := existing_run(source)) is not None:
-        require_named(location, read_sections(location), merge(*map(parse_assignment, assignments)))
     sections = gather(source, out, assignments, address, anywhere)
+    if (location := existing_run(source)) is not None:
+        require_named(location, sections, merge(*map(parse_assignment, assignments)))
     remember(sections)
     return validate(Run, follow_recipe(_independent(sections)), "run")
 

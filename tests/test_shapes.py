@@ -96,22 +96,16 @@ def test_a_teacher_of_points_is_trained_and_its_student_starts_as_it(tmp_path: P
     assert load_teacher(str(tmp_path / "exported")).data_range == teacher.data_range
 
 
+def evaluate_run(folder: Path, *options: object) -> None:
+    """Score the run beside its training data."""
+    flags = ("--checkpoint", "run", "--out", "report", "--reference", "data", "--num-samples", 64)
+    call(folder, "evaluate", *flags, *options, *EVALUATE)
+
+
 def test_frames_of_classes_train_a_network_of_their_shape(tmp_path: Path) -> None:
     call(tmp_path, "generate", "--teacher", "tests.test_shapes:frames", "--n", 64, "--out", "data", *GENERATE)
     call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--set", "trainer.num_steps=2")
-    call(
-        tmp_path,
-        "evaluate",
-        "--checkpoint",
-        "run",
-        "--out",
-        "report",
-        "--reference",
-        "data",
-        *EVALUATE,
-        "--num-samples",
-        64,
-    )
+    evaluate_run(tmp_path)
     assert "w2-values" in read_report(tmp_path / "report").rows_of("student")[0].scores
     call(tmp_path, "sample", "run", "--n", 3, "--label", 1, "--out", "drawn.npz")
     with np.load(tmp_path / "drawn.npz") as drawn:
@@ -122,21 +116,7 @@ def test_images_that_are_not_square_go_through_all_commands(tmp_path: Path) -> N
     network = "network={channels: 8, channel_mult: [1, 2], num_blocks: 1, attention_resolutions: [2]}"
     call(tmp_path, "generate", "--teacher", "tests.test_shapes:wide", "--n", 64, "--out", "data", *GENERATE)
     call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--set", network, "--set", "trainer.num_steps=2")
-    features = ["--features", "tests.support.spaces:pixels"]
-    call(
-        tmp_path,
-        "evaluate",
-        "--checkpoint",
-        "run",
-        "--out",
-        "report",
-        "--reference",
-        "data",
-        *features,
-        *EVALUATE,
-        "--num-samples",
-        64,
-    )
+    evaluate_run(tmp_path, "--features", "tests.support.spaces:pixels")
     call(tmp_path, "sample", "run", "--n", 4)
     call(tmp_path, "export", "run", "--out", "exported")
 

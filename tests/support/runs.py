@@ -8,6 +8,17 @@ import yaml
 
 from tests.support.problems import save_tiny_teacher
 
+EVALUATION: dict[str, Any] = {
+    "features": "tests.support.spaces:pixels",
+    "num_samples": 16,
+    "num_ranges": 1,
+    "steps": [1],
+    "teacher_solver": {"name": "euler", "num_steps": 2},
+    "baselines": [],
+    "num_trajectories": 8,
+    "device": "cpu",
+}
+
 
 def write_config(folder: Path) -> Path:
     """The three stages, as small as they can be."""
@@ -25,17 +36,7 @@ def write_config(folder: Path) -> Path:
             "block_size": 8,
         },
         "train": {"device": "cpu", "trainer": {"num_steps": 2, "batch_size": 8, "log_every": 1}},
-        "evaluate": {
-            "reference": str(folder / "images.npz"),
-            "features": "tests.support.spaces:pixels",
-            "num_samples": 16,
-            "num_ranges": 1,
-            "steps": [1],
-            "teacher_solver": {"name": "euler", "num_steps": 2},
-            "baselines": [],
-            "num_trajectories": 8,
-            "device": "cpu",
-        },
+        "evaluate": {"reference": str(folder / "images.npz"), **EVALUATION},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(sections))

@@ -13,6 +13,7 @@ from eval.evaluate import evaluate
 from pipeline.common.errors import BadInput
 from pipeline.generation.generate import generate
 from tests.support.prompts import prompted
+from tests.support.runs import EVALUATION
 from traflow_pipeline.loading import load_student
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
@@ -69,14 +70,7 @@ def test_a_student_is_scored_in_pixels(workplace: Path, trained: Path) -> None:
             "checkpoint": str(trained),
             "out": str(workplace / "report"),
             "reference": str(workplace / "images.npz"),
-            "features": "tests.support.spaces:pixels",
-            "num_samples": 16,
-            "num_ranges": 1,
-            "steps": [1],
-            "teacher_solver": {"name": "euler", "num_steps": 2},
-            "baselines": [],
-            "num_trajectories": 8,
-            "device": "cpu",
+            **EVALUATION,
         }
     )
     report = evaluate(config)

@@ -33,6 +33,8 @@ class TrainerConfig(BaseModel):
     tf32: bool = True  # float32 products on CUDA keep 10 bits of their factors
     cudnn_benchmark: bool = True  # cuDNN times its kernels for each shape at first
     gradient_checkpointing: bool = Field(default=False, exclude_if=lambda asked: not asked)
+    # What each of several processes holds of a student: ddp the whole, fsdp a share of every weight.
+    parallel: Literal["ddp", "fsdp"] = Field(default="ddp", exclude_if=lambda asked: asked == "ddp")
     skip_nonfinite: bool = False
     ema: Annotated[tuple[EmaConfig, ...], BeforeValidator(lambda x: (x,) if isinstance(x, dict) else x)] = Field(
         default=(EmaConfig(),), min_length=1

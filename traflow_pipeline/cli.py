@@ -537,6 +537,8 @@ def export(
     client = None if push is None else hub.open_hub(push)
     file = stage.export(checkpoint, format_, out, steps)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
+    if client is not None and push is not None:
+        say(f"{hub.push(client, out, push)}: the repository, private unless it was there before")
 
 
 @app.command()

@@ -520,7 +520,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to create, with the network's file and a model card.")],
     format_: Annotated[
         str,
-        typer.Option("--format", help="safetensors (this program's own), onnx, torch-export; diffusers or lora."),
+        typer.Option(
+            "--format", help="safetensors (this program's own), onnx, torch-export; diffusers, lora or any-step."
+        ),
     ] = "safetensors",
     steps: Annotated[
         int | None, typer.Option(help="Evaluations of a sample, for the formats diffusers and lora.", min=1)

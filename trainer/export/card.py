@@ -39,6 +39,7 @@ CITATIONS = {
   year    = {2022}
 }""",
 }
+NO_LICENCE = {"license": "other"}
 STEPS = {"student": FEW_STEPS, "teacher": (8, 16, 32)}  # of the card's example
 ALGORITHM = {"student": "TraFlow's Algorithm 1: x <- G(x, t, s)", "teacher": "Euler steps: x <- x + (s - t) v(x, t)"}
 CARD_TEXT = Template("""---
@@ -119,13 +120,18 @@ def what(trains: str, of_images: bool) -> str:
 
 
 def front_matter(
-    trains: str, library: str, tags: Sequence[str] = (), unconditional: bool = True, of_images: bool = True
+    trains: str,
+    library: str,
+    tags: Sequence[str] = (),
+    unconditional: bool = True,
+    of_images: bool = True,
+    terms: Mapping[str, Any] = NO_LICENCE,
 ) -> str:
     """The YAML that Hugging Face reads. The licence is for whoever publishes the weights to choose."""
     student = ["traflow", "distillation", "few-step-generation", "arxiv:2502.16972"] if trains == "student" else []
     task = {"pipeline_tag": "unconditional-image-generation"} if unconditional else {}
     tags = [*tags, "rectified-flow", *(["image-generation"] if of_images else []), *student]
-    return dump_yaml({"license": "other", "library_name": library, **task, "tags": tags})
+    return dump_yaml({**terms, "library_name": library, **task, "tags": tags})
 
 
 def title(trains: str, teacher: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,7 +19,7 @@ from trainer.checkpoints.model import find_model
 from trainer.export import pipeline
 from trainer.export.card import card_text
 from trainer.export.formats import Evaluate, ExportedFlow, Format, find_format
-from trainer.export.pipeline_card import pipeline_card
+from trainer.export.pipeline_card import licence_files, pipeline_card
 
 CARD = "README.md"
 TOLERANCE = 1e-4  # of the largest value, or of 1 where all are smaller
@@ -29,19 +30,18 @@ CHECKED_BATCHES = (1, 5)
 def export(source: str | Path, kind: str, out: Path, num_steps: int | None = None) -> Path:
     """Write the network that `source` names (see `find_model`), and its card, to the new folder `out`.
 
-    `kind` is a key of `FORMATS`, or for the student of a pipeline of diffusers one of `pipeline.FORMATS`, exact in
-    `num_steps` even steps. `out` is written completely, or not at all. Returns the path of the network's file.
+    `kind` is a key of `FORMATS`, or for the student of a pipeline of diffusers one of `pipeline.FORMATS`, which but for
+    "any-step" are exact in `num_steps` even steps. `out` is written completely, or not at all. Returns the path of the
+    network's file.
 
     Raises:
         BadInput: no such format, a package of it is missing, `source` names no network, or `out` is not empty.
         WorkFailed: it cannot be converted or written, or what was written does not answer as the network does.
     """
+    if num_steps is not None and kind not in pipeline.EXACT:
+        raise BadInput(f"--steps is for --format {' and '.join(pipeline.EXACT)}; {kind} takes any number: leave it out")
     if kind in pipeline.FORMATS:
         return _export_pipeline(source, kind, out, num_steps)
-    if num_steps is not None:
-        raise BadInput(
-            f"--steps is for --format {' and '.join(pipeline.FORMATS)}; {kind} takes any number: leave it out"
-        )
     form = find_format(kind)
     _require_vacant(out)
     model = find_model(source)
@@ -57,7 +57,7 @@ def export(source: str | Path, kind: str, out: Path, num_steps: int | None = Non
 
 def _export_pipeline(source: str | Path, kind: str, out: Path, num_steps: int | None) -> Path:
     """`export` of the student of a pipeline of diffusers."""
-    if num_steps is None or num_steps < 1:
+    if kind in pipeline.EXACT and num_steps is None:
         raise BadInput(f"--format {kind}: wanted --steps N, the evaluations that a sample is to take")
     _require_vacant(out)
     model = find_model(source)
@@ -66,9 +66,11 @@ def _export_pipeline(source: str | Path, kind: str, out: Path, num_steps: int | 
         raise BadInput(f"--format {kind}: wanted the student of a pipeline of diffusers; {model.weights} is another's")
     try:
         with write_folder(out) as aside:
-            write = pipeline.write_lora if kind == "lora" else pipeline.write_pipeline
-            scheduler, error = write(model, network, num_steps, aside)
-            (aside / CARD).write_text(pipeline_card(kind, network, model.info, num_steps, scheduler, error))
+            written = pipeline.write(kind, model, network, num_steps, aside)
+            teacher = pipeline.teacher_folder(model)
+            (aside / CARD).write_text(pipeline_card(kind, network, model, teacher, num_steps, written))
+            for path in licence_files(teacher):
+                shutil.copyfile(path, aside / path.name)
     except OSError as problem:
         raise WorkFailed(f"{out}: cannot be written ({reason(problem)}); nothing was kept") from problem
     return out / (pipeline.LORA_FILE if kind == "lora" else INDEX)

@@ -132,7 +132,7 @@ def _locate(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [INDEX, *(f"*/{pattern}" for pattern in DATA)]
+        wanted = [INDEX, "README.md", "LICENSE*", *(f"*/{pattern}" for pattern in DATA)]
         return Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=list(VARIANTS)))
     except Exception as error:  # the Hub's client raises its own, those of its connections, and OSError
         raise BadInput(f"diffusers:{source}: cannot be downloaded ({one_line(error)[:200]})") from error

@@ -37,7 +37,7 @@ from eval.results import (
 )
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
-from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
+from eval.sampling.precision import fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable

@@ -42,6 +42,7 @@ from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sa
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
+from pipeline.flow.numerics import check_precision
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
 from pipeline.storage.work_folder import WorkFolder

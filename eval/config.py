@@ -1,6 +1,6 @@
 """The configuration of `traflow-pipeline evaluate`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -19,7 +19,9 @@ class EvaluateConfig(BaseModel):
 
     `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
     The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
-    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report is
+    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. `prompts` is a file of
+    prompts that the training has not seen, for a pipeline of diffusers: they take turns, and by default there is a
+    sample of each. `clip` names the model of the CLIP score, a folder or a name in the Hub's cache. The report is
     uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
     report is built in the user's cache.
     """
@@ -30,16 +32,19 @@ class EvaluateConfig(BaseModel):
     out: LocalPath
     mirror: Location | None = None
     weights: str = "ema"
-    reference: PathText | None = None  # required, except for digits, whose default is the scans
+    reference: PathText | None = None  # required, but for digits, whose default is the scans, and for prompts: teacher
     features: Names | None = None  # of spaces.FEATURES, or module:factory; the first one gives the headline
     require: Names = ()  # the evaluation fails without these metrics
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] = FULL_NUM_SAMPLES
+    # Of prompts; left out where there are none, so that older configurations stay the same.
+    prompts: PathText | None = Field(default=None, exclude_if=lambda path: path is None)
+    clip: PathText | None = Field(default=None, exclude_if=lambda source: source is None)
+    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] | None = None
     num_ranges: int = Field(default=3, ge=1)
     steps: tuple[Steps, ...] = (1, 2, 4, 8)
     teacher: PathText | None = None  # where it is now, by default where it was in training; "none": without it
     teacher_solver: Solver = Solver()
     baselines: Names = ("euler", "midpoint", "heun")  # the teacher's few-step samplers; or ddim, dpm-2, ...
-    baseline_grids: tuple[Literal["even", "edm"], ...] = ("even",)  # their times: even ones, and EDM's
+    baseline_grids: tuple[Literal["even", "edm", "own"], ...] = ("even",)  # their times; own: of a shifted teacher
     baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # by default the student's
     data: PathText | None = None  # trajectories to compare with, by default the training's
     num_trajectories: int = Field(default=2048, ge=1)
@@ -60,5 +65,14 @@ class EvaluateConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _mirror(cls, values: Any) -> Any:
-        return with_mirror(values)
+    def _fill(cls, values: Any) -> Any:
+        values = with_mirror(values)
+        if isinstance(values, dict) and values.get("prompts") is None and values.get("num_samples") is None:
+            return values | {"num_samples": FULL_NUM_SAMPLES}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.clip is not None and self.prompts is None:
+            raise ValueError("clip: its score is of pictures and their prompts: wanted prompts too")
+        return self

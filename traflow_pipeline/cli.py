@@ -541,13 +541,25 @@ def evaluate(
     out: Annotated[str | None, typer.Option(help="Folder or URL of the report.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="Reference: digits, images (folder, .zip, .npz), a data set, or statistics (.npz)."),
+        typer.Option(help="Reference: digits, images (folder, .zip, .npz), a data set, statistics (.npz), or teacher."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts that the training has not seen, .txt or .jsonl, for a pipeline."),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="Model of the CLIP score: a folder of transformers' CLIPModel, or a name in the Hub's cache."
+        ),
     ] = None,
     features: Annotated[
         str | None,
         typer.Option(help="Feature spaces, comma-separated: inception, inception-tf, inception-torch, dinov2, ..."),
     ] = None,
-    num_samples: Annotated[str | None, typer.Option(help="Samples per row: 4096, 50k.")] = None,
+    num_samples: Annotated[
+        str | None, typer.Option(help="Samples per row: 4096, 50k; default: 50k, or one of each prompt.")
+    ] = None,
     require: Annotated[
         str | None, typer.Option(help="Fail without these metrics, comma-separated: fid, kid, is, lpips, ...")
     ] = None,
@@ -562,6 +574,8 @@ def evaluate(
         "checkpoint": checkpoint,
         "out": out,
         "reference": reference,
+        "prompts": prompts,
+        "clip": clip,
         "features": features,
         "num_samples": num_samples,
         "require": require,
@@ -641,6 +655,9 @@ def sample(
     solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
     weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
     guidance_scale: GuidanceScale = 1.0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt of a student or a teacher that draws from some; may be repeated.")
+    ] = None,
     prompts: Prompts = None,
     negative_prompt: NegativePrompt = None,
     size: PictureSize = None,
@@ -653,6 +670,8 @@ def sample(
     from traflow_pipeline.sample_folder import save_folder
     from traflow_pipeline.samples import check_file, save
 
+    if prompt and prompts is not None:
+        raise BadInput("sample: wanted --prompt or --prompts, not both")
     source = open_source(
         checkpoint,
         teacher,
@@ -660,7 +679,7 @@ def sample(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
-        prompts=prompts,
+        prompts=tuple(prompt) if prompt else prompts,
         negative_prompt=negative_prompt,
         size=size,
         device=device,

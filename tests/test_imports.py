@@ -37,7 +37,7 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "named_code", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
-        {"run_settings"},
+        {"keys", "run_settings"},
         {"sample_source", "stages", "run"},
         {"student_sampler", "sample_folder", "jobs", "slurm"},
         {"folder_status"},

@@ -1,8 +1,10 @@
 """Which solver, and how accurate. Nothing here needs torch, so that a configuration is checked at once."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.common.config import Unit
 
 # Of a teacher's products: its state, the solver and what is stored stay float32 or better.
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -21,12 +23,20 @@ class Solver(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal[ADAPTIVE + FIXED] = "dopri5"  # type: ignore[valid-type]
-    rtol: float | None = None
-    atol: float | None = None
-    num_steps: int | None = None
+    name: Literal[ADAPTIVE + FIXED] = Field(  # type: ignore[valid-type]
+        default="dopri5", description="Solver; the first five choose their own steps, the others take fixed ones."
+    )
+    rtol: float | None = Field(default=None, description="Relative tolerance of an adaptive solver: 1e-5 by default.")
+    atol: float | None = Field(default=None, description="Absolute tolerance of an adaptive solver: 1e-5 by default.")
+    num_steps: Annotated[int | None, Unit("steps")] = Field(
+        default=None, description="Number of steps of a fixed-step solver, which needs one."
+    )
     # Left out of a plan where it is not set, so that plans from before keep their digests.
-    cautious: bool = Field(default=False, exclude_if=lambda cautious: not cautious)
+    cautious: bool = Field(
+        default=False,
+        exclude_if=lambda cautious: not cautious,
+        description="Never let dopri5 try a longer step right after a rejected one.",
+    )
 
     @model_validator(mode="before")
     @classmethod

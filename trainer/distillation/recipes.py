@@ -47,8 +47,8 @@ class Phase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    terms: tuple[Term, ...] = Field(min_length=1)
-    share: float = Field(default=1.0, gt=0, le=1)
+    terms: tuple[Term, ...] = Field(min_length=1, description="Losses that are added up, each with its weight.")
+    share: float = Field(default=1.0, gt=0, le=1, description="Fraction of the training.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,9 +83,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "custom"
-    about: str = ""
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    name: str = Field(default="custom", description="Name in reports; a file's own by default.")
+    about: str = Field(default="", description="What it is, in a line.")
+    phases: tuple[Phase, ...] = Field(min_length=1, description="Phases of the training, whose shares add up to 1.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -17,9 +17,13 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(default=64, ge=1)
-    alpha: float | None = Field(default=None, gt=0, description="by default the rank")
-    targets: tuple[str, ...] = Field(default=ATTENTION, min_length=1)
+    rank: int = Field(default=64, ge=1, description="Rank of the adapter's matrices.")
+    alpha: float | None = Field(
+        default=None, gt=0, description="Scale of the adapter, divided by the rank; by default the rank."
+    )
+    targets: tuple[str, ...] = Field(
+        default=ATTENTION, min_length=1, description="Endings of the names of the linear layers that get an adapter."
+    )
 
 
 def require_peft() -> None:

@@ -37,8 +37,8 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "named_code", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
-        {"run_settings"},
-        {"sample_source", "stages", "run"},
+        {"keys", "run_settings"},
+        {"sample_source", "stages", "run", "stage_command"},
         {"student_sampler", "sample_folder", "jobs", "slurm"},
         {"folder_status"},
         {"loading"},

@@ -4,6 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.common.config import Unit
+
 Line = Annotated[str, Field(pattern=r"^--[^\n]+$")]
 Word = Annotated[str, Field(pattern=r"^[^\s#]+$")]
 
@@ -20,20 +22,28 @@ class SlurmConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    partition: Word | None = None
-    account: Word | None = None
+    partition: Word | None = Field(default=None, description="Partition of every job; by default the cluster's.")
+    account: Word | None = Field(default=None, description="Account that every job is charged to.")
     time: Annotated[str, BeforeValidator(_not_a_number)] = Field(
-        default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="limit of each job"
+        default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$", description="Time limit of each job, in quotes."
     )
-    parts: int = Field(default=8, ge=1, description="tasks of the array that generates")
-    parts_at_once: int | None = Field(default=None, ge=1)
-    nodes: int = Field(default=1, ge=1, description="nodes of the training")
-    gpus: int = Field(default=0, ge=0, description="of each node of the training; a part and the evaluation take one")
-    ranks: int | None = Field(default=None, ge=1, description="of the training on each node; default: one per GPU")
-    cpus: int = Field(default=1, ge=1, description="of each part, each rank and the evaluation")
-    requeue: bool = Field(default=True, description="after a preemption, a lost node or the time limit")
-    stop_seconds: int = Field(default=120, ge=10, description="before the time limit, to save and to be requeued")
-    sbatch: tuple[Line, ...] = Field(default=(), description="more options of every job")
+    parts: int = Field(default=8, ge=1, description="Number of tasks of the array that generates.")
+    parts_at_once: int | None = Field(
+        default=None, ge=1, description="Largest number of these tasks at one time; by default all."
+    )
+    nodes: int = Field(default=1, ge=1, description="Number of nodes of the training.")
+    gpus: int = Field(
+        default=0, ge=0, description="GPUs of each node of the training; a part and the evaluation take one."
+    )
+    ranks: int | None = Field(
+        default=None, ge=1, description="Ranks of the training on each node; by default one per GPU."
+    )
+    cpus: int = Field(default=1, ge=1, description="CPUs of each part, each rank and the evaluation.")
+    requeue: bool = Field(default=True, description="Requeue a job after a preemption, a lost node or the time limit.")
+    stop_seconds: Annotated[int, Unit("seconds")] = Field(
+        default=120, ge=10, description="Time before the limit at which a job saves and is requeued."
+    )
+    sbatch: tuple[Line, ...] = Field(default=(), description="More options of every job, such as --qos=long.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -18,12 +18,13 @@ MEASURED = (
     "reference",
     "prompts",
     "quantiser",
+    "evaluate",
     "machine",
     "versions",
     "date",
 )  # of tables.facts, beside the features
 PROMPT = "a red bicycle in the snow"  # of the examples
-MADE_OF = ("weights", "teacher", "training data")
+MADE_OF = ("weights", "teacher", "training data", "generate", "train")
 
 SCOT = """@inproceedings{wu2025scot,
   title     = {SCoT: Unifying Consistency Models and Rectified Flows via Straight-Consistent Trajectories},

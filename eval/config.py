@@ -11,6 +11,10 @@ from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
 
 Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
+Checkpoints = Annotated[
+    Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) and x != "all" else x),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
@@ -30,6 +34,7 @@ class EvaluateConfig(BaseModel):
     out: LocalPath
     mirror: Location | None = None
     weights: str = "ema"
+    checkpoints: Checkpoints = ()  # others of the run to score the student of, by step, or all: distance by step
     reference: PathText | None = None  # required, except for digits, whose default is the scans
     features: Names | None = None  # of spaces.FEATURES, or module:factory; the first one gives the headline
     require: Names = ()  # the evaluation fails without these metrics

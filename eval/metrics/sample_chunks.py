@@ -45,8 +45,8 @@ class SamplingSettings:
         return -(-CHUNK_SAMPLES // self.batch_size) * self.batch_size
 
     def spaces_of(self, sampler: Sampler) -> dict[str, FeatureSpace]:
-        """The spaces that `sampler` is measured in: there are many few-step rows, and the headline's is enough."""
-        return dict(list(self.spaces.items())[: 1 if sampler.group == "few-step" else None])
+        """The spaces that `sampler` is measured in."""
+        return dict(list(self.spaces.items())[: 1 if sampler.is_brief else None])
 
     def share(self, num_samples: int, ranks: Ranks) -> int:
         """How many of `num_samples` samples this rank draws."""
@@ -148,7 +148,7 @@ def _draw_chunk(
         device,
         classes=settings.classes,
     ):
-        if sampler.group != "few-step" and not torch.isfinite(batch.samples).all():
+        if not sampler.is_brief and not torch.isfinite(batch.samples).all():
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
         samples.append(batch.samples.numpy())
         features.add(samples[-1])

@@ -29,6 +29,7 @@ from trainer.distillation.distance import Distance
 from trainer.distributed import Ranks
 
 NUM_IMAGES = 16
+NUM_STUDENT_IMAGES = 64
 FIRST = "first.npy"  # the samples of the first chunk
 
 
@@ -105,12 +106,15 @@ class Scorer:
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
-        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`, or a picture of points."""
-        return to_pictures(np.nan_to_num(self._read_first(sampler)[: self._num_shown]), self.settings.data_range)
+        """The first images of the first range, uint8 [n, C, H, W], or a picture of points.
 
-    @property
-    def _num_shown(self) -> int:
-        return num_shown(self.settings.picture_shape, NUM_IMAGES)
+        There are `NUM_STUDENT_IMAGES` at most, `NUM_IMAGES` of samplers of which there are many.
+        """
+        samples = self._read_first(sampler)[: self._num_shown(sampler)]
+        return to_pictures(np.nan_to_num(samples), self.settings.data_range)
+
+    def _num_shown(self, sampler: Sampler) -> int:
+        return num_shown(self.settings.picture_shape, NUM_IMAGES if sampler.is_brief else NUM_STUDENT_IMAGES)
 
     def _read_first(self, sampler: Sampler) -> NDArray[np.float32]:
         path = self._first_file(sampler)
@@ -143,7 +147,7 @@ class Scorer:
         """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
         first = samples.first_samples
         buffer = io.BytesIO()
-        np.save(buffer, first if sampler.group == "solver" else first[: self._num_shown])
+        np.save(buffer, first if sampler.group == "solver" else first[: self._num_shown(sampler)])
         self._folder(sampler).write(FIRST, buffer.getvalue())
         return self._compare(first)
 
@@ -166,9 +170,8 @@ class Scorer:
         for space in self.settings.spaces_of(sampler):
             if (stats := self.reference_stats.get(space)) is not None:
                 sample = samples.extracted(space)
-                # Manifolds and kernels take minutes, and there are many few-step samplers.
-                is_brief = sampler.group == "few-step"
-                scores |= distances.score(sample, stats, distance_only=is_brief, device=self.ranks.device)
+                # Manifolds and kernels take minutes.
+                scores |= distances.score(sample, stats, distance_only=sampler.is_brief, device=self.ranks.device)
         return scores
 
     def _compare(self, samples: NDArray[np.float32]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def cost_columns(report: Report) -> list[Column]:
 
 
 NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
-SPEED = Column("speed", "images/s", lambda row: Cell(_speed(row.images_per_second)))
+SPEED = Column("speed", "images/s", lambda row: Cell(speed_text(row.images_per_second)))
 
 
 def columns(report: Report) -> list[Column]:
@@ -215,7 +215,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     for column in columns:
         width = max(len(_short(column, row, columns)) for row in rows)
         table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, members in _student_first(grouped(rows)):
+    for title, members in student_first(grouped(rows)):
         table.add_row(Text(title, style="dim"))
         for row in members:
             texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
@@ -224,7 +224,8 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     return table
 
 
-def _student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+def student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """`groups` with the student's before the others."""
     return sorted(groups, key=lambda group: group[0] != GROUPS["student"])
 
 
@@ -235,8 +236,8 @@ def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
 
 
 def legend(report: Report) -> list[str]:
-    """What the table's star and RMSE mean."""
-    texts = []
+    """What the table's abbreviations and its star mean."""
+    texts = ["NFE: evaluations of the network for a sample."]
     if any(row.best for row in report.rows):
         texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
@@ -336,7 +337,8 @@ def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     return min(MAX_DECIMALS, max([usual, *wanted]))
 
 
-def _speed(images_per_second: float) -> str:
+def speed_text(images_per_second: float) -> str:
+    """ "6,691", "0.42"."""
     return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 

@@ -548,6 +548,9 @@ def evaluate(
         typer.Option(help="Feature spaces, comma-separated: inception, inception-tf, inception-torch, dinov2, ..."),
     ] = None,
     num_samples: Annotated[str | None, typer.Option(help="Samples per row: 4096, 50k.")] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Score others of the run too, for distance by training step: all, or 400,800.")
+    ] = None,
     require: Annotated[
         str | None, typer.Option(help="Fail without these metrics, comma-separated: fid, kid, is, lpips, ...")
     ] = None,
@@ -564,6 +567,7 @@ def evaluate(
         "reference": reference,
         "features": features,
         "num_samples": num_samples,
+        "checkpoints": checkpoints,
         "require": require,
         "seed": seed,
         "device": device,

@@ -123,8 +123,9 @@ def _curve(
     is_level: bool = False,
 ) -> Curve:
     note = x.note if style == "student" else EVALUATIONS.note
-    figures = [(row, row.scores.get(key or report.headline.key)) for row in rows]
-    points = sorted(_point(x.of(row), figure, note(row)) for row, figure in figures if figure is not None)
+    ordered = sorted(rows, key=lambda row: row.nfe)
+    figures = [(row, row.scores.get(key or report.headline.key)) for row in ordered]
+    points = [_point(x.of(row), figure, note(row)) for row, figure in figures if figure is not None]
     return Curve(name, style, tuple(point for point in points if math.isfinite(point.y)), is_level)
 
 

@@ -32,7 +32,7 @@ def said_of(report: Report, row: Row) -> str:
     """The evaluations and the headline of a row, in a few words."""
     if not report.metrics or report.value(row) is None:
         return count(row.nfe)
-    return f"{count(row.nfe)}, {report.headline.heading} {tables.metric_columns(report)[0].cell(row).text}"
+    return f"{count(row.nfe)}, {report.headline.heading} {tables.headline_text(report, row)}"
 
 
 def count(nfe: float) -> str:
@@ -68,21 +68,26 @@ def _cheapest(report: Report, row: Row) -> str:
 
 
 def _distance(report: Report, row: Row, solver: Row | None) -> Number:
-    column = tables.metric_columns(report)[0]
     better = "lower" if report.headline.lower_is_better else "higher"
     what = f"{report.headline.heading} at {count(row.nfe)} ({better} is better)"
-    beside = [f"{column.cell(solver).text} with {solver.nfe:g}"] if solver and report.value(solver) is not None else []
     same = [other for other in report.rows_of("few-step") if other.best and other.nfe == row.nfe and other != row]
-    beside += [f"{column.cell(other).text} with {other.nfe:g} ({other.sampler})" for other in same]
+    others = [(each, "") for each in [solver] if each] + [(each, f" ({each.sampler})") for each in same]
+    beside = [
+        f"{tables.headline_text(report, other)} with {other.nfe:g}{name}"
+        for other, name in others
+        if report.value(other) is not None
+    ]
     text = f"The teacher has {', and '.join(beside)}." if beside else ""
-    return Number(column.cell(row).text, what, text, _figure_caveat(report))
+    return Number(tables.headline_text(report, row), what, text, _figure_caveat(report))
 
 
 def _figure_caveat(report: Report) -> str:
     space = next((space for space in report.spaces if space.name == report.headline.space), None)
+    if space is None:
+        return "From the same noise, in units of [-1, 1]. How good samples are by themselves was not measured."
     counted = f"Over {report.num_samples:,} {report.noun}"
     texts = [counted if not report.has_few_samples else f"{counted}, where published figures take {FULL_NUM_SAMPLES:,}"]
-    if space is not None and not tables.is_inception(report, space):
+    if not tables.is_inception(report, space):
         texts.append(f"Features of {space.title}: it is no FID")
     return ". ".join(texts) + "."
 

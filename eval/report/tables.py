@@ -328,6 +328,11 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
     return cell
 
 
+def headline_text(report: Report, row: Row) -> str:
+    """The headline's mean in `row`, as the tables have it."""
+    return _metric_cell(report, report.headline)(row).text
+
+
 def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     """Enough decimals for two digits of every distance and one of every spread."""
     sizes = [figure.spread for figure in figures if figure.spread is not None]

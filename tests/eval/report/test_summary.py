@@ -1,5 +1,5 @@
 from eval.report.summary import numbers, ratio, said_of
-from eval.results import Figure
+from eval.results import Figure, Metric
 from tests.support.reports import bare_report, digits_report, inception_report, row
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -58,6 +58,18 @@ def test_without_metrics_there_are_evaluations_and_speed() -> None:
     assert len(numbers(bare_report(metrics=()))) == 2
     rows = (row("student", "1 step", 1, [], scores={"other": Figure(values=(1.0,))}),)
     assert len(numbers(bare_report(rows=rows))) == 2
+
+
+def test_an_error_to_the_teacher_is_called_so() -> None:
+    rmse = Metric(key="rmse", heading="RMSE to teacher", space="", lower_is_better=True)
+    rows = tuple(
+        each.model_copy(update={"scores": {} if each.group == "solver" else {"rmse": Figure(values=(each.rmse or 0,))}})
+        for each in digits_report().rows
+    )
+    _, distance, _ = numbers(digits_report(rows=rows, metrics=(rmse,), spaces=()))
+    assert (distance.value, distance.what) == ("0.151", "RMSE to teacher at 1 evaluation (lower is better)")
+    assert distance.beside == "The teacher has 0.524 with 1 (euler 1)."
+    assert distance.caveat.startswith("From the same noise, in units of [-1, 1].")
 
 
 def test_a_ratio_has_two_digits_or_is_whole() -> None:

@@ -13,6 +13,7 @@ ROW = 26  # between ticks of the vertical axis
 COLUMN = 70  # between those of the horizontal one
 MAX_MARKS = 24  # a curve of more points is a line alone
 MAX_SPAN = 1e6  # of a logarithmic axis; what lies deeper stands on its floor
+ROOM_BELOW = 0.12  # of a logarithmic axis' length, for a name below the lowest point
 TINY = 1e-100  # what is smaller is zero, and its logarithm of no interest
 
 
@@ -107,7 +108,7 @@ class Scale:
         low = min(shown, default=high)
         if low == high:
             low, high = low / 2, high * 2
-        room_below = 3 if len(shown) < len(values) else 1.15
+        room_below = 3 if len(shown) < len(values) else max(1.15, (high / low) ** ROOM_BELOW)
         return Scale(low / room_below, high * 1.15, True)
 
     def share(self, value: float) -> float:
@@ -214,26 +215,30 @@ class _Frame:
     def notes(self, curves: Sequence[Curve]) -> list[Label]:
         """The notes of all points, but for those without room."""
         notes: list[Label] = []
-        covered = self.covered(curves)
+        marks, lines = self.marks(curves), self.lines(curves)
         for point in (point for curve in curves for point in curve.points if point.note):
-            label = put_label(point.note, [self.at(point)], [note.box for note in notes], covered, self.box)
+            label = put_label(point.note, [self.at(point)], [note.box for note in notes], marks, lines, self.box)
             notes += [] if label is None else [label]
         return notes
 
     def labels(self, chart: Chart, notes: Sequence[Label]) -> list[Label | None]:
         """The names of the curves; those of few points, which have the least choice, take their places first."""
-        covered, taken = self.covered(chart.curves), [note.box for note in notes]
+        marks, lines = self.marks(chart.curves), self.lines(chart.curves)
+        taken = [note.box for note in notes]
         labels: dict[int, Label | None] = {}
         for number, curve in sorted(enumerate(chart.curves), key=lambda pair: (len(pair[1].points), -pair[0])):
             # The ends first: there is often room beside them.
             points = [curve.points[-1], *curve.points[:-1]][: MAX_MARKS + 1]
-            label = put_label(curve.name, map(self.at, points), taken, covered, self.box)
+            label = put_label(curve.name, map(self.at, points), taken, marks, lines, self.box)
             labels[number] = label
             taken += [] if label is None else [label.box]
         return [labels[number] for number in range(len(chart.curves))]
 
-    def covered(self, curves: Sequence[Curve]) -> list[Place]:
-        """Points all over what is drawn."""
+    def marks(self, curves: Sequence[Curve]) -> list[Place]:
+        return [self.at(point) for curve in curves for point in curve.points]
+
+    def lines(self, curves: Sequence[Curve]) -> list[Place]:
+        """Points all along the curves, their error bars and levels."""
         places: list[Place] = []
         for curve in curves:
             ends = [self.at(point) for point in curve.points]

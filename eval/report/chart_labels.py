@@ -52,14 +52,14 @@ class Label(NamedTuple):
 
 
 def put_label(
-    text: str, places: Iterable[Place], taken: Sequence[Box], covered: Sequence[Place], frame: Box
+    text: str, places: Iterable[Place], taken: Sequence[Box], marks: Sequence[Place], lines: Sequence[Place], frame: Box
 ) -> Label | None:
     """`text` beside one of `places`, inside `frame`, away from the boxes `taken`; None if there is no room.
 
-    Of those with room it is the one over the fewest of the places `covered`; of equals, the first.
+    Of those with room it is the one that covers the fewest `marks`, then points of `lines`; of equals, the first.
     """
     found = [label for at in places for label in _around(text, at, frame) if _has_room(label.box, taken, frame)]
-    return min(found, key=lambda label: sum(map(label.box.holds, covered)), default=None)
+    return min(found, key=lambda label: tuple(sum(map(label.box.holds, each)) for each in (marks, lines)), default=None)
 
 
 def _around(text: str, at: Place, frame: Box) -> Iterator[Label]:

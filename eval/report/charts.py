@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from eval.report.chart import Chart, Curve, Point
-from eval.report.words import curve_title, loss_names
+from eval.report.words import SCALES, curve_title, loss_names
 from eval.results import Figure, Line, Report, Row, ScoredCheckpoint
 
 NUM_STYLES = 6  # of runs, in the style sheet
@@ -134,10 +134,17 @@ def _point(x: float, figure: Figure, note: str = "") -> Point:
 
 
 def training_charts(report: Report) -> list[Chart]:
-    """A chart for each curve of the training, its values on a logarithmic axis."""
+    """A chart for each curve of the training; losses are on a logarithmic axis."""
     losses = loss_names(report.training.config)
     charts = [
-        _line_chart(line, curve_title(line.name, losses), "steps of training", "student", y_logarithmic=True)
+        _line_chart(
+            line,
+            curve_title(line.name, losses),
+            "steps of training",
+            "student",
+            y_logarithmic=line.name not in SCALES,
+            scale=SCALES.get(line.name, 1.0),
+        )
         for line in report.curves
     ]
     return [chart for chart in charts if chart is not None]
@@ -149,8 +156,10 @@ def velocity_chart(report: Report) -> Chart | None:
     return _line_chart(line, "RMS error of the velocity", "time t (1 is noise)", "student") if line else None
 
 
-def _line_chart(line: Line, title: str, x_name: str, style: str, y_logarithmic: bool = False) -> Chart | None:
-    pairs = [Point(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+def _line_chart(
+    line: Line, title: str, x_name: str, style: str, y_logarithmic: bool = False, scale: float = 1.0
+) -> Chart | None:
+    pairs = [Point(x, scale * y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
     return (
         Chart(title, x_name, (Curve(line.name, style, tuple(pairs)),), y_logarithmic=y_logarithmic) if pairs else None
     )

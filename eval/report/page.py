@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import charts, comparison, summary, tables, words
 from eval.report.pictures import Pictures
-from eval.report.tiles import EVERY, GRID, NEAREST, PATHS, ROWS, STRIP, Tiles, tile
+from eval.report.tiles import CLASSES, EVERY, GRIDS, NEAREST, PATHS, STRIP, Tiles, tile
 from eval.results import Grid, Report, Row, TrajectoryFit, gains
 from pipeline.common.image_grid import Images
 from pipeline.common.progress import format_bytes
@@ -72,10 +72,10 @@ def render(report: Report, pictures: Pictures | None = None) -> str:
         charts=[chart for chart in (charts.headline_chart(report), charts.speed_chart(report)) if chart is not None],
         history=charts.history_chart(report),
         grids=_grids(report, pictures.samples),
-        classes={title: tile(rows, ROWS) for title, rows in pictures.classes.items()},
+        classes={title: tile(rows, CLASSES.shared(len(pictures.classes))) for title, rows in pictures.classes.items()},
         nearest=pictures.nearest,
         neighbours=_neighbours(pictures),
-        paths=tile(pictures.paths, PATHS),
+        paths=_paths(pictures.paths),
         heats=_heat_maps(report.trajectories) if report.trajectories else [],
         velocity=charts.velocity_chart(report),
         curves=charts.training_charts(report),
@@ -115,8 +115,19 @@ def _every(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
 def _grids(report: Report, samples: Mapping[str, Images]) -> list[Tiles]:
     """A grid of samples for each of the student's rows and the teacher's own solver; none of single pictures."""
     rows = [row for row in report.rows_of("student") + report.rows_of("solver") if len(samples.get(row.title, ())) > 1]
-    grids = [tile({row.title: samples[row.title]}, GRID, {row.title: summary.said_of(report, row)}) for row in rows]
+    style = GRIDS.shared(len(rows))
+    grids = [tile({row.title: samples[row.title]}, style, {row.title: summary.said_of(report, row)}) for row in rows]
     return [grid for grid in grids if grid is not None]
+
+
+def _paths(paths: Mapping[str, Images]) -> Tiles | None:
+    """The paths from as many noises as the budget has room for with all of their states; from one in any case."""
+    named = list(paths.items())
+    for count in range(len(named), 2, -2):  # of the teacher and of the student
+        tiles = tile(dict(named[:count]), PATHS)
+        if tiles is not None and len(tiles.rows[0].images) == len(named[0][1]):
+            return tiles
+    return tile(dict(named[:2]), replace(PATHS, budget=2 * PATHS.budget))
 
 
 def _neighbours(pictures: Pictures) -> Tiles | None:

@@ -15,7 +15,7 @@ PACKAGES = (
     *("numpy", "scipy", "pillow", "diffusers", "transformers"),
 )
 MAX_POINTS = 200  # of a curve on a page
-NOT_LOSSES = {"step", "images_per_second", "stall", "lr", "skipped"}
+NO_CURVES = {"step", "stall", "lr", "skipped"}
 
 
 def versions() -> dict[str, str]:
@@ -44,10 +44,10 @@ def command(config: Path, world: int) -> str:
 
 
 def curves(run: Path) -> tuple[Line, ...]:
-    """The losses of a training over its steps, read from its log and thinned to `MAX_POINTS`; none without a log."""
+    """The losses and the speed of a training over its steps, read from its log and thinned to `MAX_POINTS`; none without a log."""
     lines = log.read_log(run / "log.jsonl")
     kept = lines[:: -(-len(lines) // MAX_POINTS)] if lines else []
-    names = dict.fromkeys(name for line in kept for name in line if name not in NOT_LOSSES)
+    names = dict.fromkeys(name for line in kept for name in line if name not in NO_CURVES)
     curves = []
     for name in names:
         points = [(line["step"], line[name]) for line in kept if name in line]

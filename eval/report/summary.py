@@ -86,10 +86,9 @@ def _figure_caveat(report: Report) -> str:
     if space is None:
         return "From the same noise, in units of [-1, 1]. How good samples are by themselves was not measured."
     counted = f"Over {report.num_samples:,} {report.noun}"
-    texts = [counted if not report.has_few_samples else f"{counted}, where published figures take {FULL_NUM_SAMPLES:,}"]
     if not tables.is_inception(report, space):
-        texts.append(f"Features of {space.title}: it is no FID")
-    return ". ".join(texts) + "."
+        return f"{counted}, by features of {space.title}: it is no FID."
+    return f"{counted}, where published figures take {FULL_NUM_SAMPLES:,}." if report.has_few_samples else f"{counted}."
 
 
 def _speed(report: Report, row: Row, solver: Row | None) -> Number:

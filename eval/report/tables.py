@@ -48,7 +48,7 @@ class Column:
 def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> list[Column]:
     """A column for each metric of `spaces`, by default of all; a heading that occurs twice names its space."""
     names = {space.name for space in (report.spaces if spaces is None else spaces)}
-    metrics = sorted((m for m in report.metrics if m.space in names), key=_rank)
+    metrics = sorted((m for m in report.metrics if m.space in names), key=lambda m: (m != report.headline, _rank(m)))
     headings = [metric.heading for metric in metrics]
     return [
         Column(
@@ -169,7 +169,7 @@ def _precision(precision: str) -> str:
 def reference_text(report: Report) -> str:
     """The reference in a few words."""
     title, count = report.reference.title, report.reference.num_images
-    return title if count is None else f"{title} ({count:,} images)"
+    return title if count is None else f"{title} ({count:,} {report.noun})"
 
 
 def _reference(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 from PIL import Image
@@ -54,15 +54,20 @@ class Style:
     budget: int
     lines: int = 1
 
+    def shared(self, number: int) -> "Style":
+        """This style with its share of the budget, which `number` blocks of tiles have together."""
+        return replace(self, budget=self.budget // max(number, 1))
 
-STRIP = Style(Room(WIDE - LABEL, (8, 6, 4, 3, 2), 72), Room(NARROW, (6, 5, 4, 3, 2), 48), 128, 280_000)
-GRID = Style(Room(WIDE, (16, 12, 8, 4), 56), Room(NARROW, (8, 5, 4, 2), 40), 128, 140_000, lines=4)
-PATHS = Style(Room(WIDE - LABEL, (9,), 1), Room(NARROW + 17, (5,), 1), 96, 200_000)
-NEAREST = Style(Room(330, (4,), 1), Room(NARROW, (4,), 1), 128, 120_000)
-ROWS = Style(Room(360, (6, 5, 4, 3, 2), 40), Room(NARROW - 72, (6, 5, 4, 3, 2), 40), 64, 160_000)
-EVERY = Style(Room(WIDE - LABEL, (12, 10, 8, 6, 4), 48), Room(NARROW, (8, 6, 5, 4, 3, 2), 40), 64, 240_000)
-# A row of one picture each, such as points in the plane: the rows stand side by side.
-CLOUD = Style(Room(WIDE, (5, 4, 3, 2), 180), Room(NARROW, (2, 1), 90), 256, 280_000)
+
+# Together below two megabytes, with the page around them.
+STRIP = Style(Room(WIDE - LABEL, (8, 6, 4, 3, 2), 72), Room(NARROW, (6, 5, 4, 3, 2), 48), 128, 200_000)
+EVERY = Style(Room(WIDE - LABEL, (12, 10, 8, 6, 4), 48), Room(NARROW, (8, 6, 5, 4, 3, 2), 40), 64, 200_000)
+GRIDS = Style(Room(WIDE, (16, 12, 8, 4), 56), Room(NARROW, (8, 5, 4, 2), 40), 128, 750_000, lines=4)
+CLASSES = Style(Room(360, (6, 5, 4, 3, 2), 40), Room(NARROW - 72, (6, 5, 4, 3, 2), 40), 64, 340_000)
+NEAREST = Style(Room(330, (4,), 1), Room(NARROW, (4,), 1), 128, 110_000)
+PATHS = Style(Room(WIDE, (9,), 1), Room(NARROW + 17, (5,), 1), 96, 210_000)
+# Rows of one picture each, such as points in the plane: they stand side by side.
+CLOUD = Style(Room(WIDE, (5, 4, 3, 2), 180), Room(NARROW, (2, 1), 90), 256, 200_000)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Tiles:
 
 
 def tile(rows: Mapping[str, Images], style: Style, notes: Mapping[str, str] | None = None) -> Tiles | None:
-    """The pictures uint8 [n, C, H, W] of each of `rows`, the first n' of each that fit into the budget; None of none.
+    """The pictures uint8 [n, C, H, W] of each of `rows`, the first of each that fit into the budget; None of no rows.
 
     `notes` are by the title of the row. Sides longer than `style.largest` are shortened by a whole factor.
     """
@@ -105,10 +110,14 @@ def tile(rows: Mapping[str, Images], style: Style, notes: Mapping[str, str] | No
     wide, narrow = style.wide.fit(width), style.narrow.fit(width)
     count = min(max(map(len, rows.values())), wide.count * style.lines)
     encoded = {title: [_encode(image, factor) for image in images[:count]] for title, images in rows.items()}
-    while count > 1 and sum(len(uri) for uris in encoded.values() for uri in uris[:count]) > style.budget:
-        count //= 2
+    while count > 1 and _num_bytes(encoded, count) > style.budget:
+        count -= wide.count if count > wide.count else 1
     shown = [Row(title, (notes or {}).get(title, ""), uris[:count]) for title, uris in encoded.items()]
     return Tiles(shown, width, height, wide, narrow)
+
+
+def _num_bytes(encoded: Mapping[str, list[str]], count: int) -> int:
+    return sum(len(uri) for uris in encoded.values() for uri in uris[:count])
 
 
 def _encode(image: Images, factor: int) -> str:

@@ -28,8 +28,12 @@ CURVES = {
     "score-distillation": "Score distillation",
     "adversarial": "Adversarial loss",
     "distribution-matching": "Distribution matching: the two scores",
+    "loss": "All losses, weighted",
     "grad_norm": "Norm of the gradient, before clipping",
+    "images_per_second": "Images per second",
+    "memory_bytes": "Peak memory, GB",
 }
+SCALES = {"images_per_second": 1.0, "memory_bytes": 1e-9}  # of curves that begin at zero, from the log to their words
 PATH_KEYS = {"out", "mirror", "data", "teacher", "start", "images", "reference", "checkpoint"}
 NO_PATH = re.compile(r"(hf|cleanfid|diffusers):")
 # An absolute path or a URL with at least one folder, in a text: from a place where a word may begin to its end.

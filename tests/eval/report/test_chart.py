@@ -160,6 +160,14 @@ def test_a_training_has_a_chart_for_each_curve_over_its_steps() -> None:
     assert drawing.curves[0].marks == []  # a line alone
 
 
+def test_speed_and_memory_of_a_training_begin_at_zero_and_have_units() -> None:
+    lines = [Line(name=name, x=(1, 2), y=(2e9, 3e9)) for name in ("images_per_second", "memory_bytes")]
+    speed, memory = charts.training_charts(digits_report(curves=lines))
+    assert (memory.title, memory.curves[0].points[1].y) == ("Peak memory, GB (memory_bytes)", 3.0)
+    assert speed.title == "Images per second (images_per_second)"
+    assert not speed.y_logarithmic
+
+
 def test_the_error_of_the_velocity_starts_from_zero() -> None:
     found = charts.velocity_chart(digits_report())
     assert found is not None

@@ -28,9 +28,10 @@ def test_what_the_teacher_s_best_few_step_sampler_needs_stands_beside_what_is_sa
 
 def test_the_distance_says_what_it_is_not() -> None:
     assert numbers(digits_report())[1].caveat == (
-        "Over 4,096 images, where published figures take 50,000. "
-        "Features of digit classifier, 64 features: it is no FID."
+        "Over 4,096 images, by features of digit classifier, 64 features: it is no FID."
     )
+    few = numbers(inception_report(num_samples=5000))[1].caveat
+    assert few == "Over 5,000 images, where published figures take 50,000."
     assert numbers(inception_report())[1].caveat == "Over 50,000 images."
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.report.tiles import EVERY, GAP, GRID, NARROW, PATHS, ROWS, STRIP, WIDE, Room, Style, tile
+from eval.report.tiles import CLASSES, EVERY, GAP, GRIDS, NARROW, PATHS, STRIP, WIDE, Room, Style, tile
 
-STYLES = {"strip": STRIP, "grid": GRID, "rows": ROWS, "every": EVERY}
+STYLES = {"strip": STRIP, "grids": GRIDS, "classes": CLASSES, "every": EVERY}
 
 
 def images(count: int, *shape: int) -> np.ndarray:
@@ -54,11 +54,14 @@ def test_a_budget_bounds_how_many_there_are() -> None:
     assert found is not None
     uris = [uri for row in found.rows for uri in row.images]
     assert sum(map(len, uris)) <= STRIP.budget
-    assert {len(row.images) for row in found.rows} == {4}
+    assert {len(row.images) for row in found.rows} == {5}
+    grid = tile({"a": images(64, 3, 32, 32)}, GRIDS.shared(6))
+    assert grid is not None
+    assert len(grid.rows[0].images) % grid.wide.count == 0, "a grid has whole lines"
 
 
 def test_a_grid_has_several_lines_and_a_path_all_of_its_states() -> None:
-    grid, path = tile({"a": images(100, 1, 8, 8)}, GRID), tile({"a": images(9, 1, 8, 8)}, PATHS)
+    grid, path = tile({"a": images(100, 1, 8, 8)}, GRIDS), tile({"a": images(9, 1, 8, 8)}, PATHS)
     assert grid is not None
     assert path is not None
     assert (len(grid.rows[0].images), len(path.rows[0].images)) == (64, 9)

@@ -44,7 +44,7 @@ def command(config: Path, world: int) -> str:
 
 
 def curves(run: Path) -> tuple[Line, ...]:
-    """The losses and the speed of a training over its steps, read from its log and thinned to `MAX_POINTS`; none without a log."""
+    """The losses and speed of a training over its steps, from its log, thinned to `MAX_POINTS`; none without a log."""
     lines = log.read_log(run / "log.jsonl")
     kept = lines[:: -(-len(lines) // MAX_POINTS)] if lines else []
     names = dict.fromkeys(name for line in kept for name in line if name not in NO_CURVES)

@@ -55,7 +55,7 @@ def render(report: Report, pictures: Pictures | None = None) -> str:
     pictures = pictures or Pictures()
     chosen = [row for row in report.rows if _is_chosen(row, report)]
     are_all_chosen = len(chosen) == len(report.rows)
-    facts = {name: words.without_paths(text) for name, text in tables.facts(report).items()}
+    facts = {name: words.without_paths(text) for name, text in tables.facts(_without_folders(report)).items()}
     return _fill(
         "report.html",
         report=report,
@@ -85,6 +85,15 @@ def render(report: Report, pictures: Pictures | None = None) -> str:
             words.config_without_paths(report.training.config), sort_keys=False, allow_unicode=True
         ),
     )
+
+
+def _without_folders(report: Report) -> Report:
+    """`report` with the last part of the locations in it."""
+    reference = report.reference.model_copy(update={"source": words.last_part(report.reference.source)})
+    teacher = report.training.teacher and words.last_part(report.training.teacher)
+    training = report.training.model_copy(update={"teacher": teacher})
+    checkpoint = words.last_part(report.checkpoint)
+    return report.model_copy(update={"reference": reference, "training": training, "checkpoint": checkpoint})
 
 
 def _strip(report: Report, samples: Mapping[str, Images]) -> Tiles | None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test cluster proof bench gpu lint format clean
+.PHONY: quickstart test cluster proof bench gpu docs lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
@@ -29,6 +29,10 @@ bench: .venv/installed-dev
 gpu: .venv/installed
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+# The documentation as a site that needs no network and no server: site/index.html. A broken link fails.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +52,4 @@ format: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ DOCKER = ROOT / "docker"
 STAGES = ("generate", "train", "evaluate")
 WITH_COMMANDS = sorted(
     path
-    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
+    for pattern in ("*.md", "Makefile", "docs/**/*.md", "configs/**/*.yaml", "docker/**/*")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )

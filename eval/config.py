@@ -11,6 +11,13 @@ from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
 
 Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
+
+
+def _counts(value: object) -> object:
+    """ "1,2,4" as a list; what is no text is left to the model."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
@@ -47,7 +54,7 @@ class EvaluateConfig(BaseModel):
     )
     features: Names | None = Field(
         default=None,
-        description="Feature spaces: inception, inception-tf, dinov2, digits, module:function, ...; the first one's "
+        description="Feature spaces: inception, inception-tf, dinov2, digits, module:factory, ...; the first one's "
         "distance heads the report.",
     )
     require: Names = Field(default=(), description="Metrics without which the evaluation fails: fid, kid, lpips, ...")
@@ -57,7 +64,7 @@ class EvaluateConfig(BaseModel):
     num_ranges: int = Field(
         default=3, ge=1, description="Number of ranges of noise, whose figures give mean, spread and minimum."
     )
-    steps: tuple[Steps, ...] = Field(
+    steps: Annotated[tuple[Steps, ...], BeforeValidator(_counts)] = Field(
         default=(1, 2, 4, 8),
         description="The student's samplers: each a number of even steps, or a list of times from the flow's start to "
         "its end.",

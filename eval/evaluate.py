@@ -6,6 +6,7 @@ samples, and new rows or ranges of noise are added to existing ones.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -34,11 +35,14 @@ from eval.results import (
     Row,
     Space,
     TrajectoryFit,
+    Work,
 )
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
 from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sampler
+from pipeline.common.device import machine
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
@@ -118,6 +122,7 @@ class _Evaluation:
 
     def __init__(self, config: EvaluateConfig, models: EvaluatedModels, ranks: Ranks) -> None:
         self.config, self.models, self.ranks = config, models, ranks
+        self.started = time.monotonic()
         self.not_computed: list[NotComputed] = []
         self.warnings: list[str] = []
         self.spaces = dict(self._open_spaces())
@@ -346,9 +351,17 @@ class _Evaluation:
             training=EvaluatedCheckpoint(**self.models.info.model_dump(), weights=self.config.weights),
             command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
             versions=provenance.versions(),
-            machine=provenance.machine(self.ranks.device),
+            machine=machine(self.ranks.device),
             date=date.today().isoformat(),
+            generation=provenance.generation(self.models.training_data),
+            training_work=provenance.training_work(self.models.run, self.models.info),
+            evaluation_work=self._work(),
         )
+
+    def _work(self) -> Work:
+        """What this process has taken; what others had finished before is not in it."""
+        hours = (time.monotonic() - self.started) / provenance.HOUR
+        return Work(hours=hours, num_devices=self.ranks.world, environment=Environment.here(machine(self.ranks.device)))
 
     def _quantiser(self) -> str:
         is_used = any(space.of == "images" for space in self.spaces.values())

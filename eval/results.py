@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -146,6 +147,29 @@ class TrajectoryFit(_Record):
     teacher_straightness: float | None
 
 
+class Generation(_Record):
+    """What the trajectories of a training are, and what they took."""
+
+    num_records: int
+    num_states: int  # stored between noise and sample
+    solver: str
+    nfe: float  # solver evaluations per sample, a mean
+    device_hours: float  # of all workers together
+    machines: tuple[str, ...]  # with torch and its threads, of every kind that made shards
+
+
+class Work(_Record):
+    """What a stage took, and where it worked."""
+
+    hours: float | None  # wall-clock, without interruptions
+    num_devices: int
+    environment: Environment | None
+
+    @property
+    def device_hours(self) -> float | None:
+        return None if self.hours is None else self.hours * self.num_devices
+
+
 class EvaluatedCheckpoint(CheckpointInfo):
     """The checkpoint's description, and the name of the weights that were evaluated."""
 
@@ -179,6 +203,9 @@ class Report(_Record):
     versions: dict[str, str]
     machine: str
     date: str
+    generation: Generation | None = None  # None if the data set is not here, as in older reports
+    training_work: Work | None = None
+    evaluation_work: Work | None = None
 
     @property
     def title(self) -> str:

@@ -205,7 +205,7 @@ def test_workers_come_and_go_within_limits_that_fit_the_command(stage: str) -> N
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     _, options = parse(next(commands(spec["entrypoint"])))
-    asked = {"generate": "workers", "train": "num_workers"}.get(stage)
+    asked = {"generate": "workers", "train": "workers"}.get(stage)
     if asked:
         assert options[asked] == group["maxReplicas"]
         assert options["address"] == "auto"
@@ -214,7 +214,7 @@ def test_workers_come_and_go_within_limits_that_fit_the_command(stage: str) -> N
     if stage == "train":  # without a GPU in sight the ranks would be on CPUs
         assert group["minReplicas"] >= 1
         batch_size = load_section(options["config"], "train")["trainer"]["batch_size"]
-        assert batch_size % options["num_workers"] == 0
+        assert batch_size % options["workers"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -73,7 +73,7 @@ def test_generate_killed_resumed_verified_and_trained_from_on_a_store(tmp_path: 
     assert "every bit the same" in said
     said += told(tmp_path, "inspect", location)
     assert (tmp_path / "trajectories.png").exists()
-    steps = ("--set", "trainer.num_steps=3", "--set", "trainer.batch_size=64")
+    steps = ("--steps", "3", "--batch-size", "64")
     for place in (location, "here"):
         said += told(tmp_path, "train", "--data", place, "--out", f"run-{place == 'here'}", *steps)
     weights = [path.read_bytes() for path in sorted(tmp_path.glob("run-*/checkpoints/*/network.safetensors"))]

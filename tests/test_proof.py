@@ -17,7 +17,7 @@ from tests.support.command import SCRIPT, run
 pytestmark = pytest.mark.proof
 PATIENCE_SECONDS = 240
 SMALL = ("generate", "--config", "quickstart", "--n", 4096)
-SHORT = ("train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.checkpoint_every=10")
+SHORT = ("train", "--config", "quickstart", "--steps", "60", "--set", "trainer.checkpoint_every=10")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,12 @@
-"""The keys of every configuration, from the models that check them: as rows for a reference, and as commented YAML."""
+"""The keys of every configuration, from the models that check them: as rows for a reference, and as commented YAML.
+
+The models are imported when they are asked for: train's and the recipe's need torch.
+"""
 
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,21 +16,19 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from eval.config import EvaluateConfig
 from pipeline.common.config import COMMANDS, Unit, models_in, tag_of
-from pipeline.generation.config import GenerateConfig
-from traflow_pipeline.slurm_config import SlurmConfig
-from trainer.config import TrainConfig
-from trainer.distillation.recipes import Recipe
+from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.storage.store import write_file
 
 # A recipe is a file of its own; the others are sections of a config.
-MODELS: dict[str, type[BaseModel]] = {
-    "generate": GenerateConfig,
-    "train": TrainConfig,
-    "evaluate": EvaluateConfig,
-    "slurm": SlurmConfig,
-    "recipe": Recipe,
+MODELS = {
+    "generate": "pipeline.generation.config:GenerateConfig",
+    "train": "trainer.config:TrainConfig",
+    "evaluate": "eval.config:EvaluateConfig",
+    "slurm": "traflow_pipeline.slurm_config:SlurmConfig",
+    "recipe": "trainer.distillation.recipes:Recipe",
 }
+RECIPE = "recipe"
 # What `run` fills in where its config leaves it out.
 FILLED_BY_RUN = {
     "generate": {"out", "velocities"},
@@ -56,7 +58,7 @@ class Key:
     @property
     def models(self) -> list[type[BaseModel]]:
         """The models of the keys below this one, unless they have a page of their own."""
-        return [model for model in models_in(self.field.annotation) if model not in MODELS.values()]
+        return [model for model in models_in(self.field.annotation) if not has_own_page(model)]
 
     @property
     def type(self) -> str:
@@ -64,11 +66,18 @@ class Key:
         return type_text(self.field.annotation, self.field.metadata)
 
     @property
+    def choices(self) -> str:
+        """ " One of a, b." where its type is a choice of words; else empty."""
+        words = get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
+        return f" One of {', '.join(map(str, words))}." if words else ""
+
+    @property
     def default(self) -> str:
         """In YAML; "required" where there is none, unless the keys below it have theirs."""
         if self.value is PydanticUndefined:
             return "" if self.models else "required"
-        return in_yaml(self.value.name if isinstance(self.value, Recipe) else self.value)
+        has_name = isinstance(self.value, BaseModel) and has_own_page(type(self.value))
+        return in_yaml(self.value.name if has_name else self.value)
 
     @property
     def unit(self) -> str:
@@ -83,25 +92,43 @@ class Key:
 
 def keys(topic: str) -> Iterator[Key]:
     """Every key of `topic`, one of `MODELS`, nested ones after the key they belong to."""
-    return _keys(MODELS[topic], default_recipe() if topic == "recipe" else None)
+    return keys_of(import_model(MODELS[topic]), default_recipe() if topic == RECIPE else None)
 
 
-def default_recipe() -> Recipe:
-    recipe: Recipe = TrainConfig.model_fields["recipe"].get_default(call_default_factory=True)
+def import_model(source: str) -> type[BaseModel]:
+    """The model "module:name"."""
+    module, _, name = source.partition(":")
+    model: type[BaseModel] = getattr(import_module(module), name)
+    return model
+
+
+def has_own_page(model: type[BaseModel]) -> bool:
+    """Whether `model` is a topic of its own."""
+    return f"{model.__module__}:{model.__name__}" in MODELS.values()
+
+
+def default_recipe() -> BaseModel:
+    """The recipe that `train` takes by default."""
+    recipe: BaseModel = import_model(MODELS["train"]).model_fields[RECIPE].get_default(call_default_factory=True)
     return recipe
 
 
-def _keys(model: type[BaseModel], instance: BaseModel | None, prefix: str = "", case: str = "") -> Iterator[Key]:
-    for key in own_keys(model, instance, prefix, case):
+def keys_of(
+    model: type[BaseModel], instance: BaseModel | None = None, prefix: str = "", case: str = "", group: str = ""
+) -> Iterator[Key]:
+    """Every key of `model`, see `keys`; `group` is the heading above them."""
+    for key in own_keys(model, instance, prefix, case, group):
         yield key
         for inner in key.models:
             inner_case = tag_of(inner) or "" if len(key.models) > 1 else case
-            yield from _keys(inner, _instance(key, inner), f"{key.name}.", inner_case)
+            yield from keys_of(inner, _instance(key, inner), f"{key.name}.", inner_case, key.group)
 
 
-def own_keys(model: type[BaseModel], instance: BaseModel | None, prefix: str = "", case: str = "") -> Iterator[Key]:
-    """The keys of `model` itself, with the values of `instance`, by default the model's own."""
-    group, groups = "", getattr(model, "groups", {})
+def own_keys(
+    model: type[BaseModel], instance: BaseModel | None, prefix: str = "", case: str = "", group: str = ""
+) -> Iterator[Key]:
+    """The keys of `model` itself, with the values of `instance`, by default the model's own; `group` is the heading."""
+    groups = getattr(model, "groups", {})
     for name, field in model.model_fields.items():
         group = groups.get(name, group)
         value = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
@@ -141,7 +168,7 @@ def type_text(annotation: Any, metadata: Collection[Any] = ()) -> str:
     if origin is tuple:
         return f"[{', '.join('...' if part is Ellipsis else type_text(part) for part in parts)}]"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "name | mapping" if annotation is Recipe else "mapping"
+        return "name | mapping" if has_own_page(annotation) else "mapping"
     text = TYPES.get(annotation, "any")
     return f"{text}{_bounds(metadata)}" if annotation in (int, float) else text
 
@@ -174,15 +201,31 @@ def commented(topic: str) -> str:
 
     What is required is commented out, so that a command says what it lacks.
     """
-    if topic == "recipe":
-        return "\n".join([*_comment(first_line(Recipe)), *_mapping(Recipe, default_recipe())]) + "\n"
+    if topic == RECIPE:
+        recipe = default_recipe()
+        return "\n".join([*_comment(first_line(type(recipe))), *_mapping(type(recipe), recipe)]) + "\n"
     names = COMMANDS if topic == "run" else (topic,)
     return "\n".join(line for name in names for line in _section(name, topic == "run"))
 
 
+def write(path: Path, topic: str) -> None:
+    """Write `commented` to the new file `path`.
+
+    Raises:
+        BadInput: there is a file, or it cannot be written.
+    """
+    if path.exists():
+        raise BadInput(f"{path} exists: choose another --out, or remove it")
+    try:
+        write_file(path, commented(topic).encode())
+    except WorkFailed as error:
+        raise BadInput(f"{error}") from error
+
+
 def _section(name: str, in_run: bool) -> list[str]:
-    lines = _mapping(MODELS[name], None, FILLED_BY_RUN[name] if in_run else ())
-    return [*_comment(first_line(MODELS[name])), f"{name}:", *_indented(lines), ""]
+    model = import_model(MODELS[name])
+    lines = _mapping(model, None, FILLED_BY_RUN[name] if in_run else ())
+    return [*_comment(first_line(model)), f"{name}:", *_indented(lines), ""]
 
 
 def _mapping(

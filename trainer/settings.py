@@ -26,7 +26,7 @@ class TrainerConfig(BaseModel):
 
     groups: ClassVar = {
         "num_steps": "Optimisation",
-        "precision": "Arithmetic",
+        "precision": "Precision and speed",
         "ema": "Averages",
         "log_every": "Log and checkpoints",
     }

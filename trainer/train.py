@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.config import differences, write_resolved
+from pipeline.common.device import machine, peak_memory_bytes
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
@@ -142,14 +144,23 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
-                log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
+                log.write(
+                    step,
+                    **means,
+                    **total_loss(phase, means),
+                    images_seen=step * settings.batch_size,
+                    images_per_second=rate,
+                    stall=stall,
+                    memory_bytes=peak_memory_bytes(device),
+                    lr=state.optimizer.param_groups[0]["lr"],
+                )
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
                 if (save or asked or due) and ranks.is_first:
                     for lease in leases:
                         lease.check()
-                    _save(config, task, state, step, log, has_snapshot=save or asked)
+                    _save(config, task, ranks, state, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
                 saved = time.monotonic() if save or due else saved
                 ranks.wait()
@@ -178,12 +189,14 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
     return checkpoint.find(config.out)
 
 
-def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, has_snapshot: bool) -> None:
+def _save(config: TrainConfig, task: Task, ranks: Ranks, state: State, step: int, log: Log, has_snapshot: bool) -> None:
     info = CheckpointInfo(
         step=step,
         trains=config.recipe.trains,
         recipe=config.recipe.name,
         config=config.model_dump(mode="json"),
+        environment=Environment.here(machine(ranks.device)),
+        ranks=ranks.world,
         **vars(task.provenance),
     )
     checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
@@ -196,6 +209,12 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
             say(f"warning: {error}; trying again with the next checkpoint")
     if log.takes_pictures and preview.can_draw(state.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
+
+
+def total_loss(phase: Phase, means: Mapping[str, float]) -> dict[str, float]:
+    """What `phase` minimises, as "loss"; nothing where every step was skipped, so that there are no `means`."""
+    pairs = zip(phase.weights, phase.titles, strict=True)
+    return {"loss": sum(weight * means[title] for weight, title in pairs)} if means.keys() >= {*phase.titles} else {}
 
 
 def _formula(phase: Phase) -> str:
@@ -266,8 +285,8 @@ def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, 
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
         raise BadInput(
-            f"{config.out} holds another run ({fields}); choose another --out, there with --set "
-            f"start={quote(str(config.out))} to train on from its weights, or ask for that run"
+            f"{config.out} holds another run ({fields}); choose another --out, there with "
+            f"--start {quote(str(config.out))} to train on from its weights, or ask for that run"
         )
     if config.trainer.num_steps < info.step:
         raise BadInput(
@@ -286,8 +305,8 @@ def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
     rate = learning_rate(settings, info.step)
     say(
         f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
-        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
-        f"start={quote(str(config.out))} has a schedule of its own"
+        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with "
+        f"--start {quote(str(config.out))} has a schedule of its own"
     )
 
 

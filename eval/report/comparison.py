@@ -1,12 +1,19 @@
 """Several runs side by side: their figures, why these may not be comparable, and how the trainings differ."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from eval.report.tables import NFE, NONE, SPEED, Cell, Column, cost_columns, distance_columns, metric_columns
-from eval.results import Report
+from eval.results import Report, Row
 
 Runs = Sequence[tuple[str, Report]]
+FIRST = 2  # columns that a terminal has room for: evaluations and the headline
 Rows = list[tuple[str, list[Cell]]]  # a sampler and its cells
 
 
@@ -26,6 +33,46 @@ def table(runs: Runs) -> tuple[list[str], list[tuple[str, Rows]]]:
 
 def _columns(report: Report) -> list[Column]:
     return [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report)[:1], SPEED]
+
+
+def terminal(runs: Runs) -> Table:
+    """The table for a terminal: of `table` each run's evaluations, first metric, RMSE to the teacher and images/s."""
+    headings, rows = table(runs)
+    shown = [i for i, heading in enumerate(headings) if i < FIRST or heading in ("RMSE", SPEED.heading)]
+    found = Table(box=SIMPLE_HEAD, padding=0)
+    for title in ("run", "sampler"):
+        found.add_column(title, overflow="fold")
+    for i in shown:
+        found.add_column(Text(headings[i]), justify="right", overflow="fold")
+    for name, samplers in rows:
+        for sampler, cells in samplers:
+            found.add_row(*map(Text, (name, sampler, *(str(cells[i]._replace(minimum="")) for i in shown))))
+        found.add_section()
+    return found
+
+
+def as_csv(runs: Runs) -> str:
+    """Every row of every run with all its figures, unrounded: metrics as means, and in KEY_sd their spread."""
+    keys = dict.fromkeys(metric.key for _, report in runs for metric in report.metrics)
+    lines = [_figures(name, report, row, keys) for name, report in runs for row in report.rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _figures(name: str, report: Report, row: Row, keys: Iterable[str]) -> dict[str, object]:
+    figures: dict[str, object] = {"run": name, "model": row.model, "sampler": row.sampler, "evaluations": row.nfe}
+    for key in keys:
+        figure = row.scores.get(key)
+        figures |= {key: figure and figure.mean, f"{key}_sd": figure and figure.spread}
+    return figures | {
+        "rmse_to_teacher": row.rmse,
+        "lpips_to_teacher": row.lpips,
+        "images_per_second": row.images_per_second,
+        "num_samples": report.num_samples,
+    }
 
 
 def cautions(runs: Runs) -> list[str]:

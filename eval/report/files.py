@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
+from rich.table import Table
 
-from eval.report import model_card, page, paper, tables
+from eval.report import comparison, model_card, page, paper, tables
 from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
@@ -86,17 +87,23 @@ def row_name(location: str) -> str:
     return parts[-2] if parts[-1] == REPORT and len(parts) > 1 else parts[-1]
 
 
-def compare(locations: Sequence[str], out: Path) -> None:
+def compare(locations: Sequence[str], out: Path, csv: Path | None = None) -> Table:
     """Write a page that compares the evaluations at `locations`: folders or URLs of reports, or of whole runs.
 
+    Their figures go into the file `csv` too. Returns a table for a terminal.
+
     Raises:
-        BadInput: one holds no evaluation or cannot be read, or `out` cannot be written.
+        BadInput: one holds no evaluation or cannot be read, or a file cannot be written.
     """
     runs = [_open(name, location) for name, location in zip(_short_names(locations), locations, strict=True)]
+    named = [(name, report) for name, report, _ in runs]
     try:
         write_file(out, page.render_comparison(runs).encode())
+        if csv is not None:
+            write_file(csv, comparison.as_csv(named).encode())
     except WorkFailed as error:
         raise BadInput(f"{error}") from error
+    return comparison.terminal(named)
 
 
 def _open(name: str, location: str) -> tuple[str, Report, bytes | None]:

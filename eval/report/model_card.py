@@ -12,8 +12,16 @@ from pipeline.common.image_grid import is_drawable
 from trainer.export.card import CITATIONS, dump_yaml, front_matter, licence, recipe, title, what
 
 TEMPLATES = Path(__file__).with_name("templates")
-MEASURED = ("samples", "reference", "quantiser", "machine", "versions", "date")  # of tables.facts, beside the features
-MADE_OF = ("weights", "teacher", "training data")
+MEASURED = (
+    "samples",
+    "reference",
+    "quantiser",
+    "evaluate",
+    "machine",
+    "versions",
+    "date",
+)  # of tables.facts, beside the features
+MADE_OF = ("weights", "teacher", "training data", "generate", "train")
 
 SCOT = """@inproceedings{wu2025scot,
   title     = {SCoT: Unifying Consistency Models and Rectified Flows via Straight-Consistent Trajectories},

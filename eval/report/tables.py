@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.results import FULL_NUM_SAMPLES, Figure, Metric, Report, Row, Space, gains
+from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, Report, Row, Space, Work, gains
 
 GROUPS = {
     "solver": "Teacher, own solver",
@@ -146,10 +146,31 @@ def facts(report: Report) -> dict[str, str]:
         "weights": _weights(report),
         **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
         **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
+        **({"generate": _generation(report.generation)} if report.generation else {}),
+        **{name: _work(work) for name, work in _works(report) if work is not None},
         "machine": report.machine,
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
     }
+
+
+def _generation(made: Generation) -> str:
+    return (
+        f"{made.num_records:,} records of {made.num_states} states, {made.solver}, {count_text(made.nfe)} evaluations "
+        f"each; {made.device_hours:.3g} device hours on {'; '.join(made.machines)}"
+    )
+
+
+def _works(report: Report) -> list[tuple[str, Work | None]]:
+    return [("train", report.training_work), ("evaluate", report.evaluation_work)]
+
+
+def _work(work: Work) -> str:
+    """Such as "0.12 h (0.24 device hours) on x86_64, 1 thread, Python 3.12.3, traflow-pipeline 0.1.0"."""
+    hours = "" if work.hours is None else f"{work.hours:.3g} h"
+    if work.num_devices > 1 and work.device_hours is not None:
+        hours += f" ({work.device_hours:.3g} device hours)"
+    return " on ".join(filter(None, (hours, str(work.environment or "")))) or "not recorded"
 
 
 def _samples(report: Report) -> str:

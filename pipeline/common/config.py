@@ -152,9 +152,14 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
         nested: Any = parse_yaml(value)
     except ValueError as error:
         raise BadInput(f"--set {assignment}: the value is not YAML") from error
+    return nest(key, nested)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`value` under the key "a.b", as {"a": {"b": value}}."""
     for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
+        value = {part: value}
+    return dict(value)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +242,7 @@ def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], com
     if fault["type"] == "missing" and not str(fault["loc"][-1]).isdigit():
         by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
         return f"{key!r} is missing{by_flag}"
-    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults))
+    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults)).replace(" or wanted ", " or ")
     value = fault["input"]
     name = f"{key}: " if key else ""
     is_quoted = isinstance(value, str) and bool(value) and repr(value) in message

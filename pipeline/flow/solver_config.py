@@ -24,10 +24,11 @@ class Solver(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal[ADAPTIVE + FIXED] = Field(  # type: ignore[valid-type]
-        default="dopri5", description="Solver; the first five choose their own steps, the others take fixed ones."
+        default="dopri5",
+        description="Solver; the first five adapt their steps to the tolerances, the others take fixed steps.",
     )
-    rtol: float | None = Field(default=None, description="Relative tolerance of an adaptive solver: 1e-5 by default.")
-    atol: float | None = Field(default=None, description="Absolute tolerance of an adaptive solver: 1e-5 by default.")
+    rtol: float | None = Field(default=None, description="Relative tolerance of an adaptive solver.")
+    atol: float | None = Field(default=None, description="Absolute tolerance of an adaptive solver.")
     num_steps: Annotated[int | None, Unit("steps")] = Field(
         default=None, description="Number of steps of a fixed-step solver, which needs one."
     )
@@ -70,7 +71,7 @@ class Solver(BaseModel):
     def flags(self) -> str:
         """The command-line flags of `generate` for this solver."""
         if not self.is_adaptive:
-            return f"--solver {self.name} --num-steps {self.num_steps}"
+            return f"--solver {self.name} --steps {self.num_steps}"
         control = " --set solver.cautious=true" if self.cautious else ""
         return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}{control}"
 

@@ -57,7 +57,7 @@ class GenerateConfig(BaseModel):
         "workers": "Where it runs",
     }
 
-    teacher: PathText = Field(description="Name that `teachers` lists, path, diffusers:PATH or module:function.")
+    teacher: PathText = Field(description="Name that `teachers` lists, path, diffusers:PATH or module:factory.")
     n: Annotated[int, Unit("trajectories"), BeforeValidator(parse_count)] = Field(
         ge=1, description="Number of trajectories, such as 4096, 16k or 1M; a larger number extends the data set."
     )
@@ -84,8 +84,8 @@ class GenerateConfig(BaseModel):
     )
     velocities: bool = Field(
         default=True,
-        description="Store the teacher's velocity at each state. With a train section beside it, a config that leaves "
-        "the key out stores them only if the recipe needs them.",
+        description="Store the teacher's velocity at each state; a config that leaves the key out, beside a train "
+        "section, stores them only if the recipe needs them.",
     )
     solver: Solver = Field(default=Solver(), description="Solver of the teacher's ODE; a name alone is enough.")
     precision: Precision = Field(default="fp32", description="Precision of the teacher's matrix products.")

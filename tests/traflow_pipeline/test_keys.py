@@ -7,7 +7,7 @@ import pytest
 from pipeline.common.config import merge, validate
 from pipeline.common.safe_yaml import parse_yaml
 from traflow_pipeline import keys
-from traflow_pipeline.keys import MODELS, commented
+from traflow_pipeline.keys import MODELS, commented, import_model
 from traflow_pipeline.run_settings import gather
 from trainer.config import TrainConfig
 from trainer.distillation.recipes import Recipe
@@ -52,8 +52,8 @@ def test_a_key_has_its_type_with_bounds_its_default_and_its_unit() -> None:
 @pytest.mark.parametrize("topic", REQUIRED)
 def test_a_commented_config_is_that_of_the_defaults(topic: str) -> None:
     section = parse_yaml(commented(topic).encode())[topic]
-    given = validate(MODELS[topic], merge(section, REQUIRED[topic]), topic)
-    assert given == validate(MODELS[topic], REQUIRED[topic], topic)
+    model = import_model(MODELS[topic])
+    assert validate(model, merge(section, REQUIRED[topic]), topic) == validate(model, REQUIRED[topic], topic)
 
 
 def test_a_commented_config_says_what_it_lacks() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline import networks
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
@@ -59,6 +60,8 @@ class CheckpointInfo(BaseModel):
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
     # Of the files of perceptual distances, by the distance; left out where there is none.
     distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
+    environment: Environment | None = Field(default=None, exclude_if=lambda known: known is None)
+    ranks: int | None = Field(default=None, exclude_if=lambda ranks: ranks is None)
     config: dict[str, Any]  # the resolved configuration
     files: dict[FileName, str] = {}  # the sha256 of each
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 from pipeline.common.config import CONFIGS, expand_home
-from pipeline.common.errors import reason, suggest
-from pipeline.common.safe_yaml import parse_yaml, read_text
+from pipeline.common.errors import suggest
+from pipeline.common.safe_yaml import read_yaml
 from pipeline.dataset.plan import Plan
 from trainer.distillation import compared, terms
 from trainer.distillation.terms import TrainingOwner
@@ -172,12 +172,7 @@ def load_recipe(source: object) -> object:
         raise ValueError(
             f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases{known}"
         )
-    try:
-        content = parse_yaml(read_text(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+    content = read_yaml(path)
     return {"name": path.stem, **content} if isinstance(content, dict) else content
 
 

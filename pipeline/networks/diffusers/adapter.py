@@ -29,7 +29,7 @@ class AdapterConfig(BaseModel):
 def require_peft() -> None:
     """Raises `BadInput` if peft is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise BadInput("lora needs a package that is not installed, peft: pip install 'traflow-pipeline[diffusers]'")
+        raise BadInput("lora: wanted the package peft; pip install peft")
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig) -> None:

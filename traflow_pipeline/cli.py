@@ -292,7 +292,7 @@ def probe(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Measure all of it compiled too; default: for large networks on a GPU.",
+            help="Measure all of it compiled too, and on a GPU as CUDA graphs; default: for large networks on a GPU.",
             show_default=False,
         ),
     ] = None,
@@ -308,7 +308,7 @@ def probe(
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
     from pipeline.teachers.batch_sizes import measure_batch_sizes
-    from pipeline.teachers.compilation import pays
+    from pipeline.teachers.compilation import pays, ways_to_run
     from pipeline.teachers.precision import parse_precisions
     from traflow_pipeline.loading import open_teacher
 
@@ -316,7 +316,7 @@ def probe(
     tried = parse_precisions(precisions, processor)
     flow = open_teacher(teacher, processor, guidance_scale, prompts, negative_prompt, size)
     compiled = pays(flow, processor) if compiled is None else compiled
-    num_settings = len(tried) * len(settings) * (1 + compiled)
+    num_settings = len(tried) * len(settings) * (len(ways_to_run(processor)) if compiled else 1)
     with bar(f"probe {flow.name}", num_settings) as advance:
         result = probe.probe(flow, n, seed, processor, advance, tried, settings, states, compiled)
     if not result.is_complete:

@@ -8,7 +8,7 @@ from pipeline.common.config import PathText, Unit, parse_count
 from pipeline.flow.solver_config import Precision, Solver
 from pipeline.storage.store import Location
 
-Compile = Literal["auto"] | bool
+Compile = Literal["auto", "graphs"] | bool
 
 
 def _split(value: object) -> object:

@@ -35,7 +35,7 @@ from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
-from pipeline.teachers.compilation import check_compiler
+from pipeline.teachers.compilation import check_compiler, check_graphs
 from pipeline.teachers.loading import DiffusersSource, TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
@@ -180,7 +180,9 @@ def check_device(config: GenerateConfig) -> None:
     device = device_of(config)
     if device is not None:
         check_precision(config.precision, device)
-        if config.compile is True:
+        if config.compile == "graphs":
+            check_graphs(device)
+        if config.compile in (True, "graphs"):
             check_compiler(device)
 
 

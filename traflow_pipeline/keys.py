@@ -52,10 +52,6 @@ class Key:
     value: Any
 
     @property
-    def own_name(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    @property
     def models(self) -> list[type[BaseModel]]:
         """The models of the keys below this one, unless they have a page of their own."""
         return [model for model in models_in(self.field.annotation) if not has_own_page(model)]
@@ -76,8 +72,7 @@ class Key:
         """In YAML; "required" where there is none, unless the keys below it have theirs."""
         if self.value is PydanticUndefined:
             return "" if self.models else "required"
-        has_name = isinstance(self.value, BaseModel) and has_own_page(type(self.value))
-        return in_yaml(self.value.name if has_name else self.value)
+        return in_yaml(self.value.name if has_own_page(type(self.value)) else self.value)
 
     @property
     def unit(self) -> str:
@@ -102,7 +97,7 @@ def import_model(source: str) -> type[BaseModel]:
     return model
 
 
-def has_own_page(model: type[BaseModel]) -> bool:
+def has_own_page(model: type) -> bool:
     """Whether `model` is a topic of its own."""
     return f"{model.__module__}:{model.__name__}" in MODELS.values()
 

@@ -39,13 +39,14 @@ from eval.results import (
 )
 from eval.sampling import baselines
 from eval.sampling.paths import draw_strips
-from eval.sampling.precision import check_precision, fixed_arithmetic, in_precision
+from eval.sampling.precision import fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, decoded, student_sampler, teacher_sampler
 from pipeline.common.device import machine
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
+from pipeline.flow.numerics import check_precision
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import is_url, open_store
 from pipeline.storage.work_folder import WorkFolder

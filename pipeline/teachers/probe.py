@@ -18,7 +18,7 @@ from pipeline.dataset.plan import stratified_times
 from pipeline.flow.numerics import Precision, check_precision, fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, integrate
-from pipeline.teachers.check import draw_start
+from pipeline.teachers.check import first_records
 from pipeline.teachers.compilation import Compiled, check_compilable, compile_teacher, ways_to_run
 from pipeline.teachers.precision import as_on_gpu
 from pipeline.teachers.teacher import Teacher, errors_named_after
@@ -173,7 +173,7 @@ def probe(
         check_compilable(teacher, device)
         for precision in precisions:
             check_precision(precision, device)
-    noise, classes = draw_start(teacher, num_samples, seed, device)
+    noise, classes = first_records(teacher, num_samples, seed, device)
     start = teacher.t_start * noise
 
     def widened(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:

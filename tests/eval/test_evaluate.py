@@ -220,7 +220,7 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
         ({"checkpoint": "nowhere"}, "wanted a checkpoint, the folder or URL of a run"),
         ({"data": "nowhere"}, "nowhere"),
-        ({"precision": "tf32"}, "precision tf32: wanted an NVIDIA GPU"),
+        ({"precision": "tf32"}, "precision tf32: wanted a GPU that has it"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -21,7 +21,7 @@ cluster: .venv/installed-dev
 proof: .venv/installed-dev
 	$(BIN)/python -m pytest -m proof
 
-# Ratios measured on this machine, as docs/benchmarks.md keeps them; leave it idle meanwhile.
+# Ratios measured on this machine, as docs/explanation/benchmarks.md keeps them; leave it idle meanwhile.
 bench: .venv/installed-dev
 	@$(BIN)/python -m benchmarks
 
@@ -30,8 +30,8 @@ gpu: .venv/installed
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # The documentation as a site that needs no network and no server: site/index.html. A broken link fails.
-docs: .venv/installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
@@ -45,6 +45,10 @@ format: .venv/installed-dev
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

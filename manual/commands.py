@@ -10,8 +10,9 @@ from traflow_pipeline.cli import app
 
 INTRO = """# Commands
 
-Every command, as `traflow-pipeline COMMAND --help` prints it. `--config NAME` takes a config, flags go over it, and `--set
-KEY=VALUE` goes over both; [Configuration](configuration.md) has every key. [Exit codes](exit-codes.md) are the same for all.
+Every command, as `traflow-pipeline COMMAND --help` prints it. `--config NAME` takes a config, flags go over it, and
+`--set KEY=VALUE` goes over both; [Configuration](configuration.md) has every key. [Exit codes](exit-codes.md) are
+the same for all.
 """
 
 

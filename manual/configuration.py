@@ -7,15 +7,15 @@ from traflow_pipeline.keys import MODELS, keys
 
 INTRO = """# Configuration
 
-A config is a YAML file with a section for each command that it is for, and `slurm` where its runs are submitted to Slurm.
-`--config NAME` takes one of `configs/` by name or any by path, flags go over it, and `--set KEY=VALUE` goes over both. In
-`traflow-pipeline run CONFIG --set STAGE.KEY=VALUE` the key begins with its section. Nested keys are written with dots or as
-mappings: `--set trainer.ema.half_life_images=1e6`, `--set "trainer.ema={half_life_images: 1e6}"`. A key that does not exist is
-refused, with the ones that do.
+A config is a YAML file with a section for each command that it is for, and `slurm` where its runs are submitted to
+Slurm. `--config NAME` takes one of `configs/` by name or any by path, flags go over it, and `--set KEY=VALUE` goes
+over both. In `traflow-pipeline run CONFIG --set STAGE.KEY=VALUE` the key begins with its section. Nested keys are
+written with dots or as mappings: `--set trainer.ema.half_life_images=1e6`, `--set "trainer.ema={half_life_images:
+1e6}"`. A key that does not exist is refused, with the ones that do.
 
-`traflow-pipeline config train` prints a section with all its keys, defaults and sentences, as YAML to start from. What a command ran
-with lies in its output folder as a config that runs it again. A config may name another as its `base`, a path from its own folder,
-and says then only what differs.
+`traflow-pipeline config train` prints a section with all its keys, defaults and sentences, as YAML to start from.
+What a command ran with lies in its output folder as a config that runs it again. A config may name another as its
+`base`, a path from its own folder, and says then only what differs.
 
 The keys of [networks](networks.md) and [losses](losses.md) have pages of their own.
 """

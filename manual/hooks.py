@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: pages that are made from the code, equations, and no page that fetches."""
+"""What mkdocs calls while it builds the site: adds generated pages, sets equations, refuses pages that fetch."""
 
 import re
 

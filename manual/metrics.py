@@ -10,8 +10,8 @@ from manual.text import code, comments, prose, table, type_name
 
 INTRO = """# metrics.json
 
-The results of an evaluation, from which its page and tables are made. `compare` reads it, and so may you; keys are added,
-and none changes its meaning. From Python: `tp.evaluate(...)` returns it as a `Report`.
+The results of an evaluation, from which its page and tables are made. `compare` reads it, and so may you; keys are
+added, and none changes its meaning. From Python: `tp.evaluate(...)` returns it as a `Report`.
 """
 
 

@@ -11,9 +11,9 @@ from traflow_pipeline.keys import own_keys
 
 INTRO = """# Networks
 
-What `network` of a training may be, as in `--set "network={family: mlp, width: 128}"`. A student has its teacher's network unless
-you give one; a teacher of this program, or the student of a function, needs one. What a network leaves out of its shape and classes
-it takes from the data.
+What `network` of a training may be, as in `--set "network={family: mlp, width: 128}"`. A student has its teacher's
+network unless you give one; a teacher of this program, or the student of a function, needs one. What a network
+leaves out of its shape and classes it takes from the data.
 """
 
 # A family's own fields come after those that it shares with another.

@@ -15,10 +15,10 @@ def options(model: type[BaseModel], skip: Collection[str] = ()) -> str:
 
 
 def key_table(keys: Iterable[Key]) -> str:
-    """A row for each key: name, type, default, and its sentence with the unit."""
-    rows = [(code(key.name), code(key.type), code(key.default), _meaning(key)) for key in keys]
+    """A row for each key: name, type with its unit, default, and its sentence."""
+    rows = [(code(key.name), _type(key), code(key.default), key.sentence) for key in keys]
     return table(["key", "type", "default", "meaning"], rows)
 
 
-def _meaning(key: Key) -> str:
-    return f"{key.sentence} Unit: {key.unit}." if key.unit else key.sentence
+def _type(key: Key) -> str:
+    return f"{code(key.type)}, in {key.unit}" if key.unit else code(key.type)

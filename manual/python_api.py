@@ -24,9 +24,9 @@ ELSEWHERE = {
 
 INTRO = """# Python
 
-`import traflow_pipeline as tp`. These names are public; all else in this package and in `pipeline`, `trainer` and `eval` may
-change. Importing the package is cheap: torch is imported when a name is first used. Errors are `BadInput`, `WorkFailed` and
-`Stopped`, each with a message of one line.
+`import traflow_pipeline as tp`. These names are public; all else in this package and in `pipeline`, `trainer` and
+`eval` may change. Importing the package is cheap: torch is imported when a name is first used. Errors are
+`BadInput`, `WorkFailed` and `Stopped`, each with a message of one line.
 
 A teacher of your own also needs `pipeline.teachers.teacher.state_sha256`, which makes the digest of its weights.
 """
@@ -41,7 +41,8 @@ def page() -> str:
 
 
 def _function(name: str, function: Callable[..., Any], level: str = "##") -> str:
-    return f"{level} {name.rpartition('.')[2]}\n\n```python\n{name}{_signature(function)}\n```\n\n{prose(function.__doc__)}"
+    heading = f"{level} {name.rpartition('.')[2]}"
+    return f"{heading}\n\n```python\n{name}{_signature(function)}\n```\n\n{prose(function.__doc__)}"
 
 
 def _signature(function: Callable[..., Any]) -> str:

@@ -11,15 +11,16 @@ from trainer.distillation.terms import BaseTerm
 
 INTRO = """# Recipes
 
-`train --recipe NAME` takes one of these, or the path of a file of your own ([how to write one](../how-to/recipe.md)). The cost
-is that of a row of the batch, in evaluations of the network without a backward pass. [Recipes compared](../explanation/recipes.md)
-has figures; [Losses](losses.md) says what each loss compares.
+`train --recipe NAME` takes one of these, or the path of a file of your own ([how to write
+one](../how-to/recipe.md)). The cost is that of a row of the batch, in evaluations of the network without a backward
+pass. [Recipes compared](../explanation/recipes.md) has figures; [Losses](losses.md) says what each loss compares.
 """
 
 LOSSES = """# Losses
 
-A recipe's term names a loss and its options. Times fall from 1, noise, to 0, data; G(x, t, s) is the student's jump from time t to
-time s, and F its mean velocity ([the method](../explanation/method.md)). Equation numbers without a source are TraFlow's.
+A recipe's term names a loss and its options. Times fall from 1, noise, to 0, data; G(x, t, s) is the student's jump
+from time t to time s, and F its mean velocity ([the method](../explanation/method.md)). Equation numbers without a
+source are TraFlow's.
 """
 
 

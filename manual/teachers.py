@@ -9,10 +9,10 @@ from pipeline.teachers.download import page as page_of
 
 INTRO = """# Public teachers
 
-What `traflow-pipeline teachers` lists: the networks that `--teacher` takes by name. `traflow-pipeline teachers fetch NAME`
-downloads one, and `teachers check NAME` tries it. FIDs are as published, over 50,000 samples, with the evaluations that they were
-sampled with; none was measured here. [Teachers](../how-to/teacher.md) has where the files lie, what is checked, and how to bring one
-of your own.
+What `traflow-pipeline teachers` lists: the networks that `--teacher` takes by name. `traflow-pipeline teachers
+fetch NAME` downloads one, and `teachers check NAME` tries it. FIDs are as published, over 50,000 samples, with the
+evaluations that they were sampled with; none was measured here. [Teachers](../how-to/teacher.md) has where the
+files lie, what is checked, and how to bring one of your own.
 """
 
 

@@ -17,8 +17,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """`text` on one line, as a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """`text` on one line, as a cell of a table, in which a bar outside code would end it."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
 
 
 def code(value: object) -> str:

@@ -86,6 +86,8 @@ def test_the_notebook_runs(folder: Path) -> None:
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept in the repository"
     NotebookClient(notebook, timeout=300).execute()
-    said = [output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"]
+    said = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"
+    ]
     assert "student, 1 step" in "".join(said)
     assert (folder / "runs" / "notebook" / "digits.png").exists()

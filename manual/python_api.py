@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 import traflow_pipeline as tp
 from manual.text import code, comments, prose, table, type_name
 
+WIDTH = 80  # of a signature
 MODULES = re.compile(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])")  # before the name of a class
 
 KEYS = "Its fields are the keys of the [configuration](configuration.md)."
@@ -48,7 +50,8 @@ def _function(name: str, function: Callable[..., Any], level: str = "##") -> str
 def _signature(function: Callable[..., Any]) -> str:
     signature = inspect.signature(function)
     parameters = [each for each in signature.parameters.values() if each.name != "self"]
-    return MODULES.sub("", str(signature.replace(parameters=parameters)))
+    text = MODULES.sub("", str(signature.replace(parameters=parameters)))
+    return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _class(name: str, cls: type) -> str:

@@ -30,6 +30,12 @@ INTRO = """# Python
 `eval` may change. Importing the package is cheap: torch is imported when a name is first used. Errors are
 `BadInput`, `WorkFailed` and `Stopped`, each with a message of one line.
 
+`tp.generate`, `tp.train` and `tp.evaluate` take the keys of the commands' configs, as
+`tp.generate(teacher="digits", n="4k", out="data")`; or `config="quickstart"` and keys over it; or a `GenerateConfig`,
+`TrainConfig` or `EvaluateConfig`. `tp.open_dataset` reads records by index (`data[5]`), by slice (`data[:64]`) or in
+batches (`data.batches(64)`). The [notebook](../tutorials/notebook.md) uses all of it, and `examples/` of the repository
+has scripts.
+
 A teacher of your own also needs `pipeline.teachers.teacher.state_sha256`, which makes the digest of its weights.
 """
 

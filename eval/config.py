@@ -1,6 +1,6 @@
 """The configuration of `traflow-pipeline evaluate`."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -25,7 +25,9 @@ class EvaluateConfig(BaseModel):
     """The configuration of `traflow-pipeline evaluate`.
 
     The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
-    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report is
+    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. `prompts` is a file of
+    prompts that the training has not seen, for a pipeline of diffusers: they take turns, and by default there is a
+    sample of each. `clip` names the model of the CLIP score, a folder or a name in the Hub's cache. The report is
     uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
     report is built in the user's cache.
     """
@@ -49,8 +51,8 @@ class EvaluateConfig(BaseModel):
     weights: str = Field(default="ema", description="Weights of the checkpoint: ema, network, or another average.")
     reference: PathText | None = Field(
         default=None,
-        description="Reference: digits, images (folder, .zip, .npz), a data set, or statistics (.npz). Only for digits "
-        "there is a default.",
+        description="Reference: digits, images (folder, .zip, .npz), a data set, statistics (.npz), or teacher. Only "
+        "digits and prompts have a default: the scans, and teacher.",
     )
     features: Names | None = Field(
         default=None,
@@ -58,8 +60,22 @@ class EvaluateConfig(BaseModel):
         "distance heads the report.",
     )
     require: Names = Field(default=(), description="Metrics without which the evaluation fails: fid, kid, lpips, ...")
-    num_samples: Annotated[int, Unit("samples"), BeforeValidator(parse_count)] = Field(
-        default=FULL_NUM_SAMPLES, ge=MIN_SAMPLES, description="Number of samples of each row and range: 4096, 50k."
+    # Of prompts; left out where there are none, so that older configurations stay the same.
+    prompts: PathText | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,
+        description="File of prompts that the training has not seen, .txt or .jsonl, for a pipeline of diffusers.",
+    )
+    clip: PathText | None = Field(
+        default=None,
+        exclude_if=lambda source: source is None,
+        description="Model of the CLIP score: a folder of transformers' CLIPModel, or a name in the Hub's cache.",
+    )
+    num_samples: Annotated[
+        Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] | None, Unit("samples")
+    ] = Field(
+        default=None,
+        description="Number of samples of each row and range: 4096, 50k; by default 50k, or one of each prompt.",
     )
     num_ranges: int = Field(
         default=3, ge=1, description="Number of ranges of noise, whose figures give mean, spread and minimum."
@@ -78,8 +94,8 @@ class EvaluateConfig(BaseModel):
         description="The teacher's few-step samplers: euler, midpoint, heun, ddim, dpm-2, dpm-fast; with diffusers "
         "dpm++, unipc, deis, 3-deis.",
     )
-    baseline_grids: tuple[Literal["even", "edm"], ...] = Field(
-        default=("even",), description="Their times: even ones, EDM's, or both."
+    baseline_grids: tuple[Literal["even", "edm", "own"], ...] = Field(
+        default=("even",), description="Their times: even ones, EDM's, or own, those of a shifted teacher."
     )
     baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="Their numbers of evaluations; by default the student's."
@@ -112,5 +128,14 @@ class EvaluateConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _mirror(cls, values: Any) -> Any:
-        return with_mirror(values)
+    def _fill(cls, values: Any) -> Any:
+        values = with_mirror(values)
+        if isinstance(values, dict) and values.get("prompts") is None and values.get("num_samples") is None:
+            return values | {"num_samples": FULL_NUM_SAMPLES}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.clip is not None and self.prompts is None:
+            raise ValueError("clip: its score is of pictures and their prompts: wanted prompts too")
+        return self

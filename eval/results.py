@@ -74,6 +74,15 @@ class Reference(_Record):
     sha256: str  # of the images' bytes, or of the file of statistics
 
 
+class PromptSet(_Record):
+    """The held-out prompts that samples are drawn from, in turn."""
+
+    source: str  # the file, as configured
+    num_prompts: int
+    sha256: str  # of the file
+    shown: tuple[str, ...]  # the first ones, of the pictures
+
+
 class NotComputed(_Record):
     """Metrics that could not be computed, with the reason and what to do."""
 
@@ -90,6 +99,8 @@ class Row(_Record):
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
     rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
+    # Of latents, in their own units; left out where samples are none.
+    latent_rmse: float | None = Field(default=None, exclude_if=lambda value: value is None)
     lpips: float | None = None  # likewise
     images_per_second: float
     is_finite: bool = True  # whether all samples are; if not, there are no figures
@@ -103,7 +114,7 @@ class Row(_Record):
     def values(self) -> list[float]:
         """Every number of the row."""
         figures = [value for figure in self.scores.values() for value in figure.values]
-        others = (self.nfe, self.images_per_second, self.rmse, self.lpips)
+        others = (self.nfe, self.images_per_second, self.rmse, self.latent_rmse, self.lpips)
         return [*figures, *(value for value in others if value is not None)]
 
 
@@ -187,6 +198,7 @@ class Report(_Record):
     spaces: tuple[Space, ...]
     shape: tuple[int, ...] | None = None  # of a sample; None in older reports, which are of images
     reference: Reference
+    prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()
     warnings: tuple[str, ...] = ()
     num_samples: int  # of each row and range

@@ -26,7 +26,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "eval": [
-        {"sample_counts"},
+        {"sample_counts", "prompts"},
         {"results", "models", "features"},
         {"sampling"},
         {"metrics"},

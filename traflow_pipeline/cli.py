@@ -409,6 +409,8 @@ def evaluate(
     checkpoint: Annotated[str | None, typer.Argument(show_default=False)] = None,
     out: Text = None,
     reference: Text = None,
+    prompts: Text = None,
+    clip: Text = None,
     features: Text = None,
     require: Text = None,
     n: Text = None,
@@ -645,6 +647,9 @@ def sample(
     solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
     weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
     guidance_scale: GuidanceScale = 1.0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt of a student or a teacher that draws from some; may be repeated.")
+    ] = None,
     prompts: Prompts = None,
     negative_prompt: NegativePrompt = None,
     size: PictureSize = None,
@@ -657,6 +662,8 @@ def sample(
     from traflow_pipeline.sample_folder import save_folder
     from traflow_pipeline.samples import check_file, names_folder, save
 
+    if prompt and prompts is not None:
+        raise BadInput("sample: wanted --prompt or --prompts, not both")
     source = open_source(
         checkpoint,
         teacher,
@@ -664,7 +671,7 @@ def sample(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
-        prompts=prompts,
+        prompts=tuple(prompt) if prompt else prompts,
         negative_prompt=negative_prompt,
         size=size,
         device=device,

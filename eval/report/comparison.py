@@ -80,6 +80,7 @@ def cautions(runs: Runs) -> list[str]:
     properties: dict[str, Callable[[Report], object]] = {
         "headline metrics": lambda r: r.headline.heading if r.metrics else NONE,
         "references": lambda r: f"{r.reference.title}, sha256 {r.reference.sha256}",
+        "prompts": lambda r: NONE if r.prompts is None else f"{r.prompts.num_prompts:,}, sha256 {r.prompts.sha256}",
         "numbers of samples": lambda r: f"{r.num_samples:,}",
         "feature networks": lambda r: "; ".join(f"{s.title}, {s.resizer}, sha256 {s.sha256}" for s in r.spaces),
         "quantisers": lambda r: r.quantiser,

@@ -11,6 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import chart, comparison, tables
+from eval.report.prompts import prompt_table
 from eval.results import Grid, Report, Row, TrajectoryFit, gains
 from pipeline.common.image_grid import Images, encode_rows
 from pipeline.common.progress import format_bytes
@@ -65,6 +66,7 @@ def render(report: Report, pictures: Mapping[str, Images], strips: Mapping[str, 
         chosen=tables.grouped(chosen),
         others=[] if are_all_chosen else tables.grouped(report.rows_of("few-step")),
         chart=chart.headline_chart(report),
+        prompts=prompt_table(report, pictures),
         grid=_png(grid),
         grid_all=None if are_all_chosen else _png(pictures),
         strips=_png(strips or {}),

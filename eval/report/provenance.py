@@ -69,7 +69,7 @@ def _hours(run: Path, info: CheckpointInfo) -> float | None:
         (after - before) * batch_size / line["images_per_second"]
         for (before, after), line in zip(pairwise(steps), lines, strict=True)
     )
-    return sum(seconds) / HOUR
+    return float(sum(seconds)) / HOUR
 
 
 def curves(run: Path) -> tuple[Line, ...]:

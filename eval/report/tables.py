@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, Report, Row, Space, Work, gains
+from eval.features.clip import NAME as CLIP
+from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work, gains
 
 GROUPS = {
     "solver": "Teacher, own solver",
@@ -61,13 +62,29 @@ def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> lis
 
 
 def distance_columns(report: Report) -> list[Column]:
-    """RMSE and LPIPS to the teacher's own solution, if any row has them."""
-    columns = []
-    if any(row.rmse is not None for row in report.rows):
-        columns.append(Column("rmse", "RMSE", lambda row: Cell(NONE if row.rmse is None else f"{row.rmse:.4f}")))
-    if any(row.lpips is not None for row in report.rows):
-        columns.append(Column("lpips", "LPIPS", lambda row: Cell(NONE if row.lpips is None else f"{row.lpips:.4f}")))
-    return columns
+    """RMSE, of latents too, and LPIPS to the teacher's own solution, if any row has them."""
+
+    def column(key: str, heading: str) -> Column:
+        def cell(row: Row) -> Cell:
+            value = getattr(row, key)
+            return Cell(NONE if value is None else f"{value:.4f}")
+
+        return Column(key, heading, cell)
+
+    headings = {
+        "rmse": "Pixel RMSE" if _has_latents(report) else "RMSE",
+        "latent_rmse": "Latent RMSE",
+        "lpips": "LPIPS",
+    }
+    return [
+        column(key, heading)
+        for key, heading in headings.items()
+        if any(getattr(row, key) is not None for row in report.rows)
+    ]
+
+
+def _has_latents(report: Report) -> bool:
+    return any(row.latent_rmse is not None for row in report.rows)
 
 
 def cost_columns(report: Report) -> list[Column]:
@@ -114,15 +131,26 @@ def is_inception(report: Report, space: Space) -> bool:
 
 def cautions(report: Report) -> list[str]:
     """What a reader must know before comparing figures, in a text for each caution."""
-    others = [space.title for space in report.spaces if not is_inception(report, space)]
-    texts = [
-        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
-        for title in others
-    ]
+    texts = _not_fids(report)
     if report.has_few_samples:
         texts.append(_few_samples(report))
     missing = [f"Not computed ({', '.join(each.metrics)}): {each.reason}" for each in report.not_computed]
     return [*texts, *missing, *report.warnings]
+
+
+def _not_fids(report: Report) -> list[str]:
+    if report.reference.source == "teacher":
+        return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
+    titles = [space.title for space in _compared(report) if not is_inception(report, space)]
+    return [
+        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
+        for title in titles
+    ]
+
+
+def _compared(report: Report) -> list[Space]:
+    """The feature spaces in which samples are compared with the reference: all but that of the CLIP score."""
+    return [space for space in report.spaces if space.name != CLIP]
 
 
 def _few_samples(report: Report) -> str:
@@ -139,6 +167,7 @@ def facts(report: Report) -> dict[str, str]:
     return {
         "samples": _samples(report),
         "reference": _reference(report),
+        **({"prompts": _prompts(report.prompts)} if report.prompts else {}),
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
         **({"precision": _precision(report.precision)} if report.precision else {}),
@@ -152,6 +181,10 @@ def facts(report: Report) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
     }
+
+
+def _prompts(prompts: PromptSet) -> str:
+    return f"{prompts.num_prompts:,} held out, which take turns, given as {prompts.source}, sha256 {prompts.sha256}"
 
 
 def _generation(made: Generation) -> str:
@@ -219,7 +252,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
 
     With `is_whole`, every row, and every metric of the first space, in 100 columns.
     """
-    metrics = metric_columns(report, report.spaces[:1])
+    metrics = metric_columns(report, [*report.spaces[:1], *(space for space in report.spaces if space.name == CLIP)])
     columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], SPEED]
     rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
     num_hidden = len(report.rows) - len(rows)
@@ -256,12 +289,16 @@ def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
 
 
 def legend(report: Report) -> list[str]:
-    """What the table's star and RMSE mean."""
+    """What the table's star, RMSE and CLIP score mean."""
     texts = []
     if any(row.best for row in report.rows):
         texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
         texts.append("RMSE: to the teacher's own solution from the same noise, in units of [-1, 1].")
+    if _has_latents(report):
+        texts.append("Latent RMSE: the same before decoding, in units of the latents.")
+    if any(metric.space == CLIP for metric in report.metrics):
+        texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts
 
 

@@ -6,6 +6,7 @@ Every solver runs on a grid of even times and on EDM's grid, with exactly as man
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from eval.sampling import dpm_solver
 from eval.sampling.samplers import Draw, Sampler
 from pipeline.common.errors import BadInput, suggest
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import shifted, uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
 from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
 from pipeline.teachers.teacher import Teacher
@@ -111,11 +112,23 @@ def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
     return torch.cat([inner.new_tensor([start]), inner, inner.new_tensor([end])])
 
 
+def own_times(num_steps: int, start: float, end: float, shift: float) -> Tensor:
+    """`num_steps` + 1 falling times [T], spaced as those of a teacher's own sampler, which `shift` moves."""
+    times = shifted(uniform_times(num_steps, shifted(start, 1 / shift), shifted(end, 1 / shift)), shift)
+    times[0], times[-1] = start, end
+    return times
+
+
 # By its name: the suffix of a sampler's name, and the times.
 GRIDS: dict[str, tuple[str, Callable[[int, float, float], Tensor]]] = {
     "even": ("", uniform_times),
     "edm": (", EDM grid", edm_times),
 }
+OWN = "own"  # the grid of a teacher's own sampler
+
+
+def _grid(name: str, teacher: Teacher) -> tuple[str, Callable[[int, float, float], Tensor]]:
+    return (", own grid", partial(own_times, shift=teacher.shift)) if name == OWN else GRIDS[name]
 
 
 def baseline_samplers(
@@ -123,9 +136,9 @@ def baseline_samplers(
 ) -> list[Sampler]:
     """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
-    `names` are those of `BASELINES`, `grids` those of `GRIDS`. A solver whose steps are all Euler steps, as with one
-    evaluation, is listed as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler "heun 4"
-    takes 4 evaluations.
+    `names` are those of `BASELINES`, `grids` those of `GRIDS`, or `OWN`. A solver whose steps are all Euler steps, as
+    with one evaluation, is listed as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler
+    "heun 4" takes 4 evaluations.
 
     Raises:
         BadInput: a name is unknown, or a solver needs diffusers, which is not installed.
@@ -134,7 +147,7 @@ def baseline_samplers(
     for baseline in _select(names):
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
-        for suffix, grid in (GRIDS[name] for name in grids):
+        for suffix, grid in (_grid(name, teacher) for name in grids):
             same = tuple("euler" if step == "ddim" else step for step in steps)
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)

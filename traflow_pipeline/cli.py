@@ -713,7 +713,7 @@ def list_teachers(context: typer.Context) -> None:
     say("FID: as published, with the number of evaluations")
     say(f"here: whether its file is in {catalogue.teachers_folder()} (set {catalogue.FOLDER} to use another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
-    say("module:factory, and names in the entry point group traflow_pipeline.teachers (README, Teachers)")
+    say("module:factory, and names in the entry point group traflow_pipeline.teachers (docs/how-to/teacher.md)")
 
 
 @teachers.command("fetch")

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 from pipeline.common.progress import say
 from pipeline.storage.store import Folder, is_url
+from traflow_pipeline.named_code import name_again
 from traflow_pipeline.run import Run, resumable_status, save_run
 from traflow_pipeline.slurm_config import SlurmConfig
 
@@ -86,12 +87,13 @@ def job_scripts(run: Run) -> dict[str, str]:
     if is_url(run.location):
         raise BadInput(f"--submit slurm: wanted a run in a folder that every node reaches, got {run.location}")
     config = run.slurm or SlurmConfig()
-    return {stage: _script(run.location, stage, config) for stage in run.stages}
+    named = name_again(run.sections())
+    return {stage: _script(run.location, stage, config, named) for stage in run.stages}
 
 
-def _script(location: str, stage: str, config: SlurmConfig) -> str:
+def _script(location: str, stage: str, config: SlurmConfig, named: list[str]) -> str:
     program = [sys.executable, "-m"]
-    work = ["traflow_pipeline", "run", location, "--only", stage]
+    work = ["traflow_pipeline", "run", location, "--only", stage, *named]
     command = f"{SRUN} {shlex.join([*program, *work])}"
     options = [f"--cpus-per-task={config.cpus}", f"--gpus-per-node={min(config.gpus, 1)}"]
     if stage == "generate":

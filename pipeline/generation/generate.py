@@ -31,6 +31,7 @@ from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
 from pipeline.generation.backlog import Backlog, Failure, Piece, Result
 from pipeline.generation.config import GenerateConfig as GenerateConfig
+from pipeline.generation.heartbeat import sweep_heartbeats
 from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
@@ -243,6 +244,8 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSour
     ledger = read_ledger(config, store, plan, existing)
     try:
         store.sweep()
+        if existing is not None:
+            sweep_heartbeats(store)
         dataset = DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute)
         if dataset != existing:
             write_dataset(store, dataset)

@@ -28,6 +28,7 @@ from pipeline.generation.generate import (
     plan_of,
     report,
 )
+from pipeline.generation.heartbeat import beating
 from pipeline.storage.lease import Held
 from pipeline.storage.store import Store, open_store
 
@@ -77,7 +78,7 @@ def generate_part(config: GenerateConfig, part: Part, steals: bool = False) -> M
     source, known, plan = plan_of(config, store)
     dataset = _begin(store, DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute))
     shards = plan.shards(config.n)
-    with stoppable(STOPPING) as stop:
+    with stoppable(STOPPING) as stop, beating(store, part.number, part.count):
         own, others = _left(store, part.share(shards)), list[Shard]()
         if own and known:
             check_teacher(config, source, known)

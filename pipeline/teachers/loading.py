@@ -535,7 +535,8 @@ def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tup
 def _format_of(weights: Path) -> str:
     if weights.suffix in (".pth", ".pt"):
         raise BadInput(
-            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry (see README)"
+            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry "
+            "(docs/how-to/teacher.md)"
         )
     return "edm" if weights.suffix == ".pkl" else "safetensors"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.support import slow_teacher, slurm_cluster
 from tests.support.command import assert_one_line, call, on_ranks
 from tests.support.runs import write_config
 from tests.support.slurm_cluster import said, wait_until
-from traflow_pipeline.run import Run, open_run, run_stages
+from traflow_pipeline.run import Run, open_run, run_stages, save_run
 from traflow_pipeline.slurm import job_scripts, submit
 from trainer.checkpoints import checkpoint
 
@@ -48,12 +49,41 @@ def test_generation_is_an_array_training_is_torchrun_and_evaluation_a_process(tm
     assert "#SBATCH --array=1-16%4\n" in scripts["generate"]
     assert "#SBATCH --gpus-per-node=1\n" in scripts["generate"]
     work = f'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {sys.executable} -m traflow_pipeline run {tmp_path}/run'
-    assert f"{work} --only generate --part " in scripts["generate"]
+    named = "--set evaluate.features=tests.support.spaces:pixels"
+    assert f"{work} --only generate {named} --part " in scripts["generate"]
     assert "#SBATCH --nodes=2\n" in scripts["train"]
     assert "#SBATCH --gpus-per-node=8\n#SBATCH" in scripts["train"]
     assert "#SBATCH --cpus-per-task=48\n" in scripts["train"]
     assert "-m torch.distributed.run --nnodes=2 --nproc-per-node=8 " in scripts["train"]
-    assert f"{work} --only evaluate &" in scripts["evaluate"]
+    assert f"{work} --only evaluate {named} &" in scripts["evaluate"]
+
+
+def test_a_job_names_the_users_own_code_to_a_machine_that_does_not_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path)
+    sections = yaml.safe_load(config.read_text())
+    sections["generate"]["teacher"] = "tests.support.problems:gaussian"
+    config.write_text(yaml.safe_dump({"generate": sections["generate"]}))
+    run = open_run(str(config), str(tmp_path / "run"), [], None, anywhere=True)
+    save_run(run)
+    command = re.search(r"-m traflow_pipeline (run .*) --part", job_scripts(run)["generate"])
+    assert command is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of the node"))
+    unnamed = call(tmp_path, "run", tmp_path / "run", "--only", "generate", code=2)
+    assert_one_line(
+        unnamed, "names 'tests.support.problems:gaussian' as generate.teacher, code that you have not named"
+    )
+    call(tmp_path, *shlex.split(command[1]))
+    assert (tmp_path / "run" / "data" / "manifest.parquet").exists()
+
+
+def test_the_files_of_jobs_hold_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": "not-to-be-told", "WANDB_API_KEY": "nor-this", "RAY_AUTH_TOKEN": "nor-that"}
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    text = "".join(job_scripts(open_here(tmp_path)).values())
+    assert not [word for pair in secrets.items() for word in pair if word in text]
 
 
 def test_without_gpus_or_requeue_none_is_asked_for(tmp_path: Path) -> None:

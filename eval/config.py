@@ -17,11 +17,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(","))
 class EvaluateConfig(BaseModel):
     """The configuration of `traflow-pipeline evaluate`.
 
-    `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
-    The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
-    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report is
-    uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
-    report is built in the user's cache.
+    `steps` are the student's: counts, spaced as its recipe says, or lists of times that fall from the start of the
+    flow to its end. The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges
+    of noise, which give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report
+    is uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and
+    the report is built in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -276,7 +276,7 @@ class _Evaluation:
                 )
         if student is not None:
             for steps in self.config.steps:
-                yield student_sampler(student, steps, info.t_start, info.t_end)
+                yield student_sampler(student, steps, info.t_start, info.t_end, info.step_shift)
 
     def _num_ranges(self, sampler: Sampler) -> int:
         return 1 if sampler.group == "few-step" else self.config.num_ranges

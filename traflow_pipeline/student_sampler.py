@@ -56,9 +56,9 @@ class StudentSampler:
     ) -> Samples:
         """Samples `first` to `first + n - 1` of `seed`, from the noise of `traflow-pipeline sample` and `evaluate`.
 
-        TraFlow's Algorithm 1 (arXiv 2502.16972) on `steps` even steps, an evaluation each, or down the times given,
-        from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else is drawn, and has
-        the class `label`, or one drawn uniformly.
+        TraFlow's Algorithm 1 (arXiv 2502.16972) in `steps` steps, spaced as its recipe says, an evaluation each, or
+        down the times given, from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else
+        is drawn, and has the class `label`, or one drawn uniformly.
 
         Raises:
             BadInput: a number, seed, label or times out of range.
@@ -82,7 +82,7 @@ class StudentSampler:
         Raises:
             BadInput: the times do not fall from info.t_start to info.t_end.
         """
-        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
+        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end, self.info.step_shift)
         return SampleSource(
             name=str(self.checkpoint),
             identity=f"{self.weights_sha256} by {sampler.title}",

@@ -183,6 +183,7 @@ def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, ha
         step=step,
         trains=config.recipe.trains,
         recipe=config.recipe.name,
+        step_shift=config.recipe.step_shift,
         config=config.model_dump(mode="json"),
         **vars(task.provenance),
     )

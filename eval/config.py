@@ -28,20 +28,12 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(","))
 class EvaluateConfig(BaseModel):
     """The configuration of `traflow-pipeline evaluate`.
 
-    <<<<<<< HEAD
-        The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
-        give mean, spread and minimum; the teacher's few-step samplers draw only the first range. `prompts` is a file of
-        prompts that the training has not seen, for a pipeline of diffusers: they take turns, and by default there is a
-        sample of each. `clip` names the model of the CLIP score, a folder or a name in the Hub's cache. The report is
-        uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
-        report is built in the user's cache.
-    =======
-        `steps` are the student's: counts, spaced as its recipe says, or lists of times that fall from the start of the
-        flow to its end. The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges
-        of noise, which give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report
-        is uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and
-        the report is built in the user's cache.
-    >>>>>>> tuning
+    The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
+    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. `prompts` is a file of
+    prompts that the training has not seen, for a pipeline of diffusers: they take turns, and by default there is a
+    sample of each. `clip` names the model of the CLIP score, a folder or a name in the Hub's cache. The report is
+    uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
+    report is built in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,8 +90,8 @@ class EvaluateConfig(BaseModel):
     )
     steps: Annotated[tuple[Steps, ...], BeforeValidator(_counts)] = Field(
         default=(1, 2, 4, 8),
-        description="The student's samplers: each a number of even steps, or a list of times from the flow's start to "
-        "its end.",
+        description="The student's samplers: each a number of steps, spaced as its recipe says, or a list of times "
+        "from the flow's start to its end.",
     )
     teacher: PathText | None = Field(
         default=None, description="The teacher, by default where it was in training; none: evaluate without it."

@@ -57,18 +57,13 @@ class StudentSampler:
     ) -> Samples:
         """Samples `first` to `first + n - 1` of `seed`, from the noise of `traflow-pipeline sample` and `evaluate`.
 
-        <<<<<<< HEAD
-                TraFlow's Algorithm 1 (arXiv 2502.16972) on `steps` even steps, an evaluation each, or down the times given,
-                from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else is drawn, and has
-                the class `label`, or one drawn uniformly; prompts take turns, and `label` is the number of one.
-        =======
-                TraFlow's Algorithm 1 (arXiv 2502.16972) in `steps` steps, spaced as its recipe says, an evaluation each, or
-                down the times given, from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else
-                is drawn, and has the class `label`, or one drawn uniformly.
-        >>>>>>> tuning
+        TraFlow's Algorithm 1 (arXiv 2502.16972) in `steps` steps, spaced as its recipe says, an evaluation each, or
+        down the times given, from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else
+        is drawn, and has the class `label`, or one drawn uniformly; prompts take turns, and `label` is the number of
+        one.
 
-                Raises:
-                    BadInput: a number, seed, label or times out of range.
+        Raises:
+            BadInput: a number, seed, label or times out of range.
         """
         _check(n=(n, 1, None), first=(first, 0, None), seed=(seed, 0, MAX_SEED))
         if isinstance(steps, int):

@@ -18,6 +18,10 @@ def _counts(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+Checkpoints = Annotated[
+    Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) and x != "all" else x),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
@@ -49,6 +53,10 @@ class EvaluateConfig(BaseModel):
         default=None, description="Folder or URL that gets a copy of the report and of finished work on it."
     )
     weights: str = Field(default="ema", description="Weights of the checkpoint: ema, network, or another average.")
+    checkpoints: Checkpoints = Field(
+        default=(),
+        description="Other checkpoints of the run to score the student of, by step, or all: distance by training step.",
+    )
     reference: PathText | None = Field(
         default=None,
         description="Reference: digits, images (folder, .zip, .npz), a data set, statistics (.npz), or teacher. Only "

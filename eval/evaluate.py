@@ -22,6 +22,7 @@ from eval.features.clip import Clip, find_clip, load_clip
 from eval.features.spaces import Features, FeatureSpace
 from eval.features.weights import Unavailable
 from eval.metrics import cost, distances, trajectory_fit
+from eval.metrics.nearest import NearestImages, nearest_images
 from eval.metrics.reference import (
     TEACHER,
     OpenedReference,
@@ -35,6 +36,7 @@ from eval.metrics.scorer import CLIP_SCORE, Result, Scorer, scoring_thread
 from eval.models import EvaluatedModels, find_teacher, find_training_data, open_models
 from eval.prompts import HeldOut, encode_held_out, read_held_out, training_prompts
 from eval.report import files, provenance
+from eval.report.pictures import Pictures
 from eval.results import (
     Cost,
     EvaluatedCheckpoint,
@@ -45,19 +47,22 @@ from eval.results import (
     Reference,
     Report,
     Row,
+    ScoredCheckpoint,
     Space,
     TrajectoryFit,
     Work,
 )
 from eval.sample_counts import MIN_SAMPLES
 from eval.sampling import baselines
+from eval.sampling.by_class import draw_classes
+from eval.sampling.checkpoints import checkpoint_samplers
 from eval.sampling.paths import draw_strips
 from eval.sampling.precision import fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.device import machine
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.image_grid import Images, has_pictures, is_drawable
+from pipeline.common.image_grid import has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
 from pipeline.dataset.conditions import Prompts
 from pipeline.flow.numerics import check_precision
@@ -74,6 +79,7 @@ WORK = "samples"  # the folder of chunks and scores, inside the report's folder
 CONDITIONS = "conditions"  # that of the table of held-out prompts
 NUM_PROMPTS_SHOWN = 8  # on the page
 DIGITS = (1, 8, 8)
+NUM_NEAREST = 6  # samples beside the reference's images that are nearest to them
 MIN_LPIPS_PIXELS = 32  # smaller images are enlarged before LPIPS
 QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
 NO_REFERENCE = (
@@ -197,19 +203,21 @@ class _Evaluation:
         self.reference = self._open_reference()
         self.clip = self._open_clip()
         self.columns = self._list_columns()
-        self.samplers = [
-            replace(in_precision(sampler, config.precision, ranks.device), decode=models.decode)
-            for sampler in self._list_samplers()
-        ]
+        self.samplers = [self._finished(sampler) for sampler in self._list_samplers()]
+        self.others = checkpoint_samplers(
+            models, str(config.checkpoint), config.checkpoints, config.weights, config.steps, ranks.device
+        )
+        self.others = [replace(other, sampler=self._finished(other.sampler)) for other in self.others]
         self._check_required()
         self.scorer = self._make_scorer()
 
     def run(self) -> Report | None:
         """Draw and score every row; the first rank writes the report and returns it."""
-        jobs = [(sampler, range_index) for sampler in self.samplers for range_index in range(self._num_ranges(sampler))]
+        samplers = [*self.samplers, *(other.sampler for other in self.others)]
+        jobs = [(sampler, range_index) for sampler in samplers for range_index in range(self._num_ranges(sampler))]
         share = self.scorer.settings.share(self.num_samples, self.ranks)
         pending: list[tuple[Sampler, Future[Result]]] = []
-        results: dict[Sampler, list[Result]] = {sampler: [] for sampler in self.samplers}
+        results: dict[Sampler, list[Result]] = {sampler: [] for sampler in samplers}
         total = max(sum(sampler.cost for sampler, _ in jobs) * share, 1)  # a rank may have no share
         with bar("evaluate (%)", 100) as show, scoring_thread() as scoring:
             for sampler, range_index in jobs:
@@ -222,18 +230,38 @@ class _Evaluation:
         if not self.ranks.is_first:
             return None
         report = self._report(results)
-        files.write(self.config.out, self.config, report, *self._pictures(), self.models.run)
+        files.write(self.config.out, self.config, report, self._pictures(), self.models.run)
         self._upload()
         self.scorer.discard_other_settings()
         self._check_computed(report)
         return report
 
-    def _pictures(self) -> tuple[dict[str, Images], dict[str, Images]]:
-        """The first images of each sampler, and strips from noise to image; both empty if samples have no pictures."""
+    def _pictures(self) -> Pictures:
+        """Samples of every row, of every class and on their way from noise; none if samples have no pictures."""
         if not has_pictures(self.models.picture_shape):
-            return {}, {}
-        grid = {sampler.title: self.scorer.first_images(sampler) for sampler in self.samplers}
-        return grid, draw_strips(self.models, self.config.teacher_solver, self.config.seed, self.ranks.device)
+            return Pictures()
+        config, device = self.config, self.ranks.device
+        return Pictures(
+            samples={sampler.title: self.scorer.first_images(sampler) for sampler in self.samplers},
+            paths=draw_strips(self.models, config.teacher_solver, config.seed, device),
+            classes=draw_classes(self.models, self._shortest(), config.seed, device),
+            nearest=self._nearest(),
+        )
+
+    def _shortest(self) -> list[Sampler]:
+        """The student's sampler of the fewest evaluations, and the teacher's own solver, where there are such."""
+        students = [sampler for sampler in self.samplers if sampler.group == "student"]
+        solvers = [sampler for sampler in self.samplers if sampler.group == "solver"]
+        return [*sorted(students, key=lambda sampler: sampler.evaluations)[:1], *solvers]
+
+    def _nearest(self) -> NearestImages | None:
+        """The reference's images nearest to the student's first samples, or the teacher's; None without images."""
+        images, stats = self.reference.images, next(iter(self.reference.stats.values()), None)
+        if images is None or stats is None or not is_drawable(self.models.picture_shape):
+            return None
+        sampler = self._shortest()[0]
+        samples = self.scorer.first_images(sampler)[:NUM_NEAREST]
+        return nearest_images(sampler.title, samples, images, self.spaces[stats.space], stats)
 
     def _upload(self) -> None:
         if self.config.mirror is not None:
@@ -383,8 +411,12 @@ class _Evaluation:
             for steps in self.config.steps:
                 yield student_sampler(student, steps, info.t_start, info.t_end)
 
+    def _finished(self, sampler: Sampler) -> Sampler:
+        """`sampler` in the configured precision, its latents decoded."""
+        return replace(in_precision(sampler, self.config.precision, self.ranks.device), decode=self.models.decode)
+
     def _num_ranges(self, sampler: Sampler) -> int:
-        return 1 if sampler.group == "few-step" else self.config.num_ranges
+        return 1 if sampler.is_brief else self.config.num_ranges
 
     def _make_scorer(self) -> Scorer:
         models, config = self.models, self.config
@@ -467,6 +499,7 @@ class _Evaluation:
             cost=self._costs(),
             trajectories=trajectories,
             curves=provenance.curves(self.models.run),
+            other_checkpoints=self._scored_checkpoints(results),
             checkpoint=str(self.models.folder),
             training=EvaluatedCheckpoint(**self.models.info.model_dump(), weights=self.config.weights),
             command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
@@ -498,6 +531,13 @@ class _Evaluation:
         with fixed_arithmetic(self.config.precision, self.ranks.device):
             return {name: cost.measure(net, self.config.batch_size) for name, net in self.models.networks().items()}
 
+    def _scored_checkpoints(self, results: Mapping[Sampler, list[Result]]) -> tuple[ScoredCheckpoint, ...]:
+        rows: dict[int, list[Row]] = {}
+        for other in self.others:
+            row = self._row(other.sampler, results[other.sampler]).model_copy(update={"sampler": other.row})
+            rows.setdefault(other.step, []).append(row)
+        return tuple(ScoredCheckpoint(step=step, rows=tuple(each)) for step, each in rows.items())
+
     def _row(self, sampler: Sampler, results: list[Result]) -> Row:
         keys = [key for key in results[0].scores if all(key in result.scores for result in results)]
         scores = {key: Figure(values=tuple(result.scores[key] for result in results)) for key in keys}
@@ -507,7 +547,7 @@ class _Evaluation:
         return Row(
             model=sampler.model,
             sampler=sampler.name,
-            group=sampler.group,
+            group="student" if sampler.group == "checkpoint" else sampler.group,
             nfe=round(sum(result.nfe for result in results) / len(results), 1),
             scores=scores,
             rmse=first.rmse,

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput
+from pipeline.common.image_grid import is_drawable
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.export.card import short_name
 
 METRICS = "metrics.json"
 STAGE = "report"  # the evaluation inside a whole run
@@ -181,6 +183,13 @@ class Work(_Record):
         return None if self.hours is None else self.hours * self.num_devices
 
 
+class ScoredCheckpoint(_Record):
+    """The student's rows after `step` steps of training, over the first range of noise and by the headline alone."""
+
+    step: int
+    rows: tuple[Row, ...]
+
+
 class EvaluatedCheckpoint(CheckpointInfo):
     """The checkpoint's description, and the name of the weights that were evaluated."""
 
@@ -209,6 +218,7 @@ class Report(_Record):
     cost: dict[str, Cost]  # "teacher", "student"
     trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps
+    other_checkpoints: tuple[ScoredCheckpoint, ...] = ()  # of the same training, where they were asked for
     checkpoint: str
     training: EvaluatedCheckpoint
     command: str  # runs this evaluation again
@@ -225,12 +235,18 @@ class Report(_Record):
         recipe = self.training.recipe
         if self.training.trains == "teacher":
             return f"A teacher, recipe “{recipe}”"
-        return f"A student of “{self.training.teacher}”, recipe “{recipe}”"
+        return f"A student of “{short_name(self.training.teacher)}”, recipe “{recipe}”"
 
     @property
     def headline(self) -> Metric:
         """The metric of charts and comparisons."""
         return self.metrics[0]
+
+    @property
+    def noun(self) -> str:
+        """What samples are: latents are compared as the images that they decode to."""
+        are_images = self.shape is None or is_drawable(self.shape) or is_drawable(self.reference.shape or ())
+        return "images" if are_images else "samples"
 
     @property
     def has_few_samples(self) -> bool:
@@ -287,9 +303,13 @@ def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) 
     if within:
         best, best_value = min(within, key=lambda pair: pair[1])
         text += f"; the teacher's best with at most as many is {best_value:.2f} ({best.sampler})"
-    reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
-    if reaching:
-        nfe, sampler = reaching[0]
-        return f"{text}, and it needs {nfe:g} to do as well ({sampler})."
+    if (reaching := cheapest_as_good(report, value)) is not None:
+        return f"{text}, and it needs {reaching.nfe:g} to do as well ({reaching.sampler})."
     most = max(r.nfe for r, _ in few)
     return f"{text}, and with {most:g} it does not yet do as well."
+
+
+def cheapest_as_good(report: Report, value: float) -> Row | None:
+    """The teacher's few-step sampler of the fewest evaluations whose headline is `value` or better."""
+    few = [(row, found) for row in report.rows_of("few-step") if (found := report.value(row)) is not None]
+    return min((row for row, found in few if found <= value), key=lambda row: (row.nfe, row.sampler), default=None)

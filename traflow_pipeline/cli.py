@@ -415,6 +415,7 @@ def evaluate(
     require: Text = None,
     n: Text = None,
     steps: Text = None,
+    checkpoints: Text = None,
     teacher: Text = None,
     seed: Integer = None,
     batch_size: Integer = None,

@@ -27,7 +27,7 @@ from eval.metrics.distances import Moments, ReferenceSize, ReferenceStats, Runni
 from eval.results import NotComputed
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput, one_line, reason
-from pipeline.common.image_grid import to_bytes
+from pipeline.common.image_grid import Images, to_bytes
 from pipeline.common.progress import bar, say
 from pipeline.dataset.manifest import PLAN, Manifest, read_manifest
 from pipeline.dataset.reader import BlockReader
@@ -64,6 +64,7 @@ class OpenedReference:
     stats: dict[str, ReferenceStats]
     not_computed: tuple[NotComputed, ...] = ()  # metrics in feature spaces without statistics
     notes: tuple[str, ...] = ()  # for the report
+    images: Images | None = None  # uint8 [N, C, H, W], of an image set
     awaited: tuple[ReferenceSize, ...] = ()  # statistics of samples that the evaluation draws
 
     @property
@@ -85,6 +86,7 @@ class ImageBatches:
     sha256: str
     data_range: tuple[float, float] | None
     batches: Iterator[NDArray[Any]]
+    images: Images | None = None  # all of them, uint8, where they lie in memory or in a mapped file
 
 
 def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
@@ -108,7 +110,7 @@ def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReferen
         return _open_statistics(source, spaces, has_images=any(key in keys for key in NPZ_KEYS))
     images = open_images(source)
     stats = _compute_stats(source, images, spaces)
-    return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces))
+    return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces), images=images.images)
 
 
 def await_teacher(
@@ -217,7 +219,8 @@ def _open_image_set(source: str) -> ImageBatches:
     data_range = image_set.data_range if image_set.images.dtype == np.uint8 else None
     digest = hashlib.sha256(f"{image_set.images.shape}".encode())
     digest.update(image_set.images.data)
-    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), data_range, batches)
+    images = image_set.images if image_set.images.dtype == np.uint8 else None
+    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), data_range, batches, images)
 
 
 def _open_data_set(source: str) -> ImageBatches:
@@ -419,7 +422,8 @@ def _open_statistics(source: str, spaces: Sequence[FeatureSpace], has_images: bo
         sha256=_digest([path]),
     )
     reason = f"holds only statistics, which are of {STATISTICS_SPACE}"
-    return OpenedReference(reference, stats, _list_not_computed(source, stats, spaces, reason), notes)
+    not_computed = _list_not_computed(source, stats, spaces, reason)
+    return OpenedReference(reference, stats, not_computed, notes, None if images is None else images.images)
 
 
 def _open_clean_fid(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:

@@ -53,8 +53,8 @@ class SamplingSettings:
         return max(-(-num_samples // self.batch_size), 1) * self.batch_size
 
     def spaces_of(self, sampler: Sampler) -> dict[str, FeatureSpace]:
-        """The spaces that `sampler` is measured in: there are many few-step rows, and the headline's is enough."""
-        named = dict(list(self.spaces.items())[: 1 if sampler.group == "few-step" else None])
+        """The spaces that `sampler` is measured in."""
+        named = dict(list(self.spaces.items())[: 1 if sampler.is_brief else None])
         return named if self.clip is None else named | {self.clip.images.name: self.clip.images}
 
     def labels(self, indices: range) -> NDArray[np.int64]:
@@ -170,7 +170,7 @@ def _draw_chunk(
     ):
         samples = batch.samples.numpy()
         is_finite &= bool(np.isfinite(samples).all())
-        if sampler.group != "few-step" and not is_finite:
+        if not sampler.is_brief and not is_finite:
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
         features.add(samples)
         kept.setdefault("samples", []).append(samples)

@@ -33,6 +33,7 @@ from trainer.distributed import Ranks
 
 NUM_IMAGES = 16
 CLIP_SCORE = Metric(key="clip-score", heading="CLIP score", space=clip.NAME, lower_is_better=False)
+NUM_STUDENT_IMAGES = 64
 FIRST = "first.npy"  # the samples of the first chunk
 FIRST_LATENTS = "first-latents.npy"
 
@@ -119,13 +120,15 @@ class Scorer:
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
-        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`, or a picture of points."""
-        first = np.nan_to_num(self._read_first(sampler)[: self._num_shown])
-        return shrink(to_pictures(first, self.settings.data_range))
+        """The first images of the first range, uint8 [n, C, H, W], or a picture of points.
 
-    @property
-    def _num_shown(self) -> int:
-        return num_shown(self.settings.picture_shape, NUM_IMAGES)
+        There are `NUM_STUDENT_IMAGES` at most, `NUM_IMAGES` of samplers of which there are many.
+        """
+        samples = self._read_first(sampler)[: self._num_shown(sampler)]
+        return shrink(to_pictures(np.nan_to_num(samples), self.settings.data_range))
+
+    def _num_shown(self, sampler: Sampler) -> int:
+        return num_shown(self.settings.picture_shape, NUM_IMAGES if sampler.is_brief else NUM_STUDENT_IMAGES)
 
     def _read_first(self, sampler: Sampler) -> NDArray[np.float32]:
         return self._read(self._first_file(sampler))
@@ -167,7 +170,7 @@ class Scorer:
         """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
         first, latents = samples.first_samples, samples.first_latents
         if sampler.group != "solver":
-            self._folder(sampler).write(FIRST, _as_npy(first[: self._num_shown]))
+            self._folder(sampler).write(FIRST, _as_npy(first[: self._num_shown(sampler)]))
             return self._compare(first, latents)
         if latents is not None:
             self._folder(sampler).write(FIRST_LATENTS, _as_npy(latents))
@@ -197,9 +200,8 @@ class Scorer:
         for space in self.settings.spaces_of(sampler):
             if (stats := all_stats.get(space)) is not None:
                 sample = samples.extracted(space)
-                # Manifolds and kernels take minutes, and there are many few-step samplers.
-                is_brief = sampler.group == "few-step"
-                scores |= distances.score(sample, stats, distance_only=is_brief, device=self.ranks.device)
+                # Manifolds and kernels take minutes.
+                scores |= distances.score(sample, stats, distance_only=sampler.is_brief, device=self.ranks.device)
         return scores
 
     def _prompt_score(self, samples: SampleRange) -> dict[str, float]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.report.tables import NFE, NONE, SPEED, Cell, Column, cost_columns, distance_columns, metric_columns
+from eval.report.words import config_without_paths
 from eval.results import Report, Row
 
 Runs = Sequence[tuple[str, Report]]
@@ -107,8 +108,8 @@ def _group_runs(runs: Runs, describe: Callable[[Report], object]) -> dict[str, l
 
 def differences(runs: Runs) -> dict[str, list[str]]:
     """The training settings that differ between runs: the dotted key, and each run's value."""
-    settings = [_flat({"step": r.training.step, **r.training.config}) for _, r in runs]
-    keys = dict.fromkeys(key for own in settings for key in own)
+    settings = [_flat({"step": r.training.step, **config_without_paths(r.training.config)}) for _, r in runs]
+    keys = dict.fromkeys(key for own in settings for key in own if key != "out")
     values = {key: [own.get(key, NONE) for own in settings] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from eval.report import comparison, model_card, page, paper, tables
+from eval.report.pictures import Pictures
 from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
@@ -17,6 +18,7 @@ CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_
 REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
+NUM_COLUMNS = 16  # of the grids
 GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
 
 
@@ -24,23 +26,21 @@ def write(
     folder: Path,
     config: BaseModel,
     report: Report,
-    grid: Mapping[str, Images],
-    strips: Mapping[str, Images],
+    pictures: Pictures,
     run: Path,
 ) -> None:
     """Write all files of the report into `folder`, and the model card into `run`, beside the weights.
-
-    `grid` holds images uint8 [n, C, H, W] by `Row.title`; `strips` holds states uint8 [T, C, H, W] by title.
 
     Raises:
         WorkFailed: a file cannot be written.
     """
     write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
-    for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, strips)):
+    grid = {title: images[:NUM_COLUMNS] for title, images in pictures.samples.items()}
+    for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, pictures.paths)):
         if rows:
             write_file(folder / name, encode_rows(rows))
-    write_file(folder / PAGE, page.render(report, grid, strips).encode())
+    write_file(folder / PAGE, page.render(report, pictures).encode())
     write_file(run / CARD, model_card.card(report).encode())
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
 

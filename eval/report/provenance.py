@@ -19,7 +19,7 @@ PACKAGES = (
 )
 HOUR = 3600.0
 MAX_POINTS = 200  # of a curve on a page
-NOT_LOSSES = {"step", "time", "images_seen", "images_per_second", "stall", "memory_bytes", "lr", "skipped"}
+NO_CURVES = {"step", "time", "images_seen", "stall", "memory_bytes", "lr", "skipped"}
 
 
 def versions() -> dict[str, str]:
@@ -73,10 +73,10 @@ def _hours(run: Path, info: CheckpointInfo) -> float | None:
 
 
 def curves(run: Path) -> tuple[Line, ...]:
-    """The losses of a training over its steps, read from its log and thinned to `MAX_POINTS`; none without a log."""
+    """The losses and speed of a training over its steps, from its log, thinned to `MAX_POINTS`; none without a log."""
     lines = log.read_log(run / "log.jsonl")
     kept = lines[:: -(-len(lines) // MAX_POINTS)] if lines else []
-    names = dict.fromkeys(name for line in kept for name in line if name not in NOT_LOSSES)
+    names = dict.fromkeys(name for line in kept for name in line if name not in NO_CURVES)
     curves = []
     for name in names:
         points = [(line["step"], line[name]) for line in kept if name in line]

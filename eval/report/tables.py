@@ -49,7 +49,7 @@ class Column:
 def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> list[Column]:
     """A column for each metric of `spaces`, by default of all; a heading that occurs twice names its space."""
     names = {space.name for space in (report.spaces if spaces is None else spaces)}
-    metrics = sorted((m for m in report.metrics if m.space in names), key=_rank)
+    metrics = sorted((m for m in report.metrics if m.space in names), key=lambda m: (m != report.headline, _rank(m)))
     headings = [metric.heading for metric in metrics]
     return [
         Column(
@@ -101,7 +101,7 @@ def cost_columns(report: Report) -> list[Column]:
 
 
 NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
-SPEED = Column("speed", "images/s", lambda row: Cell(_speed(row.images_per_second)))
+SPEED = Column("speed", "images/s", lambda row: Cell(speed_text(row.images_per_second)))
 
 
 def columns(report: Report) -> list[Column]:
@@ -223,7 +223,7 @@ def _precision(precision: str) -> str:
 def reference_text(report: Report) -> str:
     """The reference in a few words."""
     title, count = report.reference.title, report.reference.num_images
-    return title if count is None else f"{title} ({count:,} images)"
+    return title if count is None else f"{title} ({count:,} {report.noun})"
 
 
 def _reference(report: Report) -> str:
@@ -269,7 +269,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     for column in columns:
         width = max(len(_short(column, row, columns)) for row in rows)
         table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, members in _student_first(grouped(rows)):
+    for title, members in student_first(grouped(rows)):
         table.add_row(Text(title, style="dim"))
         for row in members:
             texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
@@ -278,7 +278,8 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     return table
 
 
-def _student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+def student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """`groups` with the student's before the others."""
     return sorted(groups, key=lambda group: group[0] != GROUPS["student"])
 
 
@@ -289,8 +290,8 @@ def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
 
 
 def legend(report: Report) -> list[str]:
-    """What the table's star, RMSE and CLIP score mean."""
-    texts = []
+    """What the table's abbreviations, star, RMSE and CLIP score mean."""
+    texts = ["NFE: evaluations of the network for a sample."]
     if any(row.best for row in report.rows):
         texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
@@ -385,6 +386,11 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
     return cell
 
 
+def headline_text(report: Report, row: Row) -> str:
+    """The headline's mean in `row`, as the tables have it."""
+    return _metric_cell(report, report.headline)(row).text
+
+
 def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     """Enough decimals for two digits of every distance and one of every spread."""
     sizes = [figure.spread for figure in figures if figure.spread is not None]
@@ -394,7 +400,8 @@ def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     return min(MAX_DECIMALS, max([usual, *wanted]))
 
 
-def _speed(images_per_second: float) -> str:
+def speed_text(images_per_second: float) -> str:
+    """ "6,691", "0.42"."""
     return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 

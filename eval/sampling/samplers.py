@@ -26,7 +26,7 @@ Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
 class Sampler:
     """A way to turn noise into samples: a row of the report. `name` is unique among those of its model."""
 
-    group: Literal["solver", "few-step", "student"]
+    group: Literal["solver", "few-step", "student", "checkpoint"]  # the last: a student of another checkpoint
     name: str
     draw: Draw
     evaluations: int = 1  # of a sample, estimated where the solver is adaptive
@@ -39,7 +39,12 @@ class Sampler:
 
     @property
     def model(self) -> Literal["teacher", "student"]:
-        return "student" if self.group == "student" else "teacher"
+        return "student" if self.group in ("student", "checkpoint") else "teacher"
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether one range of noise and the headline alone are enough, because there are many like it."""
+        return self.group in ("few-step", "checkpoint")
 
     @property
     def title(self) -> str:

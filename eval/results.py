@@ -52,7 +52,7 @@ class Metric(_Record):
     """A column: its key in `Row.scores`, its heading, and the feature space it is measured in."""
 
     key: str  # "fid", "kid-tf", "precision-digits", ...
-    heading: str
+    heading: str  # of the column
     space: str  # the name of a Space
     lower_is_better: bool
 
@@ -61,7 +61,7 @@ class Space(_Record):
     """The features in which sets of images are compared."""
 
     name: str
-    title: str
+    title: str  # for people
     resizer: str  # from the sample's size to the network's
     sha256: str  # of the network's weights
 
@@ -70,7 +70,7 @@ class Reference(_Record):
     """The images or statistics that samples are compared with."""
 
     source: str  # as configured
-    title: str
+    title: str  # for people
     num_images: int | None  # None if the statistics do not say
     shape: tuple[int, ...] | None  # [C, H, W], likewise
     sha256: str  # of the images' bytes, or of the file of statistics
@@ -80,7 +80,7 @@ class PromptSet(_Record):
     """The held-out prompts that samples are drawn from, in turn."""
 
     source: str  # the file, as configured
-    num_prompts: int
+    num_prompts: int  # in the file
     sha256: str  # of the file
     shown: tuple[str, ...]  # the first ones, of the pictures
 
@@ -96,7 +96,7 @@ class Row(_Record):
     """One sampler's figures."""
 
     model: Literal["teacher", "student"]
-    sampler: str
+    sampler: str  # such as "euler 4" or "2 steps"
     group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
@@ -104,7 +104,7 @@ class Row(_Record):
     # Of latents, in their own units; left out where samples are none.
     latent_rmse: float | None = Field(default=None, exclude_if=lambda value: value is None)
     lpips: float | None = None  # likewise
-    images_per_second: float
+    images_per_second: float  # drawn on this machine
     is_finite: bool = True  # whether all samples are; if not, there are no figures
     best: bool = False  # whether it is the teacher's best few-step sampler at this nfe
 
@@ -123,7 +123,7 @@ class Row(_Record):
 class Cost(_Record):
     """The cost of one evaluation of a network; FLOPs and multiply-adds (MACs) are for one sample."""
 
-    parameters: int
+    parameters: int  # of the network
     flops: int
     macs: int
     latency_ms: float  # of one evaluation at batch 1, median
@@ -141,17 +141,17 @@ class Line(_Record):
     """Values over time, or over steps."""
 
     name: str
-    x: tuple[float, ...]
+    x: tuple[float, ...]  # times or steps
     y: tuple[float, ...]
 
 
 class TrajectoryFit(_Record):
     """How well a student fits stored trajectories of its teacher. All values are RMS, in units of [-1, 1]."""
 
-    data: str
-    data_sha256: str
+    data: str  # the data set, as configured
+    data_sha256: str  # its digest
     seen_in_training: bool
-    num_records: int
+    num_records: int  # that were compared
     endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
     state_rmse: Grid  # G(x_t, t, s) to the stored x_s
     consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
@@ -201,7 +201,7 @@ class EvaluatedCheckpoint(CheckpointInfo):
 class Report(_Record):
     """Everything that tables and pages show."""
 
-    format: Literal[2] = 2
+    format: Literal[2] = 2  # of this file
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]  # the columns, the headline first
     spaces: tuple[Space, ...]
@@ -209,22 +209,22 @@ class Report(_Record):
     reference: Reference
     prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what a reader should know before comparing
     num_samples: int  # of each row and range
     num_ranges: int  # of noise; range r has the indices from r * num_samples
-    seed: int
+    seed: int  # of the noise
     quantiser: str  # how samples become bytes
     precision: str | None = None  # of the samplers' networks; None in reports that did not fix it
     cost: dict[str, Cost]  # "teacher", "student"
     trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps
     other_checkpoints: tuple[ScoredCheckpoint, ...] = ()  # of the same training, where they were asked for
-    checkpoint: str
+    checkpoint: str  # the folder that was evaluated
     training: EvaluatedCheckpoint
     command: str  # runs this evaluation again
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the packages that decide figures
     machine: str
-    date: str
+    date: str  # of the evaluation
     generation: Generation | None = None  # None if the data set is not here, as in older reports
     training_work: Work | None = None
     evaluation_work: Work | None = None

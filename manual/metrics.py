@@ -38,7 +38,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _section(model: type[BaseModel]) -> str:
     notes = comments(model)
     rows = [
-        (code(name), code(type_name(field.annotation)), field.description or notes.get(name, ""))
+        (code(name), code(type_name(field.annotation)), _meaning(field, notes.get(name, "")))
         for name, field in model.model_fields.items()
     ]
     rows += [
@@ -46,3 +46,9 @@ def _section(model: type[BaseModel]) -> str:
         for name, field in model.model_computed_fields.items()
     ]
     return "\n\n".join([f"## {model.__name__}", prose(model.__doc__), table(["key", "type", "meaning"], rows)])
+
+
+def _meaning(field: Any, comment: str) -> str:
+    """What is said of a field, or else of the record that it holds."""
+    records = (prose(model.__doc__).partition("\n")[0] for model in _models(field.annotation))
+    return field.description or comment or next(records, "")

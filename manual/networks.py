@@ -1,5 +1,7 @@
 """The page of the network families that `network` chooses between, from their configurations."""
 
+from pydantic import BaseModel
+
 from manual.options import options
 from manual.text import prose
 from pipeline.networks.dhariwal import DhariwalUNetConfig
@@ -17,7 +19,7 @@ leaves out of its shape and classes it takes from the data.
 """
 
 # A family's own fields come after those that it shares with another.
-FAMILIES = {"song": SongUNetConfig, "dhariwal": DhariwalUNetConfig}
+FAMILIES: dict[str, type[BaseModel]] = {"song": SongUNetConfig, "dhariwal": DhariwalUNetConfig}
 
 
 def page() -> str:

@@ -73,13 +73,13 @@ def run(data: Path, source: str, seed: int, units: float) -> Result:
         folder = train(TrainConfig.model_validate(values))
         seconds = time.monotonic() - started
         student = Student(networks.load(folder / checkpoint.EMA))
-    return Result(num_steps, seconds, tuple(distance(student, n) for n in STEPS))
+    return Result(num_steps, seconds, tuple(distance(student, n, recipe.step_shift) for n in STEPS))
 
 
-def distance(student: Student, num_steps: int) -> float:
-    """From the scans, of samples of `num_steps` evaluations."""
+def distance(student: Student, num_steps: int, shift: float) -> float:
+    """From the scans, of samples of `num_steps` evaluations, spaced by `shift`."""
     space, shape = digits(CPU), student.network.config.shape
-    sampler = student_sampler(student, num_steps, 1.0, 0.0)
+    sampler = student_sampler(student, num_steps, 1.0, 0.0, shift)
     with torch.no_grad():
         drawn = draw_samples(sampler, shape, 0, 0, range(NUM_SAMPLES), 256, CPU)
         samples = torch.cat([batch.samples for batch in drawn])

@@ -90,8 +90,8 @@ class EvaluateConfig(BaseModel):
     )
     steps: Annotated[tuple[Steps, ...], BeforeValidator(_counts)] = Field(
         default=(1, 2, 4, 8),
-        description="The student's samplers: each a number of even steps, or a list of times from the flow's start to "
-        "its end.",
+        description="The student's samplers: each a number of steps, spaced as its recipe says, or a list of times "
+        "from the flow's start to its end.",
     )
     teacher: PathText | None = Field(
         default=None, description="The teacher, by default where it was in training; none: evaluate without it."

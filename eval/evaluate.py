@@ -409,7 +409,7 @@ class _Evaluation:
                 yield from baselines.baseline_samplers(teacher, num_evaluations, config.baselines, grids)
         if student is not None:
             for steps in self.config.steps:
-                yield student_sampler(student, steps, info.t_start, info.t_end)
+                yield student_sampler(student, steps, info.t_start, info.t_end, info.step_shift)
 
     def _finished(self, sampler: Sampler) -> Sampler:
         """`sampler` in the configured precision, its latents decoded."""

@@ -57,9 +57,10 @@ class StudentSampler:
     ) -> Samples:
         """Samples `first` to `first + n - 1` of `seed`, from the noise of `traflow-pipeline sample` and `evaluate`.
 
-        TraFlow's Algorithm 1 (arXiv 2502.16972) on `steps` even steps, an evaluation each, or down the times given,
-        from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else is drawn, and has
-        the class `label`, or one drawn uniformly; prompts take turns, and `label` is the number of one.
+        TraFlow's Algorithm 1 (arXiv 2502.16972) in `steps` steps, spaced as its recipe says, an evaluation each, or
+        down the times given, from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else
+        is drawn, and has the class `label`, or one drawn uniformly; prompts take turns, and `label` is the number of
+        one.
 
         Raises:
             BadInput: a number, seed, label or times out of range.
@@ -83,7 +84,7 @@ class StudentSampler:
         Raises:
             BadInput: the times do not fall from info.t_start to info.t_end.
         """
-        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
+        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end, self.info.step_shift)
         return SampleSource(
             name=str(self.checkpoint),
             identity=f"{self.weights_sha256} by {sampler.title}{self.settings}",

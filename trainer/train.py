@@ -194,6 +194,7 @@ def _save(config: TrainConfig, task: Task, ranks: Ranks, state: State, step: int
         step=step,
         trains=config.recipe.trains,
         recipe=config.recipe.name,
+        step_shift=config.recipe.step_shift,
         config=config.model_dump(mode="json"),
         environment=Environment.here(machine(ranks.device)),
         ranks=ranks.world,

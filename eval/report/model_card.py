@@ -48,7 +48,7 @@ EXAMPLES = {
 import torch
 from pipeline import networks
 $imports
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times
 from trainer.distillation.student import Student, sample
 
 student = Student(networks.load(Path($weights)))
@@ -56,7 +56,7 @@ config, num_images, num_steps = student.network.config, 16, 4
 torch.manual_seed(0)
 noise = torch.randn(num_images, *config.shape)
 label = torch.randint(config.num_classes, (num_images,)) if config.num_classes else None
-samples = sample(student, noise, uniform_times(num_steps, $t_start, $t_end), label)
+samples = sample(student, noise, step_times(num_steps, $t_start, $t_end, $shift), label)
 $save"""),
     "pipeline": Template("""import traflow_pipeline as tp
 
@@ -111,6 +111,7 @@ def card(report: Report) -> str:
             prompts=f", prompts=[{PROMPT!r}]" if report.prompts else "",
             t_start=training.t_start,
             t_end=training.t_end,
+            shift=training.step_shift,
             imports=imports,
             save=save.substitute(data_range=training.data_range),
         ),

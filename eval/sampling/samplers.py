@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import draw_start
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times, uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.teachers.teacher import Decode, Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
@@ -65,14 +65,16 @@ class SampleBatch:
     latents: Tensor | None = None
 
 
-def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:
-    """Algorithm 1 in `steps` even steps, or through the times `steps`; each step is one evaluation.
+def student_sampler(
+    student: Student, steps: int | Sequence[float], t_start: float, t_end: float, shift: float = 1.0
+) -> Sampler:
+    """Algorithm 1 in `steps` steps, even after `shift`, or through the times `steps`; each step is one evaluation.
 
     Raises:
         BadInput: the times do not fall from `t_start` to `t_end`.
     """
     if isinstance(steps, int):
-        times, name = uniform_times(steps, t_start, t_end), f"{steps} step{'s' if steps > 1 else ''}"
+        times, name = step_times(steps, t_start, t_end, shift), f"{steps} step{'s' if steps > 1 else ''}"
     else:
         times, name = torch.tensor(steps, dtype=torch.float64), f"times {', '.join(f'{t:g}' for t in steps)}"
         if len(times) < 2 or (steps[0], steps[-1]) != (t_start, t_end) or bool((times.diff() >= 0).any()):

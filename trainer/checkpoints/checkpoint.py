@@ -55,6 +55,7 @@ class CheckpointInfo(BaseModel):
     start_sha256: str | None = None  # of the weights that the run started from, where `start` names a model
     t_start: float = 1.0
     t_end: float = 0.0
+    step_shift: float = Field(default=1.0, gt=0, exclude_if=lambda shift: shift == 1)  # of the student's times
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)

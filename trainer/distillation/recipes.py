@@ -79,13 +79,24 @@ class Phase(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What is trained, on what, and how: phases one after the other, whose shares add up to 1."""
+    """What is trained, on what, and how: phases one after the other, whose shares add up to 1.
+
+    A student is sampled in steps that are even after a shift of `step_shift` (`path.shifted`), which above 1 makes them
+    shorter near the noise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="custom", description="Name in reports; a file's own by default.")
     about: str = Field(default="", description="What it is, in a line.")
     phases: tuple[Phase, ...] = Field(min_length=1, description="Phases of the training, whose shares add up to 1.")
+    # Left out of what is written where it is 1: runs from before there was a choice resume.
+    step_shift: float = Field(
+        default=1.0,
+        gt=0,
+        exclude_if=lambda shift: shift == 1,
+        description="Shift of the even times of the student's steps towards the noise: with 2, two meet at t = 2/3.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -28,10 +28,9 @@ def page() -> str:
     """Every recipe: a table, then the files."""
     recipes = {name: Recipe.model_validate(load_recipe(name)) for name in recipe_names()}
     rows = [
-        (f"[`{name}`](#{name})", recipe.about, recipe.trains, recipe.reads, f"{recipe.cost:.3g}", _needs(recipe))
-        for name, recipe in recipes.items()
+        (f"[`{name}`](#{name})", f"{recipe.cost:.3g}", _needs(recipe), recipe.about) for name, recipe in recipes.items()
     ]
-    overview = table(["recipe", "losses", "trains a", "reads", "cost", "needs"], rows)
+    overview = table(["recipe", "cost", "needs", "losses"], rows)
     files = [f"## {name}\n\n```yaml\n{(FOLDER / f'{name}.yaml').read_text().strip()}\n```" for name in recipes]
     return "\n\n".join([INTRO, overview, *files])
 
@@ -54,6 +53,8 @@ def _loss(term: type[BaseTerm]) -> str:
 def _needs(recipe: Recipe) -> str:
     states = max(term.num_states for term in recipe.terms)
     needs = {
+        "images; it trains a teacher": recipe.reads == "images",
+        "trajectories; it trains a teacher": (recipe.trains, recipe.reads) == ("teacher", "trajectories"),
         "velocities": recipe.needs_velocities,
         "the live teacher": recipe.needs_teacher,
         "an average": recipe.needs_ema,

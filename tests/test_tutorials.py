@@ -82,7 +82,7 @@ def test_digits_go_through_all_commands_of_their_tutorial(folder: Path) -> None:
 
 
 def test_the_notebook_runs(folder: Path) -> None:
-    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept in the repository"
     NotebookClient(notebook, timeout=300).execute()

@@ -36,11 +36,8 @@ def write(
     write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
     grid = {title: images[:NUM_COLUMNS] for title, images in pictures.samples.items()}
-    for name, rows in (
-        (GRID, {row.title: grid[row.title] for row in page.strip_rows(report, grid)}),
-        (GRID_ALL, grid),
-        (STRIPS, pictures.paths),
-    ):
+    strip = {row.title: grid[row.title] for row in page.strip_rows(report, grid)}
+    for name, rows in ((GRID, strip), (GRID_ALL, grid), (STRIPS, pictures.paths)):
         if rows:
             write_file(folder / name, encode_rows(rows))
     write_file(folder / PAGE, page.render(report, pictures).encode())

@@ -469,6 +469,13 @@ def run(
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     if is_dry_run and submit != "slurm":
         raise BadInput("--dry-run: wanted --submit slurm too; generate and train have a --dry-run of their own")
+    if submit is not None and (only or part or address or on != "here"):
+        raise BadInput(
+            "--submit: each stage is a job, wherever the cluster puts it: no --only, --part, --on or --address"
+        )
+    if submit is not None and submit != "slurm" and ":" not in submit:
+        wanted = "wanted slurm, or the address of a Ray dashboard such as http://127.0.0.1:8265"
+        raise BadInput(f"--submit {submit}: {wanted}{suggest(submit, ['slurm'])}")
     if part is not None and only != "generate":
         raise BadInput("--part: wanted --only generate too, whose shards it shares")
     from traflow_pipeline.run_settings import check_settings

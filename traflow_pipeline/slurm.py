@@ -167,7 +167,7 @@ def _live_states() -> dict[str, list[str]]:
     """
     states: dict[str, list[str]] = {}
     for line in _ask("squeue", "--me", "--noheader", "--array", "--format=%F %T").splitlines():
-        job, state = line.split()
+        job, _, state = line.partition(" ")
         states.setdefault(job, []).append(state)
     return states
 
@@ -202,9 +202,12 @@ def _submit(folder: Folder, stage: str, script: str, after: str) -> str:
     folder.write(name, script.encode())
     dependency = [f"--dependency=afterok:{after}"] if after else []
     try:
-        return _ask("sbatch", "--parsable", *dependency, str(folder.path / name)).strip().partition(";")[0]
+        job = _ask("sbatch", "--parsable", *dependency, str(folder.path / name)).strip().partition(";")[0]
     except WorkFailed as error:
         raise WorkFailed(f"{stage}: {error}") from error
+    if not job.isdecimal():
+        raise WorkFailed(f"{stage}: wanted the number of a job from sbatch; it said {job!r}")
+    return job
 
 
 def _read_jobs(location: str) -> dict[str, str]:

@@ -47,9 +47,9 @@ class Part:
         Raises:
             BadInput: it names none.
         """
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise BadInput(f"--part {text}: wanted a number from 1 on and how many there are, such as 3/16")
+            raise BadInput(f"--part {text}: wanted K/N with K from 1 to N, such as 3/16")
         return cls(int(match[1]), int(match[2]))
 
     def share(self, shards: Shards) -> Shards:

@@ -21,6 +21,7 @@ from tests.support.runs import write_config
 from tests.support.slurm_cluster import said, wait_until
 from traflow_pipeline.run import Run, open_run, run_stages, save_run
 from traflow_pipeline.slurm import job_scripts, submit
+from traflow_pipeline.slurm_config import seconds_of
 from trainer.checkpoints import checkpoint
 
 
@@ -105,10 +106,15 @@ def test_dry_run_prints_the_files_and_writes_nothing(tmp_path: Path) -> None:
     ("section", "fault"),
     [
         ({"parts": 0}, r"slurm\.parts: wanted 1 or more, got 0"),
-        ({"time": "soon"}, r"slurm\.time"),
+        ({"time": "soon"}, r"slurm\.time: wanted minutes, hours:minutes:seconds or days-hours, .*, got 'soon'"),
+        ({"partition": "a b"}, r"slurm\.partition: wanted a name without spaces, got 'a b'"),
         ({"time": 43200}, r'slurm\.time: wanted a limit in quotes, such as "12:00:00"'),
+        (
+            {"time": "3"},
+            "jobs of 3 that stop 120 s before their limit, or 60 s earlier, as Slurm may, would never work",
+        ),
         ({"gpu": 1}, r"unknown key 'slurm\.gpu'.*did you mean 'slurm\.gpus'"),
-        ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch"),
+        ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch.*: wanted an option of sbatch, such as --constraint=a100"),
         ({"gpus": 2, "ranks": 4}, "4 ranks on 2 GPUs of a node"),
     ],
 )
@@ -118,11 +124,32 @@ def test_a_section_that_is_wrong_is_refused(tmp_path: Path, section: dict[str, o
 
 
 @pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("9", 540),
+        ("9:30", 570),
+        ("12:00:00", 43200),
+        ("1-12", 129600),
+        ("1-0:30", 88200),
+        ("2-00:00:01", 172801),
+        ("0", 0),
+    ],
+)
+def test_a_limit_is_read_as_slurm_reads_it(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+
+
+@pytest.mark.parametrize(
     ("flags", "fault"),
     [
         (("--dry-run",), "--dry-run: wanted --submit slurm too"),
         (("--part", "1/2"), "--part: wanted --only generate too"),
         (("--submit", "slurm"), "wanted sbatch on the PATH"),
+        (("--submit", "slurm", "--only", "train"), "no --only, --part, --on or --address"),
+        (
+            ("--submit", "slum"),
+            "--submit slum: wanted slurm, or the address of a Ray dashboard",
+        ),
         (("--submit", "slurm", "--out", "s3://bucket/run"), "wanted a run in a folder that every node reaches"),
     ],
 )
@@ -176,6 +203,14 @@ def test_a_job_that_slurm_refuses_is_said(fake_slurm: Path) -> None:
     (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(WorkFailed, match=r"generate: Slurm refused sbatch \(sbatch: error: invalid partition\)"):
         submit(open_here(fake_slurm))
+
+
+def test_answers_that_are_not_slurms_are_said_or_passed_over(fake_slurm: Path) -> None:
+    (fake_slurm / "live").write_text("a line of another kind\n\nalone\n")
+    (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho welcome to the cluster\n")
+    with pytest.raises(WorkFailed, match="generate: wanted the number of a job from sbatch; it said 'welcome to the"):
+        submit(open_here(fake_slurm))
+    assert "job" not in call(fake_slurm, "status", "run").stdout
 
 
 def test_nothing_is_submitted_where_slurm_does_not_say_what_is_there(fake_slurm: Path) -> None:

@@ -203,7 +203,8 @@ def verify(
             try:
                 source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
                 verify.recheck_table(store, findings, source, processor)
-                flow = source.load_planned(findings.dataset.plan, store, processor)
+                plan = findings.dataset.plan
+                flow = source.load_planned(plan, store, processor, precision=plan.precision)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
                 advice = "name the teacher with --teacher, or skip this with --recheck 0"

@@ -66,6 +66,11 @@ class TrainerConfig(BaseModel):
         exclude_if=lambda asked: not asked,
         description="Recompute activations in the backward pass of a diffusers network: less memory, more time.",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        exclude_if=lambda asked: asked == "ddp",
+        description="What each of several processes holds of a student: ddp the whole, fsdp a share of every weight.",
+    )
     skip_nonfinite: bool = Field(
         default=False, description="Skip and count steps with a non-finite gradient, instead of stopping at the first."
     )

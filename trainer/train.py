@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,15 @@ from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.common.threads import fitting_threads
 from pipeline.dataset.plan import Plan
-from pipeline.networks import FlowNetwork
+from pipeline.networks import DiffusersNetwork, FlowNetwork, Network
 from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror, snapshots
-from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.checkpoints.checkpoint import CheckpointInfo, Contents, State
 from trainer.checkpoints.model import find_model
+from trainer.checkpoints.sharding import shard
 from trainer.config import TrainConfig
 from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
@@ -40,11 +41,13 @@ from trainer.log import Log, check_sinks, open_log
 from trainer.setup import INITS, Task, check_plan, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
+CPU = torch.device("cpu")
 GRAD_NORM = "grad_norm"
 POLL_EVERY = 8  # steps: several ranks then agree on whether to stop or to save, which waits for the device
 # Settings of the trainer that a resumed run may change.
 FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
 FREE |= {"gradient_checkpointing", "compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
+FREE |= {"parallel"}
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> Path:
@@ -61,7 +64,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> Path:
     with join_ranks(config.device) as ranks, stopping as stop:
         check_ranks(config, ranks.world)
         check_kernels(config, ranks.device)
-        task = prepare(config, ranks.device)
+        task = prepare(config, CPU if _is_sharded(config, ranks.world) else ranks.device)
         locations = [str(location) for location in (config.out, config.mirror) if location is not None]
         with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
             for lease in leases:
@@ -99,7 +102,8 @@ def _shares_evenly(config: TrainConfig, world: int, accumulate: int) -> bool:
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
     config = task.config
-    network, state = task.network, initial_state(config, task.network, device, task.owned)
+    network, state = task.network, initial_state(config, task.network, device, task.owned, _layer(config, ranks))
+    is_sharded = _is_sharded(config, ranks.world)
     _pull(config, ranks)
     step = resume(config, task, state)
     if not ranks.agree(step):
@@ -115,7 +119,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
     if isinstance(network, FlowNetwork) and compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
-    if ranks.world > 1:
+    if ranks.world > 1 and not is_sharded:
         # A network that a term owns is not used in the phases without the term.
         unused = bool(task.owned) and len(recipe.phases) > 1
         objective = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
@@ -157,10 +161,12 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
+                if (save or asked or due) and (ranks.is_first or is_sharded):
+                    contents = checkpoint.collect(state)
                 if (save or asked or due) and ranks.is_first:
                     for lease in leases:
                         lease.check()
-                    _save(config, task, ranks, state, step, log, has_snapshot=save or asked)
+                    _save(config, task, ranks, state, contents, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
                 saved = time.monotonic() if save or due else saved
                 ranks.wait()
@@ -172,7 +178,23 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
     task.stream.close()
     if ranks.is_first:
         preview.save(config.out / preview.FILE, config, state.averages[0].network, task.provenance)
+    elif is_sharded and preview.can_draw(network):  # which takes all ranks
+        preview.draw(config, state.averages[0].network, task.provenance)
     return _finish(config, ranks)
+
+
+def _is_sharded(config: TrainConfig, world: int) -> bool:
+    return config.trainer.parallel == "fsdp" and world > 1
+
+
+def _layer(config: TrainConfig, ranks: Ranks) -> Callable[[Network], None]:
+    """What puts a network on the device of this rank, or a share of it; it is there already where it is whole."""
+
+    def lay(network: Network) -> None:
+        if isinstance(network, DiffusersNetwork) and _is_sharded(config, ranks.world):
+            shard(network, ranks.device)
+
+    return lay
 
 
 def _pull(config: TrainConfig, ranks: Ranks) -> None:
@@ -189,7 +211,16 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
     return checkpoint.find(config.out)
 
 
-def _save(config: TrainConfig, task: Task, ranks: Ranks, state: State, step: int, log: Log, has_snapshot: bool) -> None:
+def _save(
+    config: TrainConfig,
+    task: Task,
+    ranks: Ranks,
+    state: State,
+    contents: Mapping[str, Contents],
+    step: int,
+    log: Log,
+    has_snapshot: bool,
+) -> None:
     info = CheckpointInfo(
         step=step,
         trains=config.recipe.trains,
@@ -200,15 +231,15 @@ def _save(config: TrainConfig, task: Task, ranks: Ranks, state: State, step: int
         ranks=ranks.world,
         **vars(task.provenance),
     )
-    checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
+    checkpoint.save(config.out, info, contents, config.trainer.keep_checkpoints)
     if has_snapshot:  # not by the clock: snapshots are all kept
-        snapshots.save(config.out, state, step, config.trainer.batch_size)
+        snapshots.save(config.out, state, contents, step, config.trainer.batch_size)
     if config.mirror is not None and step < config.trainer.num_steps:
         try:
             mirror.push(config.out, config.mirror)
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
-    if log.takes_pictures and preview.can_draw(state.network):
+    if log.takes_pictures and config.trainer.parallel == "ddp" and preview.can_draw(state.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "SongUNet",
     "SongUNetConfig",
     "build",
+    "described",
     "draws_in_turn",
     "lay_out",
     "load",
@@ -157,7 +158,12 @@ def save(path: Path, network: Network, metadata: Mapping[str, str] | None = None
         OSError: the file cannot be written.
     """
     tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
-    save_tensors(path, tensors, {"network": network.config.model_dump_json(), **(metadata or {})})
+    save_tensors(path, tensors, {**described(network), **(metadata or {})})
+
+
+def described(network: Network) -> dict[str, str]:
+    """The metadata of a network's file."""
+    return {"network": network.config.model_dump_json()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

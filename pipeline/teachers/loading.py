@@ -138,11 +138,13 @@ class TeacherSource(ABC):
         quiet: bool = False,
         size: Size | None = None,
         conditions: Conditions | None = None,
+        precision: Precision = "fp32",
     ) -> Teacher:
         """The teacher on `device`, under classifier-free guidance if `guidance_scale` is not 1.
 
-        Unless `quiet`, a line says which of a file's weights were taken. `size` is of the pictures that a pipeline of
-        diffusers draws, and `conditions` what its labels stand for.
+        Its weights are held as the computation in `precision` allows. Unless `quiet`, a line says which of a file's
+        weights were taken. `size` is of the pictures that a pipeline of diffusers draws, and `conditions` what its
+        labels stand for.
 
         Raises:
             BadInput: the source names no teacher, one that cannot be guided, or one that takes no size or conditions.
@@ -150,13 +152,18 @@ class TeacherSource(ABC):
                 sampler integrates another velocity, see `self_check`.
         """
         with _readable(self.text):
-            teacher = self._load_guided(torch.device(device), guidance_scale, size, conditions)
+            teacher = self._load_guided(torch.device(device), guidance_scale, size, conditions, precision)
         if teacher.weights and not quiet:
             say(f"teacher {teacher.name}: {teacher.weights}")
         return teacher
 
     def load_planned(
-        self, plan: Plan, store: Store, device: torch.device | str = "cpu", quiet: bool = False
+        self,
+        plan: Plan,
+        store: Store,
+        device: torch.device | str = "cpu",
+        quiet: bool = False,
+        precision: Precision = "fp32",
     ) -> Teacher:
         """The teacher as `plan` has it, with the conditions of its labels that lie in `store`.
 
@@ -164,7 +171,7 @@ class TeacherSource(ABC):
             BadInput, WorkFailed: as `load`.
         """
         table = None if plan.conditions is None else ConditionTable(store, plan.conditions)
-        return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table)
+        return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table, precision)
 
     def shown_shape(self, plan: Plan) -> tuple[int, ...]:
         """The shape of a sample of `plan` as it is shown: of latents, that of the picture."""
@@ -241,7 +248,12 @@ class TeacherSource(ABC):
             raise BadInput(f"teacher {self.text}: prompts and --size are for diffusers:PATH; leave them out")
 
     def _load_guided(
-        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+        self,
+        device: torch.device,
+        guidance_scale: float,
+        size: Size | None,
+        conditions: Conditions | None,
+        precision: Precision,
     ) -> Teacher:
         self._refuse(size, conditions)
         return guided(self._load(device), guidance_scale)
@@ -446,7 +458,12 @@ class DiffusersSource(TeacherSource):
             return guided(describe(self.folder, size, num_prompts), guidance_scale)
 
     def _load_guided(
-        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+        self,
+        device: torch.device,
+        guidance_scale: float,
+        size: Size | None,
+        conditions: Conditions | None,
+        precision: Precision,
     ) -> Teacher:
         from pipeline.teachers.diffusers.self_check import self_check
         from pipeline.teachers.diffusers.teacher import load
@@ -454,10 +471,12 @@ class DiffusersSource(TeacherSource):
         teacher = guided(load(self.folder, size, conditions, device), guidance_scale)
         if conditions is not None or not self.folder.family.encoded:
             self_check(self.folder, teacher, guidance_scale)
+        if precision == "bf16" and self.folder.family.holds_bf16 and teacher.network is not None:
+            teacher.network.bfloat16()  # as its own pipeline holds it: half the memory of what autocast casts
         return teacher
 
     def _load(self, device: torch.device) -> Teacher:
-        return self._load_guided(device, 1.0, None, None)
+        return self._load_guided(device, 1.0, None, None, "fp32")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from pipeline.dataset.manifest import read_manifest
 from pipeline.flow.solver import Solver
+from pipeline.generation.dry_run import dry_run
 from pipeline.generation.generate import generate
 from pipeline.storage.store import Folder
 from pipeline.teachers import check
@@ -70,6 +71,18 @@ def test_dry_run_counts_the_condition_table(teacher: list[object], tmp_path: Pat
     found = call(tmp_path, "generate", *flags, *SMALL, "--solver", "euler", "--steps", 9)
     assert "besides of conditions, for 3 prompts" in found.stdout
     assert not (tmp_path / "data").exists()
+
+
+def test_dry_run_counts_the_bytes_that_generate_then_writes(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    config = prompted(tmp_path, pipelines("sd3"), n=16)
+    found = dry_run(config)
+    generate(config)
+    shards = sum(path.stat().st_size for path in (tmp_path / "data").glob("*.tar"))
+    table = sum(path.stat().st_size for path in (tmp_path / "data").glob("conditions-*.safetensors"))
+    assert found.num_bytes == pytest.approx(shards, rel=0.01)
+    assert found.table_bytes == pytest.approx(table, rel=0.01)
+    seconds = 4 * found.batch_seconds  # of batches of four
+    assert found.seconds == pytest.approx(seconds)
 
 
 def test_a_pipeline_without_its_prompts_is_refused_in_one_line(teacher: list[object], tmp_path: Path) -> None:

@@ -82,12 +82,16 @@ class DiffusersNetwork(nn.Module):
         """Take a second time, and train the weights, or an `adapter` of those in `base`; the start is the teacher's.
 
         Raises:
-            BadInput: the network has no layer for the adapter.
+            BadInput: the network has no layer for the adapter, or it would change the timestep embedder.
         """
         self.requires_grad_(True)
         if adapter is not None:
             self.requires_grad_(False)
             add_adapter(self.model, adapter)
+            if any(".lora_" in name for embedder in self.embedders for name, _ in embedder.named_parameters()):
+                raise BadInput(
+                    "lora: its targets are in the timestep embedder too, where the second time is: name others"
+                )
         self._add_second_time()
         update = {"second_time": True, "adapter": adapter, "base": base if adapter else None}
         self.config = self.config.model_copy(update=update)

@@ -80,7 +80,10 @@ def test_every_recipe_trains(data: Path, tmp_path: Path, name: str) -> None:
     assert set(recipe(name).phase(5, 6).titles) <= set(log[-1])
 
 
-@pytest.mark.parametrize("name", ["anchored", "anchored-adversarial", "distribution-matching", "progressive"])
+RESUMED = ["anchored", "anchored-adversarial", "continuous-consistency", "dmd2", "progressive"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_path: Path, name: str) -> None:
     whole = train(config(data, tmp_path / "whole", recipe=name))
     broken = tmp_path / "broken"

@@ -38,7 +38,11 @@ class EvaluateConfig(BaseModel):
     steps: tuple[Steps, ...] = (1, 2, 4, 8)
     teacher: PathText | None = None  # where it is now, by default where it was in training; "none": without it
     teacher_solver: Solver = Solver()
-    baselines: Names = ("euler", "midpoint", "heun")  # the teacher's few-step samplers; or ddim, dpm-2, ...
+    baselines: Names = (
+        "euler",
+        "midpoint",
+        "heun",
+    )  # the teacher's few-step samplers; or ddim, dpm-2, ..., a predictor
     baseline_grids: tuple[Literal["even", "edm"], ...] = ("even",)  # their times: even ones, and EDM's
     baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # by default the student's
     data: PathText | None = None  # trajectories to compare with, by default the training's

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.sampling.baselines import BASELINES, GRIDS, baseline_samplers, edm_times
+from eval.sampling.baselines import BASELINES, baseline_samplers
+from eval.sampling.grids import GRIDS, edm_times
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import uniform_times

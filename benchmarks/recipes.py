@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,29 @@ class Study:
     def evaluation(self) -> EvaluateConfig:
         return EvaluateConfig.model_validate(self.sections["evaluate"] | {"out": str(self.out)})
 
-    @cached_property
+    @property
     def space(self) -> FeatureSpace:
-        (name,) = self.evaluation.features or ("digits",)
-        return load_space(name, CPU)
+        return _space(self._features)
 
-    @cached_property
-    def reference(self) -> Moments:
-        """Of the real images' features."""
-        return moments(self.space.extract(load_images(self.evaluation.reference or "digits").images).features)
+    @property
+    def _features(self) -> str:
+        return (self.evaluation.features or ("digits",))[0]
 
     def distance(self, images: NDArray[np.uint8]) -> float:
         """Of samples from the real images."""
-        return frechet_distance(moments(self.space.extract(images).features), self.reference)
+        real = _real(self._features, self.evaluation.reference or "digits")
+        return frechet_distance(moments(self.space.extract(images).features), real)
+
+
+@cache
+def _space(name: str) -> FeatureSpace:
+    return load_space(name, CPU)
+
+
+@cache
+def _real(space: str, images: str) -> Moments:
+    """The moments of the real images, once a process."""
+    return moments(_space(space).extract(load_images(images).images).features)
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ def run(study: Study, source: str, seed: int, units: float) -> Row:
         seconds = time.monotonic() - started
     samples = {n: draw(student, n, study.evaluation.num_samples) for n in evaluations(study)}
     if is_drawable(student.network.config.shape):
-        rows = {f"{n} evaluations": images[:NUM_SHOWN] for n, images in samples.items()}
+        rows = {_counted(n): images[:NUM_SHOWN] for n, images in samples.items()}
         save_rows(study.out / "samples" / f"{Path(source).stem}-{seed}.png", rows)
     distances = {str(n): study.distance(images) for n, images in samples.items()}
     return Row(Path(source).stem, identity(study, source), seed, units, num_steps, seconds, distances)
@@ -188,13 +198,16 @@ def read(path: Path) -> list[Row]:
 def table(study: Study, sources: Sequence[str], seeds: Sequence[int], units: float) -> str:
     """In Markdown, a row for each recipe."""
     rows = {row.key: row for row in read(study.results)}
-    columns = [f"{n} evaluation{'s' if n > 1 else ''}" for n in evaluations(study)]
-    header = ["recipe", "uses", "cost of a row", "steps", *columns, "seconds"]
+    header = ["recipe", "needs", "cost of a row", "steps", *map(_counted, evaluations(study)), "seconds"]
     lines = [header, ["---"] * len(header)]
     for source in sources:
         key = identity(study, source)
         lines.append(_line(source, [rows[key, seed, units] for seed in seeds]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _counted(num_evaluations: int) -> str:
+    return f"{num_evaluations} evaluation{'s' if num_evaluations > 1 else ''}"
 
 
 def _line(source: str, rows: Sequence[Row]) -> list[str]:
@@ -204,11 +217,11 @@ def _line(source: str, rows: Sequence[Row]) -> list[str]:
         spread = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.2f}{spread}")
     seconds = statistics.mean(row.seconds for row in rows)
-    return [Path(source).stem, uses(recipe), f"{recipe.cost:.2f}", str(rows[0].num_steps), *cells, f"{seconds:.0f}"]
+    return [Path(source).stem, needs(recipe), f"{recipe.cost:.2f}", str(rows[0].num_steps), *cells, f"{seconds:.0f}"]
 
 
-def uses(recipe: Recipe) -> str:
-    """What a recipe takes beside the pairs of noise and sample."""
+def needs(recipe: Recipe) -> str:
+    """What a recipe needs beside the pairs of noise and sample."""
     found = {
         "states": any(term.num_states for term in recipe.terms),
         "velocities": recipe.needs_velocities,
@@ -217,7 +230,7 @@ def uses(recipe: Recipe) -> str:
         "average as target": recipe.needs_ema,
         "own network": any(isinstance(term, Owner) for term in recipe.terms),
     }
-    return ", ".join(name for name, is_used in found.items() if is_used) or "pairs"
+    return ", ".join(name for name, is_needed in found.items() if is_needed) or "pairs"
 
 
 def main() -> None:
@@ -225,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for data and results")
     parser.add_argument("--config", default="quickstart", help="with sections generate, train and evaluate")
-    parser.add_argument("--set", nargs="+", default=[], dest="assignments", help="of its values, as run takes them")
+    parser.add_argument("--set", action="append", default=[], dest="assignments", help="one of its values, as in run")
     parser.add_argument("--recipes", nargs="+", default=students(), help="names, or YAML files")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--units", type=float, default=UNITS, help="evaluations of a batch, as counted above")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recipes import Row, Study, identity, read, recipe_of, run, students, table, uses
+from benchmarks.recipes import Row, Study, identity, needs, read, recipe_of, run, students, table
 from pipeline.common.config import load_sections, merge
 from pipeline.generation.generate import GenerateConfig, generate
 
@@ -53,8 +53,8 @@ def test_a_result_is_of_its_recipe_and_of_what_the_config_trains_and_scores(stud
         assert (identity(other, "anchored") == found) == same
 
 
-def test_what_a_recipe_uses_is_said() -> None:
+def test_what_a_recipe_needs_is_said() -> None:
     assert {"anchored", "traflow", "boot"} <= set(students())
     assert "reflow" not in students()
-    assert uses(recipe_of("instaflow")) == "pairs"
-    assert uses(recipe_of("distribution-matching")) == "live teacher, fresh noise, own network"
+    assert needs(recipe_of("instaflow")) == "pairs"
+    assert needs(recipe_of("distribution-matching")) == "live teacher, fresh noise, own network"

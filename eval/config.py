@@ -100,7 +100,7 @@ class EvaluateConfig(BaseModel):
     baselines: Names = Field(
         default=("euler", "midpoint", "heun"),
         description="The teacher's few-step samplers: euler, midpoint, heun, ddim, dpm-2, dpm-fast; with diffusers "
-        "dpm++, unipc, deis, 3-deis.",
+        "dpm++, unipc, deis, 3-deis; or files of predictors for AMED-Solver.",
     )
     baseline_grids: tuple[Literal["even", "edm", "own"], ...] = Field(
         default=("even",), description="Their times: even ones, EDM's, or own, those of a shifted teacher."

@@ -120,8 +120,9 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
     if ranks.world > 1 and not is_sharded:
-        # A network that a term owns is not used in the phases without the term.
-        unused = bool(task.owned) and len(recipe.phases) > 1
+        # A network that a term owns is not used in the phases without the term, nor the student out of its turn.
+        rests = any(phase.student_every > 1 for phase in recipe.phases)
+        unused = bool(task.owned) and (rests or len(recipe.phases) > 1)
         objective = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
     read = partial(read_input, config, task, ranks)
     pending: list[Tensor] = []

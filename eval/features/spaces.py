@@ -87,38 +87,50 @@ class FeatureSpace:
 
 
 def load_space(name: str, device: torch.device) -> FeatureSpace:
-    """The space called `name` in `FEATURES`, or the one that "module:factory" returns for `device`.
+    """The space called `name` in `FEATURES`, of a digit classifier's file, or that "module:factory" returns.
 
     Raises:
-        BadInput: the name is unknown, or the factory fails or returns something else.
+        BadInput: the name is unknown, the file is no classifier's, or the factory fails or returns something else.
         Unavailable: the network's weights or package are missing and cannot be downloaded.
     """
     if name in FEATURES:
         return FEATURES[name](device)
+    if name.endswith(".safetensors"):
+        return classifier(Path(name), device)
     if ":" in name:
         return _from_factory(name, device)
     raise BadInput(
-        f"no features {name!r}: wanted one of {', '.join(FEATURES)}, or module:factory{suggest(name, FEATURES)}"
+        f"no features {name!r}: wanted one of {', '.join(FEATURES)}, a digit classifier's .safetensors file, or "
+        f"module:factory{suggest(name, FEATURES)}"
     )
 
 
 def digits(device: torch.device) -> FeatureSpace:
     """The 64 hidden units of the embedded digit classifier."""
-    classifier = digit_classifier.load().to(device)
+    return replace(
+        classifier(digit_classifier.WEIGHTS, device),
+        name="digits",
+        title=f"the embedded digit classifier, {digit_classifier.NUM_FEATURES} features",
+    )
+
+
+def classifier(path: Path, device: torch.device) -> FeatureSpace:
+    """The 64 hidden units of a digit classifier that `eval.features.digit_classifier` trained."""
+    network = digit_classifier.load(path).to(device)
 
     def extract(images: NDArray[np.uint8]) -> Extracted:
         batches = [images[start : start + DIGITS_BATCH_SIZE] for start in range(0, len(images), DIGITS_BATCH_SIZE)]
         with torch.no_grad():
-            features = [classifier.features(torch.from_numpy(to_float(batch)).to(device)) for batch in batches]
+            features = [network.features(torch.from_numpy(to_float(batch)).to(device)) for batch in batches]
         return Extracted(torch.cat(features).cpu().numpy())
 
     return FeatureSpace(
-        name="digits",
-        title=f"the embedded digit classifier, {digit_classifier.NUM_FEATURES} features",
+        name="classifier",
+        title=f"a classifier of digits of {network.size}x{network.size}, {digit_classifier.NUM_FEATURES} features",
         resizer="none",
-        sha256=file_sha256(digit_classifier.WEIGHTS),
+        sha256=file_sha256(path),
         extract=extract,
-        shape=(1, 8, 8),
+        shape=(1, network.size, network.size),
     )
 
 

@@ -161,9 +161,13 @@ class FlowNetwork(nn.Module):
         """The features [B, ...] of the array x [B, *shape], layer by layer."""
         raise NotImplementedError
 
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        """From the features that `encode` found to an array [B, *shape]."""
+        raise NotImplementedError
+
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
         """From array to array: [B, *shape] -> [B, *shape]."""
-        raise NotImplementedError
+        return self.decode(self.encode(x, embedding), embedding)
 
     def features(self, x: Tensor, t: Tensor, label: Tensor | None) -> list[Tensor]:
         """What `encode` finds in the state x [B, *shape] at t [B]."""
@@ -175,6 +179,16 @@ class FlowNetwork(nn.Module):
 
         self.convention.velocity(predict, x, match_dims(t, x))
         return found
+
+    def velocity_and_features(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The velocity at the state x [B, *shape] at t [B], and the `features` on the way to it, in one evaluation."""
+        embedding, found = self.embedding(t, None, label, None), list[Tensor]()
+
+        def predict(scaled: Tensor) -> Tensor:
+            found.extend(self.encode(scaled, embedding))
+            return self.decode(found, embedding)
+
+        return self.convention.velocity(predict, x, match_dims(t, x)), found
 
     def forward(
         self,

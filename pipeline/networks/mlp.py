@@ -106,7 +106,6 @@ class Mlp(FlowNetwork):
             features.append(block(features[-1], embedding))
         return features
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.encode(x, embedding)[-1]
-        out: Tensor = self.layer_out(F.silu(self.norm_out(h)))
-        return out.reshape(x.shape)
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        out: Tensor = self.layer_out(F.silu(self.norm_out(features[-1])))
+        return out.reshape(-1, *self.config.shape)

@@ -166,10 +166,9 @@ class UNet(FlowNetwork):
             features.append(x)
         return features
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """From image to image: [B, C, H, W] -> [B, C, H, W]."""
-        skips, image_out = self.encode(x, embedding), None
-        x = skips[-1]
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        """From the encoder's features to an image [B, C, H, W]."""
+        skips, x, image_out = [*features], features[-1], None
         for refine in self.middle:
             x = refine(x, embedding)
         for i, (decode, takes_skip) in enumerate(zip(self.decoder, self.takes_skip, strict=True)):

@@ -107,7 +107,10 @@ def test_a_checkpoint_says_on_what_it_was_made(data: Path, tmp_path: Path) -> No
     assert checkpoint.read_info(folder).environment is None
 
 
-@pytest.mark.parametrize("name", ["anchored", "anchored-adversarial", "distribution-matching", "progressive"])
+RESUMED = ["anchored", "anchored-adversarial", "continuous-consistency", "dmd2", "progressive"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_path: Path, name: str) -> None:
     whole = train(config(data, tmp_path / "whole", recipe=name))
     broken = tmp_path / "broken"

@@ -10,7 +10,7 @@ from pipeline.common.errors import suggest
 from pipeline.common.safe_yaml import read_yaml
 from pipeline.dataset.plan import Plan
 from trainer.distillation import compared, terms
-from trainer.distillation.terms import TrainingOwner
+from trainer.distillation.terms import BACKWARD, TrainingOwner
 
 FOLDER = CONFIGS / "recipes"
 
@@ -24,11 +24,13 @@ Term = Annotated[
     | terms.SoftConsistency
     | terms.Lagrangian
     | terms.Eulerian
+    | terms.ContinuousConsistency
     | terms.MeanFlow
     | terms.FlowMatching
     | terms.Reflow
     | compared.ConsistencyDistillation
     | compared.ConsistencyTraining
+    | compared.Denoising
     | compared.Bootstrap
     | compared.Progressive
     | compared.AnnealedReflow
@@ -43,18 +45,29 @@ Term = Annotated[
 
 
 class Phase(BaseModel):
-    """Losses minimised together during `share` of the training."""
+    """Losses minimised together during `share` of the training.
+
+    The student takes every `student_every`-th step only; the networks that terms train take all (two time scales).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     terms: tuple[Term, ...] = Field(min_length=1, description="Losses that are added up, each with its weight.")
     share: float = Field(default=1.0, gt=0, le=1, description="Fraction of the training.")
+    student_every: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda every: every == 1,
+        description="Steps from one of the student to its next; the networks that terms train take every step.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         titles = [term.title for term in self.terms]
         if len(set(titles)) < len(titles):
             raise ValueError(f"two terms of a phase have one name ({', '.join(titles)}): give them different ones")
+        if self.student_every > 1 and not self.training:
+            raise ValueError("student_every is for a phase with a term that trains a network of its own: leave it out")
         return self
 
     @property
@@ -67,6 +80,10 @@ class Phase(BaseModel):
         """The terms that train a network of their own."""
         return [term for term in self.terms if isinstance(term, TrainingOwner)]
 
+    def trains_student(self, step: int) -> bool:
+        """Whether the student takes `step` of the training."""
+        return step % self.student_every == 0
+
     @property
     def titles(self) -> list[str]:
         """The name of each loss in the log."""
@@ -75,7 +92,8 @@ class Phase(BaseModel):
     @property
     def cost(self) -> float:
         """The cost of a row of the batch, in evaluations of the network without a backward pass."""
-        return sum(term.cost / term.stride for term in self.terms)
+        backward = BACKWARD * (1 - 1 / self.student_every)  # which the student leaves out in the other steps
+        return sum((term.cost - backward) / term.stride for term in self.terms)
 
 
 class Recipe(BaseModel):

@@ -3,6 +3,7 @@
 import copy
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
 from trainer.data.stream import ImageBatch, TrajectoryBatch
 from trainer.distillation import losses
+from trainer.distillation.companions import Weighting
 from trainer.distillation.distance import DistanceConfig
 from trainer.distillation.models import Models
 from trainer.distillation.queries import Loss
@@ -22,7 +24,8 @@ TIMES = "Distribution of the times."
 TARGET = "The network on the other side: the student itself, without a gradient (stopped), or its average."
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
-TRAINED, DERIVED = 3.0, 6.0
+BACKWARD = 2.0
+TRAINED, DERIVED = 1 + BACKWARD, 6.0
 ALONG = 4.0  # with a forward-mode derivative that is not trained through
 
 
@@ -169,14 +172,21 @@ class VelocityTerm(BaseTerm):
 
 
 class Derivative(BaseTerm):
-    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against the trajectory's mean velocity.
+    """The slope of G in s against the trajectory's mean velocity: of G(x_1, 1, s), Table 1's form, or at any t.
 
     The slope is a forward-mode derivative. The mean velocity is (x_start - x_end) / (t_start - t_end), which is noise -
-    sample where the flow runs from 1 to 0.
+    sample where the flow runs from 1 to 0. On the `line` from noise to sample it is SCoT's Eq. 2: of G(x_t, t, s) at
+    any t, and at any s after it.
     """
 
     loss: Literal["derivative"] = "derivative"
     times: TimeSampler = Field(default="uniform", description=TIMES)
+    # Left out of what is written where it is the noise: runs from before the choice resume.
+    at: Literal["noise", "line"] = Field(
+        default="noise",
+        exclude_if=lambda at: at == "noise",
+        description="Where the derivative is taken: at the noise, or on the line to the sample, as SCoT does.",
+    )
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -185,10 +195,13 @@ class Derivative(BaseTerm):
         return DERIVED
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        start, end = batch.times[:, 0], batch.times[:, -1]
-        s = draws.times(end, start, self.times)
-        velocity = (batch.x[:, 0] - batch.x[:, -1]) / match_dims(start - end, batch.x[:, 0])
-        return losses.derivative_loss(batch.x[:, 0], start, s, velocity, batch.label)
+        start, end, x_t = batch.times[:, 0], batch.times[:, -1], batch.x[:, 0]
+        velocity = (x_t - batch.x[:, -1]) / match_dims(start - end, x_t)
+        t = start
+        if self.at == "line":
+            t = draws.times(end, start, self.times)
+            x_t = batch.x[:, -1] + match_dims(t - end, x_t) * velocity
+        return losses.derivative_loss(x_t, t, draws.times(end, t, self.times), velocity, batch.label)
 
 
 class _TwoTimes(BaseTerm):
@@ -352,8 +365,33 @@ class Eulerian(_AlongStates):
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         x_t, t, s, velocity = self.draw_state(batch, draws)
-        rate = (draws.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
+        rate = _warm_up(draws, self.warmup)
         return losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate, self.normalise)
+
+
+class ContinuousConsistency(_AlongStates, TrainingOwner):
+    """Consistency in continuous time on stored states, with every stabilisation of sCM: what it owns is the weighting.
+
+    The derivative is warmed up over `warmup` of the training.
+    """
+
+    loss: Literal["continuous-consistency"] = "continuous-consistency"
+    until: Literal["any", "end"] = "end"
+    warmup: float = Field(default=0.1, ge=0, le=1)
+
+    def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
+        return Weighting()
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        log_weight, rate = models.owned[self.title](t), _warm_up(draws, self.warmup)
+        error = yield from losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate)
+        return losses.weighted_loss(error, log_weight)
+
+
+def _warm_up(draws: TermDraws, warmup: float) -> Tensor:
+    """How much of a derivative counts, [B], from 0 to 1 over the part `warmup` of the training."""
+    return (draws.progress / warmup).clamp(max=1) if warmup else torch.ones_like(draws.progress)
 
 
 class MeanFlow(_AlongStates):

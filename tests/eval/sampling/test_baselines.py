@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.sampling.baselines import BASELINES, GRIDS, OWN, baseline_samplers, edm_times, own_times
+from eval.sampling.baselines import BASELINES, baseline_samplers
+from eval.sampling.grids import GRIDS, OWN, edm_times, own_times
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import shifted, uniform_times

@@ -42,6 +42,7 @@ def test_every_recipe_of_the_paper_and_of_ours_is_here() -> None:
         ([{"terms": [{"loss": "velocity", "distance": "lpips-vgg"}]}], "velocities are no images"),
         ([{"terms": [{"loss": "outputs"}]}], "does not match any of the expected tags"),
         ([{"terms": [{"loss": "output"}, {"loss": "flow-matching"}]}], "not several"),
+        ([{"student_every": 5, "terms": [{"loss": "output"}]}], "leave it out"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(phases: list[dict[str, Any]], said: str) -> None:
@@ -67,6 +68,9 @@ def test_a_recipe_costs_what_its_evaluations_do() -> None:
     assert recipe({"terms": [{"loss": "consistency", "target": "stopped"}]}).cost == 5
     assert recipe({"terms": [{"loss": "soft-consistency"}]}).cost == 4
     assert recipe({"terms": [{"loss": "lagrangian"}]}).cost == 7
+    matching = {"terms": [{"loss": "distribution-matching"}]}
+    assert recipe(matching).cost == 8
+    assert recipe(matching | {"student_every": 5}).cost == 8 - 2 * 4 / 5
     halves = [{"share": 0.5, "terms": [{"loss": "output"}]}, {"share": 0.5, "terms": [{"loss": "consistency"}]}]
     assert recipe(*halves).cost == 6
 

@@ -292,7 +292,9 @@ class Bucket:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    return OSError(getattr(error, "errno", None) or errno.EIO, one_line(error))
+    # Azure's go on with the page that came, which may repeat the request that was signed.
+    message = one_line(error).partition(" RequestId:")[0]
+    return OSError(getattr(error, "errno", None) or errno.EIO, message)
 
 
 def read_again(store: Store, read: Callable[[], Payload], is_whole: Callable[[Payload], bool]) -> Payload:

@@ -193,6 +193,11 @@ def test_errors_of_a_store_are_one_line_without_signatures(s3_server: str) -> No
     assert one_line(signed) == "GET https://host/a?X-Amz-Credential=...&X-Amz-Signature=... failed; secret_key=..."
 
 
+def test_of_an_answer_of_azure_only_what_it_says_is_told() -> None:
+    answer = "Server failed to authenticate.\nRequestId:1\nErrorCode:X\nContent: <Error>string to sign: GET</Error>"
+    assert stores._as_os_error(ValueError(answer)).strerror == "Server failed to authenticate."
+
+
 def test_an_absolute_location_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("data") == str(tmp_path / "data")

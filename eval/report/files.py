@@ -1,6 +1,6 @@
 """The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -11,7 +11,7 @@ from eval.report.pictures import Pictures
 from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.common.image_grid import Images, encode_rows
+from pipeline.common.image_grid import encode_rows
 from pipeline.storage.store import is_url, open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
@@ -19,7 +19,6 @@ REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
 NUM_COLUMNS = 16  # of the grids
-GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
 
 
 def write(
@@ -37,7 +36,8 @@ def write(
     write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
     grid = {title: images[:NUM_COLUMNS] for title, images in pictures.samples.items()}
-    for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, pictures.paths)):
+    strip = {row.title: grid[row.title] for row in page.strip_rows(report, grid)}
+    for name, rows in ((GRID, strip), (GRID_ALL, grid), (STRIPS, pictures.paths)):
         if rows:
             write_file(folder / name, encode_rows(rows))
     write_file(folder / PAGE, page.render(report, pictures).encode())
@@ -58,16 +58,6 @@ def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
                 store.write(name, (folder / name).read_bytes())
     except OSError as error:
         raise WorkFailed(f"{location}: {name} cannot be uploaded there ({reason(error)})") from error
-
-
-def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
-    """The rows of the small grid: the teacher with its own solver, and the student with few evaluations."""
-    titles = [
-        row.title
-        for row in report.rows
-        if row.group == "solver" or (row.group == "student" and row.nfe in GRID_EVALUATIONS)
-    ]
-    return {title: grid[title] for title in titles if title in grid}
 
 
 def paper_table(name: str, locations: Sequence[str]) -> str:

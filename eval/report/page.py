@@ -99,13 +99,18 @@ def _without_folders(report: Report) -> Report:
 
 
 def _strip(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
-    """The teacher, its Euler, and the student in a few evaluations, from the same noise."""
+    """The `strip_rows`, from the same noise."""
+    chosen = strip_rows(report, samples)
+    rows = {row.title: samples[row.title] for row in chosen}
+    return tile(rows, STRIP, {row.title: summary.said_of(report, row) for row in chosen})
+
+
+def strip_rows(report: Report, samples: Mapping[str, Images]) -> list[Row]:
+    """The rows in `samples` that say most: the teacher, its Euler, and the student in a few evaluations."""
     student = [row for row in report.rows_of("student") if row.title in samples]
     few = [row for row in student if row.nfe in STRIP_EVALUATIONS] or student[:3]
     teacher = [row for row in report.rows_of("solver") if row.title in samples]
-    chosen = [*teacher, *_euler(report, samples, few), *few]
-    rows = {row.title: samples[row.title] for row in chosen}
-    return tile(rows, STRIP, {row.title: summary.said_of(report, row) for row in chosen})
+    return [*teacher, *_euler(report, samples, few), *few]
 
 
 def _euler(report: Report, samples: Mapping[str, Images], student: Sequence[Row]) -> list[Row]:

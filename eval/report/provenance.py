@@ -19,7 +19,7 @@ PACKAGES = (
 )
 HOUR = 3600.0
 MAX_POINTS = 200  # of a curve on a page
-NO_CURVES = {"step", "time", "images_seen", "stall", "memory_bytes", "lr", "skipped"}
+NO_CURVES = {"step", "time", "images_seen", "stall", "lr", "skipped"}
 
 
 def versions() -> dict[str, str]:

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval.report.tiles import CLASSES, EVERY, GAP, GRIDS, NARROW, PATHS, STRIP, WIDE, Room, Style, tile
+from pipeline.common.image_grid import Images
 
 STYLES = {"strip": STRIP, "grids": GRIDS, "classes": CLASSES, "every": EVERY}
 
 
-def images(count: int, *shape: int) -> np.ndarray:
+def images(count: int, *shape: int) -> Images:
     return np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
 
 

@@ -6,7 +6,7 @@ from manual.options import options
 from manual.text import code, prose, table
 from trainer.distillation import time_sampling
 from trainer.distillation.distance import DistanceConfig
-from trainer.distillation.recipes import FOLDER, Recipe, Term, load_recipe, recipe_names
+from trainer.distillation.recipes import FOLDER, Phase, Recipe, Term, load_recipe, recipe_names
 from trainer.distillation.terms import BaseTerm
 
 INTRO = """# Recipes
@@ -25,14 +25,15 @@ source are TraFlow's.
 
 
 def page() -> str:
-    """Every recipe: a table, then the files."""
+    """Every recipe: a table, the keys, then the files."""
     recipes = {name: Recipe.model_validate(load_recipe(name)) for name in recipe_names()}
     rows = [
         (f"[`{name}`](#{name})", f"{recipe.cost:.3g}", _needs(recipe), recipe.about) for name, recipe in recipes.items()
     ]
     overview = table(["recipe", "cost", "needs", "losses"], rows)
     files = [f"## {name}\n\n```yaml\n{(FOLDER / f'{name}.yaml').read_text().strip()}\n```" for name in recipes]
-    return "\n\n".join([INTRO, overview, *files])
+    keys = ["## Keys of a recipe", options(Recipe), "## Keys of a phase", options(Phase)]
+    return "\n\n".join([INTRO, overview, *keys, *files])
 
 
 def losses() -> str:

@@ -585,13 +585,20 @@ def export(
     steps: Annotated[
         int | None, typer.Option(help="Evaluations of a sample, for the formats diffusers and lora.", min=1)
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Upload it to this repository of the Hugging Face Hub.", metavar="OWNER/NAME")
+    ] = None,
 ) -> None:
     """Export a student or a trained teacher as one file, checked against torch, with a model card."""
     from pipeline.common.progress import say
     from trainer.export import exporter as stage
+    from trainer.export import hub
 
+    client = None if push is None else hub.open_hub(push)
     file = stage.export(checkpoint, format_, out, steps)
     say(f"{file}: the network; {file.with_name(stage.CARD)} shows how to sample from it")
+    if client is not None and push is not None:
+        say(f"{hub.push(client, out, push)}: the repository, private unless it was there before")
 
 
 @app.command(rich_help_panel=REPORTS)

@@ -40,10 +40,10 @@ def ranks() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def train_on(ranks: subprocess.Popen[str]) -> Callable[..., list[int]]:
-    def ends(config: TrainConfig, kill_after: int | None = None) -> list[int]:
+    def ends(config: TrainConfig, kill_after: int | None = None, num_ranks: int = 2) -> list[int]:
         assert ranks.stdin
         assert ranks.stdout
-        order = {"ranks": 2, "config": config.model_dump(mode="json"), "kill_after": kill_after}
+        order = {"ranks": num_ranks, "config": config.model_dump(mode="json"), "kill_after": kill_after}
         ranks.stdin.write(json.dumps(order) + "\n")
         ranks.stdin.flush()
         found: list[int] = json.loads(ranks.stdout.readline())
@@ -91,14 +91,15 @@ def test_two_processes_train_shards_as_one_trains_the_whole_and_either_resumes_t
     assert_close(one.out, two.out)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_processes_that_are_killed_resume_to_the_same_bytes(
-    data: Path, train_on: Callable[..., list[int]], tmp_path: Path
+    num_ranks: int, data: Path, train_on: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     calm, killed = (settings(data, tmp_path / name, lora={"rank": 2}, trainer={"num_steps": 12}) for name in "ab")
-    assert train_on(calm) == [0, 0]
-    assert train_on(killed, kill_after=2) == [-9, -9]
+    assert train_on(calm, num_ranks=num_ranks) == [0] * num_ranks
+    assert train_on(killed, kill_after=2, num_ranks=num_ranks) == [-9] * num_ranks
     assert not (killed.out / "checkpoints" / "step-000012").exists()
-    assert train_on(killed) == [0, 0]
+    assert train_on(killed, num_ranks=num_ranks) == [0] * num_ranks
     for name in FILES:
         files = [run.out / "checkpoints" / "step-000012" / f"{name}.safetensors" for run in (calm, killed)]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -148,7 +148,8 @@ def run(study: Study, source: str, seed: int, units: float) -> Row:
         started = time.monotonic()
         student = Student(networks.load(train(TrainConfig.model_validate(values)) / checkpoint.EMA))
         seconds = time.monotonic() - started
-    samples = {n: draw(student, n, study.evaluation.num_samples) for n in evaluations(study)}
+    shift = recipe_of(source).step_shift
+    samples = {n: draw(student, n, shift, study.evaluation.num_samples) for n in evaluations(study)}
     if is_drawable(student.network.config.shape):
         rows = {_counted(n): images[:NUM_SHOWN] for n, images in samples.items()}
         save_rows(study.out / "samples" / f"{Path(source).stem}-{seed}.png", rows)
@@ -160,9 +161,9 @@ def evaluations(study: Study) -> list[int]:
     return [steps for steps in study.evaluation.steps if isinstance(steps, int)]
 
 
-def draw(student: Student, num_steps: int, num_samples: int) -> NDArray[np.uint8]:
-    """Samples of `num_steps` evaluations, as bytes."""
-    sampler = student_sampler(student, num_steps, 1.0, 0.0)
+def draw(student: Student, num_steps: int, shift: float, num_samples: int) -> NDArray[np.uint8]:
+    """Samples of `num_steps` evaluations, spaced by `shift`, as bytes."""
+    sampler = student_sampler(student, num_steps, 1.0, 0.0, shift)
     with torch.no_grad():
         shape = student.network.config.shape
         drawn = draw_samples(sampler, shape, 0, 0, range(num_samples), BATCH_SIZE, CPU)

@@ -63,8 +63,20 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(
             f"recipe {recipe.name} differentiates forward, which torch.compile cannot follow: set compile=false"
         )
+    if recipe.trains == "teacher":
+        _refuse_large(config)
     torch.manual_seed(config.seed)
     return _from_data(config, device) if config.start in INITS else _from_model(config, device)
+
+
+def _refuse_large(config: TrainConfig) -> None:
+    """Raises `BadInput` if what only the networks of diffusers can was asked of one of this program."""
+    for name, is_asked in {
+        "gradient_checkpointing": config.trainer.gradient_checkpointing,
+        "parallel=fsdp": config.trainer.parallel == "fsdp",
+    }.items():
+        if is_asked:
+            raise BadInput(f"trainer.{name} is for the networks of diffusers: leave it out")
 
 
 def _from_data(config: TrainConfig, device: torch.device) -> Task:
@@ -217,8 +229,12 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     data, teacher, provenance = _open_data(config)
     config = _completed(config, data.plan)
     student, init_source = _init_student(config, data.plan, teacher, provenance)
-    if config.trainer.gradient_checkpointing:
+    if not isinstance(student.network, DiffusersNetwork):
+        _refuse_large(config)
+    elif config.trainer.gradient_checkpointing:
         _checkpoint_gradients(config, student.network)
+    if config.trainer.parallel == "fsdp":
+        _check_shards(config)
     velocity = None
     if config.recipe.needs_teacher and provenance.teacher is not None:
         source, store = resolve(provenance.teacher), open_store(str(config.data))
@@ -232,13 +248,22 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     return Task(config, network, data, provenance, init_source, velocity, owned=owned)
 
 
-def _checkpoint_gradients(config: TrainConfig, network: Network) -> None:
+def _checkpoint_gradients(config: TrainConfig, network: DiffusersNetwork) -> None:
     """Raises `BadInput` where gradients cannot be computed from activations that are made again."""
-    if not isinstance(network, DiffusersNetwork):
-        raise BadInput("trainer.gradient_checkpointing is for the networks of diffusers: leave it out")
     if any(term.differentiates_forward for term in config.recipe.terms):
         raise BadInput(f"recipe {config.recipe.name} differentiates forward: set gradient_checkpointing=false")
     network.checkpoint_gradients()
+
+
+def _check_shards(config: TrainConfig) -> None:
+    """Raises `BadInput` where a training cannot hold its network in shards."""
+    recipe = config.recipe
+    if config.trainer.precision == "fp16":
+        raise BadInput("trainer.parallel=fsdp: precision fp16 scales its gradients, which shards do not: take bf16")
+    if recipe.needs_teacher or any(isinstance(term, Owner) for term in recipe.terms):
+        raise BadInput(f"recipe {recipe.name} takes a second network, which is not in shards: set parallel=ddp")
+    if any(term.differentiates_forward for term in recipe.terms):
+        raise BadInput(f"recipe {recipe.name} differentiates forward, which shards cannot follow: set parallel=ddp")
 
 
 def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenance]:

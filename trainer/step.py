@@ -1,7 +1,7 @@
 """One optimisation step: losses, gradients, the update, the averages."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +12,7 @@ from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import State, trained_parameters
 from trainer.checkpoints.companion import Companion
 from trainer.checkpoints.ema import Ema
+from trainer.checkpoints.sharding import whole
 from trainer.config import TrainConfig, TrainerConfig
 from trainer.distillation.objective import weighted
 from trainer.distillation.random_draws import seed_dropout
@@ -24,12 +25,23 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def initial_state(
-    config: TrainConfig, network: Network, device: torch.device, owned: Mapping[str, nn.Module] | None = None
+    config: TrainConfig,
+    network: Network,
+    device: torch.device,
+    owned: Mapping[str, nn.Module] | None = None,
+    lay: Callable[[Network], object] = lambda network: None,
 ) -> State:
-    """The state of a training of `network`, and of the networks that its terms own by their titles, before any step."""
+    """The state of a training of `network`, and of the networks that its terms own by their titles, before any step.
+
+    `lay` is called with the network and each of its averages, to put them where they are trained.
+    """
     settings = config.trainer
     network.train()
-    averages = [Ema(network, average) for average in settings.ema]
+    averages = []
+    for average in settings.ema:  # one after the other: none is whole beside another
+        averages.append(Ema(network, average))
+        lay(averages[-1].network)
+    lay(network)
     optimizer = torch.optim.AdamW(
         trained_parameters(network),
         lr=settings.lr,
@@ -99,7 +111,7 @@ def _update(
 ) -> Tensor:
     """Clip the gradients of `network` and take its step; returns their norm before."""
     scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+    grad_norm = whole(nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm))
     if settings.skip_nonfinite and not scaler.is_enabled():  # the scaler skips such steps by itself
         # What the scaler tells a fused optimizer; torch's stubs do not declare it.
         optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
@@ -124,7 +136,9 @@ def backward(
         seed_dropout(config.seed, step, (ranks.rank * settings.accumulate + part) * share)
         mine = given.rows(slice(part * share, (part + 1) * share))
         with _synchronised(objective, part == settings.accumulate - 1):
-            with torch.autocast(device.type, PRECISIONS[settings.precision], settings.precision != "fp32"):
+            # A cache would keep the weights of every block, which in shards are whole only for a moment.
+            caches, dtype = settings.parallel == "ddp", PRECISIONS[settings.precision]
+            with torch.autocast(device.type, dtype, settings.precision != "fp32", caches):
                 values = objective(phase, mine.batch, mine.draws)
             total = weighted(phase, values, phase.trains_student(step)) / settings.accumulate
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.config import differences, write_resolved
+from pipeline.common.device import machine, peak_memory_bytes
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
 from pipeline.common.threads import fitting_threads
 from pipeline.dataset.plan import Plan
-from pipeline.networks import FlowNetwork
+from pipeline.networks import DiffusersNetwork, FlowNetwork, Network
 from pipeline.storage.lease import Lease
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import open_store, sweep
 from trainer import preview
 from trainer.checkpoints import checkpoint, mirror, snapshots
-from trainer.checkpoints.checkpoint import CheckpointInfo, State
+from trainer.checkpoints.checkpoint import CheckpointInfo, Contents, State
 from trainer.checkpoints.model import find_model
+from trainer.checkpoints.sharding import shard
 from trainer.config import TrainConfig
 from trainer.data.prefetch import InPlace, Prefetcher
 from trainer.distillation.objective import Objective
@@ -38,11 +41,13 @@ from trainer.log import Log, check_sinks, open_log
 from trainer.setup import INITS, Task, check_plan, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
+CPU = torch.device("cpu")
 GRAD_NORM = "grad_norm"
 POLL_EVERY = 8  # steps: several ranks then agree on whether to stop or to save, which waits for the device
 # Settings of the trainer that a resumed run may change.
 FREE = {"log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
 FREE |= {"gradient_checkpointing", "compile", "tf32", "cudnn_benchmark", "accumulate", "skip_nonfinite", "num_steps"}
+FREE |= {"parallel"}
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> Path:
@@ -59,7 +64,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> Path:
     with join_ranks(config.device) as ranks, stopping as stop:
         check_ranks(config, ranks.world)
         check_kernels(config, ranks.device)
-        task = prepare(config, ranks.device)
+        task = prepare(config, CPU if _is_sharded(config, ranks.world) else ranks.device)
         locations = [str(location) for location in (config.out, config.mirror) if location is not None]
         with hold_output(Output.TRAINING, *locations if ranks.is_first else ()) as leases:
             for lease in leases:
@@ -97,7 +102,8 @@ def _shares_evenly(config: TrainConfig, world: int, accumulate: int) -> bool:
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
     settings, recipe, device = config.trainer, config.recipe, ranks.device
     config = task.config
-    network, state = task.network, initial_state(config, task.network, device, task.owned)
+    network, state = task.network, initial_state(config, task.network, device, task.owned, _layer(config, ranks))
+    is_sharded = _is_sharded(config, ranks.world)
     _pull(config, ranks)
     step = resume(config, task, state)
     if not ranks.agree(step):
@@ -113,7 +119,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
     if isinstance(network, FlowNetwork) and compiles(config, device):
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
-    if ranks.world > 1:
+    if ranks.world > 1 and not is_sharded:
         # A network that a term owns is not used in the phases without the term, nor the student out of its turn.
         rests = any(phase.student_every > 1 for phase in recipe.phases)
         unused = bool(task.owned) and (rests or len(recipe.phases) > 1)
@@ -143,14 +149,25 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
-                log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
+                log.write(
+                    step,
+                    **means,
+                    **total_loss(phase, means),
+                    images_seen=step * settings.batch_size,
+                    images_per_second=rate,
+                    stall=stall,
+                    memory_bytes=peak_memory_bytes(device),
+                    lr=state.optimizer.param_groups[0]["lr"],
+                )
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
+                if (save or asked or due) and (ranks.is_first or is_sharded):
+                    contents = checkpoint.collect(state)
                 if (save or asked or due) and ranks.is_first:
                     for lease in leases:
                         lease.check()
-                    _save(config, task, state, step, log, has_snapshot=save or asked)
+                    _save(config, task, ranks, state, contents, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
                 saved = time.monotonic() if save or due else saved
                 ranks.wait()
@@ -162,7 +179,23 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
     task.stream.close()
     if ranks.is_first:
         preview.save(config.out / preview.FILE, config, state.averages[0].network, task.provenance)
+    elif is_sharded and preview.can_draw(network):  # which takes all ranks
+        preview.draw(config, state.averages[0].network, task.provenance)
     return _finish(config, ranks)
+
+
+def _is_sharded(config: TrainConfig, world: int) -> bool:
+    return config.trainer.parallel == "fsdp" and world > 1
+
+
+def _layer(config: TrainConfig, ranks: Ranks) -> Callable[[Network], None]:
+    """What puts a network on the device of this rank, or a share of it; it is there already where it is whole."""
+
+    def lay(network: Network) -> None:
+        if isinstance(network, DiffusersNetwork) and _is_sharded(config, ranks.world):
+            shard(network, ranks.device)
+
+    return lay
 
 
 def _pull(config: TrainConfig, ranks: Ranks) -> None:
@@ -179,24 +212,42 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
     return checkpoint.find(config.out)
 
 
-def _save(config: TrainConfig, task: Task, state: State, step: int, log: Log, has_snapshot: bool) -> None:
+def _save(
+    config: TrainConfig,
+    task: Task,
+    ranks: Ranks,
+    state: State,
+    contents: Mapping[str, Contents],
+    step: int,
+    log: Log,
+    has_snapshot: bool,
+) -> None:
     info = CheckpointInfo(
         step=step,
         trains=config.recipe.trains,
         recipe=config.recipe.name,
+        step_shift=config.recipe.step_shift,
         config=config.model_dump(mode="json"),
+        environment=Environment.here(machine(ranks.device)),
+        ranks=ranks.world,
         **vars(task.provenance),
     )
-    checkpoint.save(config.out, info, state, config.trainer.keep_checkpoints)
+    checkpoint.save(config.out, info, contents, config.trainer.keep_checkpoints)
     if has_snapshot:  # not by the clock: snapshots are all kept
-        snapshots.save(config.out, state, step, config.trainer.batch_size)
+        snapshots.save(config.out, state, contents, step, config.trainer.batch_size)
     if config.mirror is not None and step < config.trainer.num_steps:
         try:
             mirror.push(config.out, config.mirror)
         except WorkFailed as error:
             say(f"warning: {error}; trying again with the next checkpoint")
-    if log.takes_pictures and preview.can_draw(state.network):
+    if log.takes_pictures and config.trainer.parallel == "ddp" and preview.can_draw(state.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
+
+
+def total_loss(phase: Phase, means: Mapping[str, float]) -> dict[str, float]:
+    """What `phase` minimises, as "loss"; nothing where every step was skipped, so that there are no `means`."""
+    pairs = zip(phase.weights, phase.titles, strict=True)
+    return {"loss": sum(weight * means[title] for weight, title in pairs)} if means.keys() >= {*phase.titles} else {}
 
 
 def _formula(phase: Phase) -> str:
@@ -267,8 +318,8 @@ def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, 
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
         raise BadInput(
-            f"{config.out} holds another run ({fields}); choose another --out, there with --set "
-            f"start={quote(str(config.out))} to train on from its weights, or ask for that run"
+            f"{config.out} holds another run ({fields}); choose another --out, there with "
+            f"--start {quote(str(config.out))} to train on from its weights, or ask for that run"
         )
     if config.trainer.num_steps < info.step:
         raise BadInput(
@@ -287,8 +338,8 @@ def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
     rate = learning_rate(settings, info.step)
     say(
         f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
-        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
-        f"start={quote(str(config.out))} has a schedule of its own"
+        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with "
+        f"--start {quote(str(config.out))} has a schedule of its own"
     )
 
 

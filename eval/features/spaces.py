@@ -42,6 +42,7 @@ MAX_VALUES = 4096  # of an array, in the space of values: a covariance of 134 MB
 # Per channel of ImageNet's images in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+RGB = tuple[float, float, float]
 Features = NDArray[np.float32]  # [N, D]
 Resize = Callable[[NDArray[np.uint8]], NDArray[Any]]  # [H, W, 3] -> [S, S, 3] in [0, 255], the network's size
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # [B, 3, S, S] -> features [B, D], probabilities [B, K]
@@ -207,7 +208,7 @@ def dinov2(device: torch.device) -> FeatureSpace:
     network = _vision_transformer(path).to(device)
 
     def extract(x: Tensor) -> tuple[Tensor, None]:
-        return network(pixel_values=_standardised(x)).pooler_output, None
+        return network(pixel_values=standardised(x)).pooler_output, None
 
     return FeatureSpace(
         name="dinov2",
@@ -233,7 +234,7 @@ def squeezenet(device: torch.device) -> FeatureSpace:
         title="SqueezeNet 1.1, 512 features",
         resizer=IMAGENET_RESIZER,
         sha256=file_sha256(path),
-        extract=Extractor(_to_imagenet, lambda x: (network(_standardised(x)).mean((2, 3)), None), device),
+        extract=Extractor(_to_imagenet, lambda x: (network(standardised(x)).mean((2, 3)), None), device),
     )
 
 
@@ -312,10 +313,10 @@ def _to_imagenet(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def _standardised(x: Tensor) -> Tensor:
-    """[B, 3, S, S] in [0, 255] as networks of ImageNet take it."""
-    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x / 255 - mean) / std
+def standardised(x: Tensor, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> Tensor:
+    """[B, 3, S, S] in [0, 255] as networks take it that were trained on images of this `mean` and `std` in [0, 1]."""
+    means, stds = (torch.tensor(values, device=x.device)[:, None, None] for values in (mean, std))
+    return (x / 255 - means) / stds
 
 
 def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:

@@ -6,6 +6,7 @@ Every solver runs on a grid of even times and on EDM's grid, with exactly as man
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from eval.sampling import amed, dpm_solver
 from eval.sampling.amed import AmedSolver
-from eval.sampling.grids import GRIDS
+from eval.sampling.grids import GRIDS, OWN, own_times
 from eval.sampling.samplers import Draw, Sampler
 from pipeline.common.errors import BadInput, suggest
 from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
@@ -96,14 +97,19 @@ BASELINES = {
 }
 
 
+def _grid(name: str, teacher: Teacher) -> tuple[str, Callable[[int, float, float], Tensor]]:
+    return (", own grid", partial(own_times, shift=teacher.shift)) if name == OWN else GRIDS[name]
+
+
 def baseline_samplers(
     teacher: Teacher, num_evaluations: int, names: Sequence[str] = tuple(BASELINES), grids: Sequence[str] = tuple(GRIDS)
 ) -> list[Sampler]:
     """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
     `names` are those of `BASELINES`, and files of predictors for AMED-Solver, each for one number of evaluations on its
-    own grid; `grids` are those of `GRIDS`. A solver whose steps are all Euler steps, as with one evaluation, is listed
-    as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler "heun 4" takes 4 evaluations.
+    own grid; `grids` are those of `GRIDS`, or `OWN`. A solver whose steps are all Euler steps, as with one evaluation,
+    is listed as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler "heun 4" takes 4
+    evaluations.
 
     Raises:
         BadInput: a name is unknown, a solver needs diffusers, which is not installed, or a predictor is of another
@@ -113,7 +119,7 @@ def baseline_samplers(
     for baseline in _select([name for name in names if not name.endswith(PREDICTOR)]):
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
-        for suffix, grid in (GRIDS[name] for name in grids):
+        for suffix, grid in (_grid(name, teacher) for name in grids):
             same = tuple("euler" if step == "ddim" else step for step in steps)
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import shifted, uniform_times
 from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
 
 RHO = 7.0  # EDM's
@@ -27,8 +27,16 @@ def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
     return torch.cat([inner.new_tensor([start]), inner, inner.new_tensor([end])])
 
 
+def own_times(num_steps: int, start: float, end: float, shift: float) -> Tensor:
+    """`num_steps` + 1 falling times [T], spaced as those of a teacher's own sampler, which `shift` moves."""
+    times = shifted(uniform_times(num_steps, shifted(start, 1 / shift), shifted(end, 1 / shift)), shift)
+    times[0], times[-1] = start, end
+    return times
+
+
 # By its name: the suffix of a sampler's name, and the times.
 GRIDS: dict[str, tuple[str, Callable[[int, float, float], Tensor]]] = {
     "even": ("", uniform_times),
     "edm": (", EDM grid", edm_times),
 }
+OWN = "own"  # the grid of a teacher's own sampler

@@ -1,7 +1,8 @@
 """Estimate the cost of a generation from one batch that is integrated in this process."""
 
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from pipeline.common.ray_cluster import count_workers
 from pipeline.dataset.conditions import as_stored
 from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
-from pipeline.dataset.shards import write_shard
+from pipeline.dataset.shards import Block, write_shard
 from pipeline.flow.numerics import check_precision, fixed_numerics, in_precision
 from pipeline.generation.generate import GenerateConfig, device_of, missing_shards, new_plan, read_ledger
 from pipeline.generation.shard import draw_batch, solve_batch
@@ -79,9 +80,10 @@ def dry_run(config: GenerateConfig) -> DryRun:
     source, store = resolve(config.teacher), open_store(config.out)
     plan = new_plan(config, source, quiet=True)
     conditions = source.encoded(source.prompts(config.prompts, config.negative_prompt), device)
-    teacher = source.load(device, config.guidance_scale, size=config.size, conditions=conditions)
+    teacher = source.load(device, config.guidance_scale, False, config.size, conditions, config.precision)
     ledger = read_ledger(config, store, plan, read_dataset(store))
-    num_committed = config.n - sum(shard.num_records for shard in missing_shards(plan, config.n, ledger))
+    sizes = [shard.num_records for shard in missing_shards(plan, config.n, ledger)]
+    num_committed = config.n - sum(sizes)
     # Compiling takes half a minute for every batch size, so the sizes are tried before it.
     batch_sizes = measure_batch_sizes(teacher, plan.precision, 2 * plan.num_times, device)
     if batch_sizes is not None:
@@ -105,11 +107,18 @@ def dry_run(config: GenerateConfig) -> DryRun:
         nfe=solved.nfe,
         batch_seconds=seconds,
         num_workers=_count_workers(config),
-        num_bytes=(config.n - num_committed) * sum(block.num_bytes for block in blocks) // plan.batch_size,
+        num_bytes=sum(_shard_bytes(size, blocks, plan.batch_size) for size in sizes),
         free_bytes=store.free_bytes(),
         batch_sizes=batch_sizes,
         table_bytes=_table_bytes(plan, conditions),
     )
+
+
+def _shard_bytes(num_records: int, blocks: Sequence[Block], num_tried: int) -> int:
+    """The size of a shard of `num_records` records, of which `num_tried` take the space of `blocks`."""
+    content = num_records * sum(block.num_bytes for block in blocks) // num_tried
+    end = content + 2 * tarfile.BLOCKSIZE  # two empty blocks end a tar file, which is filled up to a record
+    return -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def _table_bytes(plan: Plan, conditions: Conditions | None) -> int:

@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from pipeline.common.environment import PROGRAM, installed_version
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
@@ -54,10 +54,7 @@ class Job:
 
 def program_version() -> str:
     """The installed version of this program; "of a source tree" if none is installed."""
-    try:
-        return version("traflow-pipeline")
-    except PackageNotFoundError:
-        return "of a source tree"
+    return installed_version(PROGRAM) or "of a source tree"
 
 
 class Unfit(WorkFailed):
@@ -105,7 +102,8 @@ class Worker:
         with _unfit():
             self._check_machine()
             check_precision(self.job.plan.precision, self.device)
-            teacher = resolve(self.job.teacher).load_planned(self.job.plan, self.store, self.device, quiet=True)
+            plan = self.job.plan
+            teacher = resolve(self.job.teacher).load_planned(plan, self.store, self.device, True, plan.precision)
             if teacher.sha256 != self.job.plan.teacher_sha256:
                 raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
             if teacher.network is None:  # the user's own function, which may take no other batch than the plan's
@@ -143,13 +141,16 @@ class Worker:
             if not message.startswith(str(shard)):
                 message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
-                size = self.job.plan.batch_size
-                message += (
-                    f"; use fewer workers, or plan a smaller batch_size than {size}: generate --dry-run tries some"
-                )
+                message += f"; use fewer workers, {self._lighter(shard)}"
             return Failure(shard, message, _cause(error), socket.gethostname())
         finally:
             self._integrated.pop(shard.number, None)
+
+    def _lighter(self, piece: Piece) -> str:
+        """What else than fewer workers needs less memory."""
+        if isinstance(piece, Chunk):
+            return "or a device with more memory: prompts are encoded one at a time, and the text encoders do not fit"
+        return f"or plan a smaller batch_size than {self.job.plan.batch_size}: generate --dry-run tries some"
 
     def _encode(self, chunk: Chunk) -> ConditionMarker:
         if self.job.is_part and (marker := find_chunk(self.store, self.job.plan, chunk)):

@@ -45,8 +45,11 @@ __all__ = [
     "SongUNet",
     "SongUNetConfig",
     "build",
+    "described",
+    "draws_in_turn",
     "lay_out",
     "load",
+    "num_labels",
     "parse_config",
     "parse_own",
     "picture_shape",
@@ -112,6 +115,18 @@ def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:
     return (3, *config.image_size) if can_decode else ()
 
 
+def num_labels(network: Network) -> int:
+    """The number of its labels: its classes, or the prompts of its conditions."""
+    if isinstance(network, DiffusersNetwork) and network.conditions is not None:
+        return len(network.conditions)
+    return network.config.num_classes
+
+
+def draws_in_turn(network: Network | None) -> bool:
+    """Whether the labels of `network` are prompts, which take turns."""
+    return isinstance(network, DiffusersNetwork) and network.family.takes_prompts
+
+
 def lay_out(network: Laid, compiled: bool = False) -> Laid:
     """`network` in the memory format that is fastest on its device: channels-last on CPUs, and on GPUs if `compiled`.
 
@@ -143,7 +158,12 @@ def save(path: Path, network: Network, metadata: Mapping[str, str] | None = None
         OSError: the file cannot be written.
     """
     tensors = {name: tensor.float().contiguous() for name, tensor in network.state_dict().items()}
-    save_tensors(path, tensors, {"network": network.config.model_dump_json(), **(metadata or {})})
+    save_tensors(path, tensors, {**described(network), **(metadata or {})})
+
+
+def described(network: Network) -> dict[str, str]:
+    """The metadata of a network's file."""
+    return {"network": network.config.model_dump_json()}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -20,6 +20,17 @@ from pipeline.networks.layers import TimeEmbedding
 
 ConventionName = Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm", "adm", "adm-linear"]
 
+# The sentences of keys that every family declares for itself.
+ABOUT = {
+    "dropout": "Probability of dropping a feature in training.",
+    "num_classes": "Number of classes; 0 makes an unconditional network.",
+    "label_dropout": "Probability of dropping a label in training, so that the network also answers without one.",
+    "convention": "What the network predicts: flow is the velocity; docs/how-to/teacher.md has the others.",
+    "sigma_data": "Standard deviation of the data in the convention edm.",
+    "time_scale": "Factor of the noise label that the network sees.",
+    "second_time": "Take a second time, the one a jump goes to, as a student does.",
+}
+
 
 class FlowNetworkConfig(BaseModel):
     """The configuration of a network over arrays of `shape`, whatever its family.

@@ -138,11 +138,13 @@ class TeacherSource(ABC):
         quiet: bool = False,
         size: Size | None = None,
         conditions: Conditions | None = None,
+        precision: Precision = "fp32",
     ) -> Teacher:
         """The teacher on `device`, under classifier-free guidance if `guidance_scale` is not 1.
 
-        Unless `quiet`, a line says which of a file's weights were taken. `size` is of the pictures that a pipeline of
-        diffusers draws, and `conditions` what its labels stand for.
+        Its weights are held as the computation in `precision` allows. Unless `quiet`, a line says which of a file's
+        weights were taken. `size` is of the pictures that a pipeline of diffusers draws, and `conditions` what its
+        labels stand for.
 
         Raises:
             BadInput: the source names no teacher, one that cannot be guided, or one that takes no size or conditions.
@@ -150,13 +152,18 @@ class TeacherSource(ABC):
                 sampler integrates another velocity, see `self_check`.
         """
         with _readable(self.text):
-            teacher = self._load_guided(torch.device(device), guidance_scale, size, conditions)
+            teacher = self._load_guided(torch.device(device), guidance_scale, size, conditions, precision)
         if teacher.weights and not quiet:
             say(f"teacher {teacher.name}: {teacher.weights}")
         return teacher
 
     def load_planned(
-        self, plan: Plan, store: Store, device: torch.device | str = "cpu", quiet: bool = False
+        self,
+        plan: Plan,
+        store: Store,
+        device: torch.device | str = "cpu",
+        quiet: bool = False,
+        precision: Precision = "fp32",
     ) -> Teacher:
         """The teacher as `plan` has it, with the conditions of its labels that lie in `store`.
 
@@ -164,7 +171,12 @@ class TeacherSource(ABC):
             BadInput, WorkFailed: as `load`.
         """
         table = None if plan.conditions is None else ConditionTable(store, plan.conditions)
-        return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table)
+        return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table, precision)
+
+    def shown_shape(self, plan: Plan) -> tuple[int, ...]:
+        """The shape of a sample of `plan` as it is shown: of latents, that of the picture."""
+        size = self._size(plan.shape) if plan.latents else None
+        return plan.shape if size is None else (3, *size)
 
     def _size(self, shape: tuple[int, ...]) -> Size | None:
         """The size of the pictures of samples of `shape`, where `load` takes one."""
@@ -179,13 +191,13 @@ class TeacherSource(ABC):
         self._refuse(size, num_prompts)
         return self.load(guidance_scale=guidance_scale, quiet=quiet)
 
-    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
-        """The rows of the condition table of the prompts in the file `path`; None for a teacher without prompts.
+    def prompts(self, given: str | tuple[str, ...] | None, negative: str | None) -> Prompts | None:
+        """The rows of the condition table of the prompts that are `given`, or in a file; None for a teacher without.
 
         Raises:
             BadInput: there are none where they are wanted, or some where they are not.
         """
-        if path is not None or negative is not None:
+        if given is not None or negative is not None:
             raise BadInput(f"teacher {self.text} takes no prompts: leave --prompts and --negative-prompt out")
         return None
 
@@ -236,7 +248,12 @@ class TeacherSource(ABC):
             raise BadInput(f"teacher {self.text}: prompts and --size are for diffusers:PATH; leave them out")
 
     def _load_guided(
-        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+        self,
+        device: torch.device,
+        guidance_scale: float,
+        size: Size | None,
+        conditions: Conditions | None,
+        precision: Precision,
     ) -> Teacher:
         self._refuse(size, conditions)
         return guided(self._load(device), guidance_scale)
@@ -385,15 +402,16 @@ class DiffusersSource(TeacherSource):
         height, width = (side * self.folder.scale for side in shape[-2:])
         return height, width
 
-    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
-        from pipeline.teachers.diffusers.prompts import make_prompts, read_prompts
+    def prompts(self, given: str | tuple[str, ...] | None, negative: str | None) -> Prompts | None:
+        from pipeline.teachers.diffusers.prompts import check_prompts, make_prompts, read_prompts
 
         family = self.folder.family(self.folder.network_config)
         if not family.takes_prompts:
-            return super().prompts(path, negative)
-        if path is None:
+            return super().prompts(given, negative)
+        if given is None:
             raise BadInput(f"teacher {self.text} draws from prompts: give --prompts FILE, a .txt or .jsonl file")
-        return make_prompts(read_prompts(path), negative, family.takes_negative, f"teacher {self.text}")
+        read = read_prompts(given) if isinstance(given, str) else check_prompts(given, "--prompt")
+        return make_prompts(read, negative, family.takes_negative, f"teacher {self.text}")
 
     def identify(self, prompts: Prompts, precision: Precision = "fp32") -> ConditionSet:
         from pipeline.teachers.diffusers.teacher import check_precision
@@ -440,7 +458,12 @@ class DiffusersSource(TeacherSource):
             return guided(describe(self.folder, size, num_prompts), guidance_scale)
 
     def _load_guided(
-        self, device: torch.device, guidance_scale: float, size: Size | None, conditions: Conditions | None
+        self,
+        device: torch.device,
+        guidance_scale: float,
+        size: Size | None,
+        conditions: Conditions | None,
+        precision: Precision,
     ) -> Teacher:
         from pipeline.teachers.diffusers.self_check import self_check
         from pipeline.teachers.diffusers.teacher import load
@@ -448,10 +471,12 @@ class DiffusersSource(TeacherSource):
         teacher = guided(load(self.folder, size, conditions, device), guidance_scale)
         if conditions is not None or not self.folder.family.encoded:
             self_check(self.folder, teacher, guidance_scale)
+        if precision == "bf16" and self.folder.family.holds_bf16 and teacher.network is not None:
+            teacher.network.bfloat16()  # as its own pipeline holds it: half the memory of what autocast casts
         return teacher
 
     def _load(self, device: torch.device) -> Teacher:
-        return self._load_guided(device, 1.0, None, None)
+        return self._load_guided(device, 1.0, None, None, "fp32")
 
 
 @contextmanager
@@ -529,7 +554,8 @@ def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tup
 def _format_of(weights: Path) -> str:
     if weights.suffix in (".pth", ".pt"):
         raise BadInput(
-            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry (see README)"
+            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry "
+            "(docs/how-to/teacher.md)"
         )
     return "edm" if weights.suffix == ".pkl" else "safetensors"
 

@@ -25,6 +25,11 @@ def test_a_config_that_says_itself_whether_to_store_velocities_is_left() -> None
     assert velocities("half-steps", {"velocities": False}) is False
 
 
+def test_a_config_can_take_back_what_its_base_says_of_velocities() -> None:
+    assert velocities("anchored", {"velocities": None}) is False
+    assert velocities("flow-matching", {"velocities": None}) is None
+
+
 def test_training_that_does_not_read_these_data_decides_nothing() -> None:
     assert velocities("anchored", data="another") is None
     assert velocities("flow-matching") is None

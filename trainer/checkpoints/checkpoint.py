@@ -10,15 +10,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import networks
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
@@ -29,6 +30,7 @@ from pipeline.teachers.run_folder import INFO as INFO
 from pipeline.teachers.run_folder import Damaged as Damaged
 from trainer.checkpoints.companion import Companion
 from trainer.checkpoints.ema import Ema
+from trainer.checkpoints.sharding import gather, placed
 
 EMA = run_folder.WEIGHTS  # one name, so that a trained teacher's run is found as a teacher
 OPTIMIZER = "optimizer.safetensors"
@@ -54,11 +56,14 @@ class CheckpointInfo(BaseModel):
     start_sha256: str | None = None  # of the weights that the run started from, where `start` names a model
     t_start: float = 1.0
     t_end: float = 0.0
+    step_shift: float = Field(default=1.0, gt=0, exclude_if=lambda shift: shift == 1)  # of the student's times
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
     # Of the files of perceptual distances, by the distance; left out where there is none.
     distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
+    environment: Environment | None = Field(default=None, exclude_if=lambda known: known is None)
+    ranks: int | None = Field(default=None, exclude_if=lambda ranks: ranks is None)
     config: dict[str, Any]  # the resolved configuration
     files: dict[FileName, str] = {}  # the sha256 of each
 
@@ -91,12 +96,35 @@ class State:
 
     def networks(self) -> dict[str, Network]:
         """By the name of its file, the network and its averages."""
-        first, *others = self.averages
-        named = {f"ema-{average.config.name}.safetensors": average.network for average in others}
-        return {"network.safetensors": self.network, EMA: first.network, **named}
+        return {"network.safetensors": self.network} | {self.file_of(one): one.network for one in self.averages}
+
+    def file_of(self, average: Ema) -> str:
+        """The name of the file of one of its averages."""
+        return EMA if average is self.averages[0] else f"ema-{average.config.name}.safetensors"
 
 
-def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
+class Contents(NamedTuple):
+    """The tensors and the metadata of a file."""
+
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, str] | None = None
+
+
+def collect(state: State) -> dict[str, Contents]:
+    """The contents of a checkpoint's files by their names; of a state in shards on the first rank, if all call it."""
+    contents = {name: _contents(network) for name, network in state.networks().items()}
+    contents[OPTIMIZER] = Contents(gather(_flatten(state)))
+    if state.owned:
+        contents[OWNED] = Contents(dict(_flatten_owned(state.owned)))
+    return contents
+
+
+def _contents(network: Network) -> Contents:
+    whole = gather(network.state_dict())
+    return Contents({name: tensor.float().contiguous() for name, tensor in whole.items()}, networks.described(network))
+
+
+def save(run: Path, info: CheckpointInfo, contents: Mapping[str, Contents], keep: int) -> Path:
     """Write the checkpoint of `info.step` aside, rename it into `run`, and drop all but the newest `keep`.
 
     Raises:
@@ -105,11 +133,8 @@ def save(run: Path, info: CheckpointInfo, state: State, keep: int) -> Path:
     folder = run / "checkpoints" / f"step-{info.step:06d}"
     try:
         with write_folder(folder, replace=True) as aside:
-            for name, network in state.networks().items():
-                networks.save(aside / name, network)
-            networks.save_tensors(aside / OPTIMIZER, _flatten(state))
-            if state.owned:
-                networks.save_tensors(aside / OWNED, dict(_flatten_owned(state.owned)))
+            for name, (tensors, metadata) in contents.items():
+                networks.save_tensors(aside / name, tensors, metadata)
             files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
             (aside / INFO).write_text(info.model_copy(update={"files": files}).model_dump_json(indent=1))
     except OSError as error:
@@ -132,7 +157,7 @@ def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
             if file_sha256(folder / name) != digest:
                 raise Damaged(f"{folder / name}: its bytes are not those that were written")
         for name, network in state.networks().items():
-            network.load_state_dict(load_file(folder / name))
+            _load_weights(network, load_file(folder / name))
         tensors = load_file(folder / OPTIMIZER)
         scale = tensors.pop(SCALE, None)
         if scale is not None and state.scaler.is_enabled():
@@ -142,6 +167,11 @@ def restore(folder: Path, info: CheckpointInfo, state: State) -> None:
             _restore_owned(state.owned, load_file(folder / OWNED))
     except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
         raise Damaged(f"{folder}: cannot be resumed ({' '.join(str(error).split())})") from error
+
+
+def _load_weights(network: Network, tensors: Mapping[str, Tensor]) -> None:
+    own = network.state_dict()
+    network.load_state_dict({name: placed(tensor, own.get(name, tensor)) for name, tensor in tensors.items()})
 
 
 find_all = run_folder.find_checkpoints
@@ -173,7 +203,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise Damaged(f"{folder}: not a checkpoint this version reads") from error
 
 
-def _flatten_owned(owned: Mapping[str, Companion]) -> Iterator[tuple[str, torch.Tensor]]:
+def _flatten_owned(owned: Mapping[str, Companion]) -> Iterator[tuple[str, Tensor]]:
     for number, companion in enumerate(owned.values()):
         for name, tensor in companion.network.state_dict().items():
             yield f"{number}.weights.{name}", tensor.contiguous()
@@ -181,8 +211,8 @@ def _flatten_owned(owned: Mapping[str, Companion]) -> Iterator[tuple[str, torch.
             yield from ((f"{number}.moments.{name}", tensor) for name, tensor in _moments(companion.optimizer).items())
 
 
-def _restore_owned(owned: Mapping[str, Companion], tensors: Mapping[str, torch.Tensor]) -> None:
-    def below(prefix: str) -> dict[str, torch.Tensor]:
+def _restore_owned(owned: Mapping[str, Companion], tensors: Mapping[str, Tensor]) -> None:
+    def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     for number, companion in enumerate(owned.values()):
@@ -196,34 +226,32 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def _load_moments(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
     groups = optimizer.state_dict()["param_groups"]
     moments = _unflatten(tensors, trained_parameters(network))
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     moments = optimizer.state_dict()["state"]
     return {f"{i}.{name}": tensor.contiguous() for i, values in moments.items() for name, tensor in values.items()}
 
 
-def _flatten(state: State) -> dict[str, torch.Tensor]:
+def _flatten(state: State) -> dict[str, Tensor]:
     tensors = _moments(state.optimizer)
     if state.scaler.is_enabled():
         tensors[SCALE] = torch.tensor(state.scaler.get_scale())
     return tensors
 
 
-def _unflatten(
-    tensors: dict[str, torch.Tensor], parameters: list[torch.nn.Parameter]
-) -> dict[int, dict[str, torch.Tensor]]:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def _unflatten(tensors: dict[str, Tensor], parameters: list[torch.nn.Parameter]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
         like = parameters[int(number)]
         if tensor.shape == like.shape:
             # Files are contiguous; a moment must lie in memory as its channels-last parameter does, because the
             # fused optimiser walks through both as they lie.
-            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(placed(tensor, like))
         state.setdefault(int(number), {})[name] = tensor
     return state

@@ -24,6 +24,7 @@ from pipeline.common.errors import BadInput
 from pipeline.networks import Network, parse_config
 from trainer.checkpoints.ema_config import MAX_SIGMA_REL as MAX_SIGMA_REL
 from trainer.checkpoints.ema_config import EmaConfig as EmaConfig
+from trainer.checkpoints.sharding import local
 
 
 class Ema:
@@ -38,8 +39,8 @@ class Ema:
         """Average in `network` after a step of `batch_size` images, `num_images` having been seen in all."""
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         own = [(average, value) for average, value in pairs if average is not value]  # not those beneath an adapter
-        averages: list[Tensor] = [average for average, _ in own]
-        values: list[Tensor] = [value for _, value in own]
+        averages: list[Tensor] = [local(average) for average, _ in own]
+        values: list[Tensor] = [local(value) for _, value in own]
         torch._foreach_lerp_(averages, values, 1 - beta(self.config, batch_size, num_images))
 
 

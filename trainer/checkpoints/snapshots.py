@@ -1,5 +1,6 @@
 """Snapshots of a run's power-function averages, from which averages of other widths are made after training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,7 +10,7 @@ from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import write_folder
 from pipeline.teachers.run_folder import is_step, step_of
-from trainer.checkpoints.checkpoint import FileName, State
+from trainer.checkpoints.checkpoint import Contents, FileName, State
 from trainer.checkpoints.ema import Snapshot
 
 FOLDER, DESCRIPTION = "snapshots", "snapshot.json"
@@ -25,8 +26,8 @@ class _Description(BaseModel):
     files: dict[FileName, str] = {}  # the sha256 of each; older snapshots have none
 
 
-def save(run: Path, state: State, step: int, batch_size: int) -> None:
-    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps.
+def save(run: Path, state: State, contents: Mapping[str, Contents], step: int, batch_size: int) -> None:
+    """Save a snapshot of the averages of `state` that have a `sigma_rel`, after `step` steps, from its `contents`.
 
     Raises:
         WorkFailed: it cannot be written.
@@ -40,7 +41,9 @@ def save(run: Path, state: State, step: int, batch_size: int) -> None:
         with write_folder(folder, replace=True) as aside:
             for average in state.averages:
                 if average.config.name in kept:
-                    networks.save(aside / f"{average.config.name}.safetensors", average.network)
+                    networks.save_tensors(
+                        aside / f"{average.config.name}.safetensors", *contents[state.file_of(average)]
+                    )
             files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
             description = _Description(num_images=step * batch_size, sigma_rel=kept, files=files)
             (aside / DESCRIPTION).write_text(description.model_dump_json())

@@ -1,13 +1,13 @@
 """The terms of the methods that TraFlow is compared with."""
 
 import copy
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.common.config import PathText
+from pipeline.common.config import PathText, Unit
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import FlowNetwork, Network
@@ -61,7 +61,9 @@ class ConsistencyTraining(BaseTerm):
     """
 
     loss: Literal["consistency-training"] = "consistency-training"
-    max_steps: int = Field(default=150, ge=2)
+    max_steps: Annotated[int, Unit("steps")] = Field(
+        default=150, ge=2, description="Number of steps that the discretisation grows to."
+    )
     distance: DistanceConfig = L2
 
     draws_noise: ClassVar[bool] = True
@@ -105,7 +107,7 @@ class Bootstrap(BaseTerm):
     """BOOT: from the noise alone; the student at s is taught by itself at t = s + `step` and the live teacher there."""
 
     loss: Literal["bootstrap"] = "bootstrap"
-    step: float = Field(default=0.04, gt=0, lt=1)
+    step: float = Field(default=0.04, gt=0, lt=1, description="Difference of the two times.")
 
     @property
     def cost(self) -> float:
@@ -136,7 +138,7 @@ class Progressive(Owner):
     """
 
     loss: Literal["progressive"] = "progressive"
-    steps: int = Field(ge=1)
+    steps: Annotated[int, Unit("steps")] = Field(ge=1, description="Number of steps of the phase's student.")
 
     draws_noise: ClassVar[bool] = True
 
@@ -160,7 +162,9 @@ class AnnealedReflow(BaseTerm):
     """
 
     loss: Literal["annealed-reflow"] = "annealed-reflow"
-    annealing: float = Field(default=0.5, gt=0, le=1)
+    annealing: float = Field(
+        default=0.5, gt=0, le=1, description="Fraction of the training over which other noise fades out."
+    )
 
     draws_noise: ClassVar[bool] = True
 
@@ -231,7 +235,9 @@ class Shortcut(BaseTerm):
     """
 
     loss: Literal["shortcut"] = "shortcut"
-    max_steps: int = Field(default=128, ge=2)
+    max_steps: Annotated[int, Unit("steps")] = Field(
+        default=128, ge=2, description="Number of the shortest steps that a flow is divided into."
+    )
 
     draws_noise: ClassVar[bool] = True
 
@@ -279,8 +285,10 @@ class Adversarial(TrainingOwner):
     """
 
     loss: Literal["adversarial"] = "adversarial"
-    max_time: float = Field(default=0.6, gt=0, le=1)
-    images: PathText | None = None
+    max_time: float = Field(default=0.6, gt=0, le=1, description="Largest time to which samples are noised.")
+    images: PathText | None = Field(
+        default=None, description="Images to tell samples from; by default the teacher's stored samples."
+    )
 
     draws_noise: ClassVar[bool] = True
 

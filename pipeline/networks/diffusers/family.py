@@ -29,6 +29,7 @@ class Family(ABC):
     folder: ClassVar[str] = "transformer"  # of the network in a pipeline
     encoded: ClassVar[tuple[str, ...]] = ()  # what `encode_prompt` returns, by its names; empty without prompts
     is_latent: ClassVar[bool] = True
+    holds_bf16: ClassVar[bool] = True  # whether its weights may be bf16 where its states are fp32
     is_packed: ClassVar[bool] = False  # whether the pipeline's latents are tokens
     has_fixed_size: ClassVar[bool] = False
     scale: ClassVar[int | None] = None  # of pixels to latents, where the pipeline does not take it from its VAE

@@ -82,12 +82,16 @@ class DiffusersNetwork(nn.Module):
         """Take a second time, and train the weights, or an `adapter` of those in `base`; the start is the teacher's.
 
         Raises:
-            BadInput: the network has no layer for the adapter.
+            BadInput: the network has no layer for the adapter, or it would change the timestep embedder.
         """
         self.requires_grad_(True)
         if adapter is not None:
             self.requires_grad_(False)
             add_adapter(self.model, adapter)
+            if any(".lora_" in name for embedder in self.embedders for name, _ in embedder.named_parameters()):
+                raise BadInput(
+                    "lora: its targets are in the timestep embedder too, where the second time is: name others"
+                )
         self._add_second_time()
         update = {"second_time": True, "adapter": adapter, "base": base if adapter else None}
         self.config = self.config.model_copy(update=update)
@@ -167,7 +171,10 @@ class DiffusersNetwork(nn.Module):
         if not self.family.takes_prompts:
             return {}
         if self.conditions is None:
-            raise BadInput("this network draws from prompts, and the condition table of its data is not here")
+            raise BadInput(
+                "this network draws from prompts, and the condition table of its data is not here: give prompts, for "
+                "example with sample --prompt TEXT"
+            )
         rows = self.family.collate([self.conditions.row(number) for number in label.tolist()])
         return {name: _moved(value, device) for name, value in rows.items()}
 

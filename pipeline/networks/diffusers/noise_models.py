@@ -33,6 +33,7 @@ class UNetModel(NoiseModel):
     """A U-Net, whose sides are halved at each level."""
 
     folder = "unet"
+    holds_bf16 = False  # a normalisation of groups wants both alike
 
     @property
     def patch(self) -> int:

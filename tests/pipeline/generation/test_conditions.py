@@ -194,6 +194,19 @@ def test_a_damaged_table_is_found_and_made_again(pipelines: Callable[[str], Path
     assert not verify(store).faults
 
 
+@pytest.mark.usefixtures("quick")
+def test_text_encoders_that_do_not_fit_are_said(
+    pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(Letters, "row", full)
+    message = r"conditions 000000 .* fewer workers, or a device with more memory: prompts are encoded one at a time"
+    with pytest.raises(WorkFailed, match=message):
+        generate(prompted(tmp_path, pipelines("sd")))
+
+
 @pytest.mark.proof
 def test_two_workers_make_the_bytes_of_one(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
     digests = []

@@ -7,7 +7,7 @@ from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
 from tests.support.problems import tiny_network
 from trainer.checkpoints import posthoc_ema, snapshots
-from trainer.checkpoints.checkpoint import State
+from trainer.checkpoints.checkpoint import State, collect
 from trainer.checkpoints.ema import Ema, EmaConfig
 
 BATCH = 8
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
             average.update(network, BATCH, step * BATCH)
         if step % 8 == 0:
             state = State(network, averages[:2], optimizer, torch.amp.GradScaler("cpu", enabled=False))
-            snapshots.save(tmp_path, state, step, BATCH)
+            snapshots.save(tmp_path, state, collect(state), step, BATCH)
     networks.save(tmp_path / "kept.safetensors", averages[2].network)
     return tmp_path
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_one_line(run: Path) -> None:
         network, [average], torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     )
     with pytest.raises(WorkFailed, match=r"step-000008: cannot be written \(.+\)"):
-        snapshots.save(_file(run / "run"), state, 8, BATCH)
+        snapshots.save(_file(run / "run"), state, collect(state), 8, BATCH)
 
 
 def _file(path: Path) -> Path:

@@ -112,6 +112,11 @@ def test_an_adapter_without_a_layer_is_refused(pipelines: Callable[[str], Path],
         from_pipeline(network_of(pipelines("sd3"), tmp_path), AdapterConfig(targets=("to_x",)), BASE)
 
 
+def test_an_adapter_of_the_timestep_embedder_is_refused(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="in the timestep embedder too"):
+        from_pipeline(network_of(pipelines("sd3"), tmp_path), AdapterConfig(targets=("linear_2",)), BASE)
+
+
 def test_a_student_in_bf16_sees_every_time(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
     student, _ = from_pipeline(network_of(pipelines("flux-dev"), tmp_path), LORA, BASE)
     x = states(student.network)[:1].expand(2, -1, -1, -1)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.flow.numerics import Precision, in_precision
 from pipeline.networks.diffusers.network import DiffusersNetwork
 from pipeline.teachers.diffusers.self_check import largest_difference
-from tests.support.pipelines import BUILDERS
+from tests.support.pipelines import BUILDERS, SIZES
 from tests.support.prompts import conditions_of, load_unchecked, source_of
 
 GUIDED = sorted(BUILDERS.keys() - {"ddpm", "flux-schnell"})
@@ -56,3 +57,22 @@ def test_a_teacher_in_bf16_sees_every_time(pipelines: Callable[[str], Path], tmp
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         network(x[:1].expand(2, -1, -1, -1), times, label=label)
     assert not torch.equal(embedded[0][0], embedded[0][1]), "bf16 would round both times to 0.75"
+
+
+@pytest.mark.parametrize("name", ["dit", "sd3", "flux-dev", "sana", "lumina2", "auraflow", "z-image", "qwen-image"])
+def test_a_transformer_held_in_bf16_computes_what_a_cast_one_does(
+    name: str, pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = source_of(pipelines(name))
+    conditions, size, found = conditions_of(source, tmp_path), SIZES.get(name), []
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        teacher = source.load(size=size, conditions=conditions, precision=precision)
+        assert teacher.network is not None
+        held = torch.bfloat16 if precision == "bf16" else torch.float32
+        assert {parameter.dtype for parameter in teacher.network.parameters()} == {held}
+        x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
+        label = torch.tensor([0, 1]) if teacher.num_classes else None
+        with torch.no_grad():
+            found.append(in_precision(teacher.velocity, "bf16")(x, torch.tensor([0.75, 0.3]), label))
+    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 0.15  # a normalisation may round earlier

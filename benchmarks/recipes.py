@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from eval.config import EvaluateConfig
 from eval.features.spaces import FeatureSpace, load_space
 from eval.metrics.distances import Moments, frechet_distance, moments
+from eval.sample_counts import FULL_NUM_SAMPLES
 from eval.sampling.samplers import draw_samples, student_sampler
 from pipeline import networks
 from pipeline.common.config import load_sections, merge, parse_assignment
@@ -75,6 +76,10 @@ class Study:
     @cached_property
     def evaluation(self) -> EvaluateConfig:
         return EvaluateConfig.model_validate(self.sections["evaluate"] | {"out": str(self.out)})
+
+    @property
+    def num_samples(self) -> int:
+        return self.evaluation.num_samples or FULL_NUM_SAMPLES
 
     @property
     def space(self) -> FeatureSpace:
@@ -149,7 +154,7 @@ def run(study: Study, source: str, seed: int, units: float) -> Row:
         student = Student(networks.load(train(TrainConfig.model_validate(values)) / checkpoint.EMA))
         seconds = time.monotonic() - started
     shift = recipe_of(source).step_shift
-    samples = {n: draw(student, n, shift, study.evaluation.num_samples) for n in evaluations(study)}
+    samples = {n: draw(student, n, shift, study.num_samples) for n in evaluations(study)}
     if is_drawable(student.network.config.shape):
         rows = {_counted(n): images[:NUM_SHOWN] for n, images in samples.items()}
         save_rows(study.out / "samples" / f"{Path(source).stem}-{seed}.png", rows)
@@ -184,7 +189,7 @@ def compare(study: Study, sources: Sequence[str], seeds: Sequence[int], units: f
         for future in as_completed([pool.submit(run, study, source, seed, units) for source, seed in jobs]):
             file.write(json.dumps(asdict(future.result())) + "\n")
             file.flush()
-    ends = TrajectoryDataset(manifest)[: study.evaluation.num_samples].sample.astype(np.float32)
+    ends = TrajectoryDataset(manifest)[: study.num_samples].sample.astype(np.float32)
     of_teacher = (
         f"The teacher's own samples: {study.distance(to_bytes(ends)):.2f}, in the features of {study.space.title}."
     )

@@ -56,6 +56,7 @@ from eval.sample_counts import MIN_SAMPLES
 from eval.sampling import baselines
 from eval.sampling.by_class import draw_classes
 from eval.sampling.checkpoints import checkpoint_samplers
+from eval.sampling.grids import OWN
 from eval.sampling.paths import draw_strips
 from eval.sampling.precision import fixed_arithmetic, in_precision
 from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
@@ -404,7 +405,7 @@ class _Evaluation:
         if teacher is not None:
             yield teacher_sampler(teacher, self.config.teacher_solver)
             config = self.config
-            grids = (*config.baseline_grids, *([baselines.OWN] if teacher.shift != 1 else []))
+            grids = (*config.baseline_grids, *([OWN] if teacher.shift != 1 else []))
             for num_evaluations in config.evaluations:
                 yield from baselines.baseline_samplers(teacher, num_evaluations, config.baselines, grids)
         if student is not None:

@@ -64,8 +64,8 @@ class EvaluateConfig(BaseModel):
     )
     features: Names | None = Field(
         default=None,
-        description="Feature spaces: inception, inception-tf, dinov2, digits, module:factory, ...; the first one's "
-        "distance heads the report.",
+        description="Feature spaces: inception, inception-tf, dinov2, digits, FILE.safetensors, module:factory, ...; "
+        "the first one's distance heads the report.",
     )
     require: Names = Field(default=(), description="Metrics without which the evaluation fails: fid, kid, lpips, ...")
     # Of prompts; left out where there are none, so that older configurations stay the same.

@@ -185,7 +185,7 @@ class Derivative(BaseTerm):
     at: Literal["noise", "line"] = Field(
         default="noise",
         exclude_if=lambda at: at == "noise",
-        description="Where the derivative is taken: at the noise, or on the line to the sample, as SCoT does.",
+        description="Where the jump starts: the noise, or any state on the line from noise to sample.",
     )
 
     differentiates_forward: ClassVar[bool] = True
@@ -377,7 +377,9 @@ class ContinuousConsistency(_AlongStates, TrainingOwner):
 
     loss: Literal["continuous-consistency"] = "continuous-consistency"
     until: Literal["any", "end"] = "end"
-    warmup: float = Field(default=0.1, ge=0, le=1)
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="Fraction of the training over which the derivative is warmed up."
+    )
 
     def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
         return Weighting()

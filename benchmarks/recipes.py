@@ -83,10 +83,6 @@ class Study:
         return EvaluateConfig.model_validate(self.sections["evaluate"] | {"out": str(self.out)})
 
     @property
-    def num_samples(self) -> int:
-        return self.evaluation.num_samples or FULL_NUM_SAMPLES
-
-    @property
     def space(self) -> FeatureSpace:
         return _space(self._features)
 

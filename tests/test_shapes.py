@@ -92,6 +92,7 @@ def test_a_teacher_of_points_is_trained_and_its_student_starts_as_it(tmp_path: P
     call(tmp_path, "generate", "--teacher", "teacher", "--n", 64, "--out", "data", *GENERATE)
     found = call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--steps", "1")
     assert "tensors as they are" in found.stdout
+    assert "recipe anchored-states: " in found.stdout
     call(tmp_path, "export", "teacher", "--out", "exported")
     assert load_teacher(str(tmp_path / "exported")).data_range == teacher.data_range
 

@@ -38,7 +38,7 @@ from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.kernels import check_kernels, choose_kernels, compiles
 from trainer.log import Log, check_sinks, open_log
-from trainer.setup import INITS, Task, check_plan, find_begun, prepare, read_input
+from trainer.setup import INITS, Task, check_plan, completed, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
 CPU = torch.device("cpu")
@@ -100,8 +100,8 @@ def _shares_evenly(config: TrainConfig, world: int, accumulate: int) -> bool:
 
 
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
-    settings, recipe, device = config.trainer, config.recipe, ranks.device
     config = task.config
+    settings, recipe, device = config.trainer, config.recipe, ranks.device
     network, state = task.network, initial_state(config, task.network, device, task.owned, _layer(config, ranks))
     is_sharded = _is_sharded(config, ranks.world)
     _pull(config, ranks)
@@ -279,6 +279,7 @@ def check_train(config: TrainConfig, plan: Plan | None, begun: CheckpointInfo | 
         find_model(config.start)
     if plan is not None:
         check_plan(config, plan)
+        config = completed(config, plan)
     if begun is not None:
         check_same(config, begun, {})
 
@@ -376,7 +377,10 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
     elsewhere = {"out", "device", "data", "images", "teacher", "mirror", "tensorboard", "wandb"}
     start = config["start"] if config["start"] in INITS else "the weights of a model"
-    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer, "start": start}
+    # The phases alone train; a recipe's other keys choose it, or how its student is sampled.
+    recipe = {k: v for k, v in config["recipe"].items() if k not in {"step_shift", "in_few_dimensions"}}
+    decisive = {k: v for k, v in config.items() if k not in elsewhere}
+    return decisive | {"trainer": trainer, "start": start, "recipe": recipe}
 
 
 def mean_losses(

@@ -126,6 +126,12 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_how_a_recipe_spaces_steps_decides_no_weights(data: Path, tmp_path: Path) -> None:
+    terms = {"phases": [{"terms": [{"loss": "output"}]}]}
+    done = train(config(data, tmp_path / "run", recipe=terms))
+    assert train(config(data, tmp_path / "run", recipe=terms | {"step_shift": 2.0})) == done
+
+
 def test_a_discriminator_may_take_its_real_samples_from_images(data: Path, tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (10, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "pictures.npz", images=pictures)

@@ -1,5 +1,6 @@
 """Recipes: which losses, at which weights, over which times, in which phase of a training. Each is a YAML file."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +14,8 @@ from trainer.distillation import compared, terms
 from trainer.distillation.terms import BACKWARD, TrainingOwner
 
 FOLDER = CONFIGS / "recipes"
+# At most so many values of a sample are few: points in the plane are, the 64 pixels of a digit are not.
+FEW_DIMENSIONS = 8
 
 
 Term = Annotated[
@@ -115,6 +118,11 @@ class Recipe(BaseModel):
         exclude_if=lambda shift: shift == 1,
         description="Shift of the even times of the student's steps towards the noise: with 2, two meet at t = 2/3.",
     )
+    in_few_dimensions: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="The recipe that is taken in its place where a sample has at most eight values.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -171,6 +179,13 @@ class Recipe(BaseModel):
     def begins_phase(self, step: int, num_steps: int) -> bool:
         """Whether `step` of `num_steps` is the first of a phase."""
         return step == 0 or self.phase(step, num_steps) is not self.phase(step - 1, num_steps)
+
+    def fitting(self, plan: Plan) -> "Recipe":
+        """This recipe, or the one `in_few_dimensions` where data of `plan` are such and lack nothing that it needs."""
+        if self.in_few_dimensions is None or math.prod(plan.shape) > FEW_DIMENSIONS:
+            return self
+        other = Recipe.model_validate(load_recipe(self.in_few_dimensions))
+        return self if other.lack(plan) else other
 
     def lack(self, plan: Plan) -> str:
         """What this recipe needs that data of `plan` lack, as a phrase; empty if nothing."""

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from pipeline.common.config import validate
 from pipeline.common.errors import BadInput
+from tests.support.plans import make_plan
 from tests.support.problems import GaussianFlow
 from trainer.config import TrainConfig
 from trainer.data.prefetch import Prefetcher
@@ -48,6 +49,16 @@ def test_every_recipe_of_the_paper_and_of_ours_is_here() -> None:
 def test_a_recipe_that_makes_no_sense_is_refused(phases: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         recipe(*phases)
+
+
+def test_the_default_takes_another_recipe_for_points_if_their_velocities_are_stored() -> None:
+    anchored = Recipe.model_validate(load_recipe("anchored"))
+    points = make_plan(shape=(2,), velocities=True)
+    assert anchored.fitting(points).name == "anchored-states"
+    assert anchored.fitting(make_plan(shape=(2,), velocities=False)) is anchored
+    assert anchored.fitting(make_plan(shape=(1, 8, 8), velocities=True)) is anchored
+    trajectory = Recipe.model_validate(load_recipe("trajectory"))
+    assert trajectory.fitting(points) is trajectory
 
 
 def test_an_unknown_recipe_or_key_is_answered_with_those_there_are(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test cluster proof bench gpu lint format clean
+.PHONY: quickstart test cluster proof bench gpu docs lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
@@ -21,13 +21,17 @@ cluster: .venv/installed-dev
 proof: .venv/installed-dev
 	$(BIN)/python -m pytest -m proof
 
-# Ratios measured on this machine, as docs/benchmarks.md keeps them; leave it idle meanwhile.
+# Ratios measured on this machine, as docs/explanation/benchmarks.md keeps them; leave it idle meanwhile.
 bench: .venv/installed-dev
 	@$(BIN)/python -m benchmarks
 
 # What needs a GPU, in at most eight minutes: a table, and gpu.json. ARGS=--tiny: whether it runs, on any machine.
 gpu: .venv/installed
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# The documentation as a site that needs no network and no server: site/index.html. A broken link fails.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
@@ -40,7 +44,11 @@ format: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -48,4 +56,4 @@ format: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

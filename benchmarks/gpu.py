@@ -66,6 +66,7 @@ from pipeline.networks.song import SongUNetConfig
 from pipeline.networks.unet import UNet, UNetConfig
 from pipeline.storage.store import Folder
 from pipeline.teachers import teacher as teachers
+from pipeline.teachers.compilation import Compiled, compile_teacher
 from pipeline.teachers.precision import PRECISIONS, parse_precisions
 from pipeline.teachers.probe import probe
 from pipeline.teachers.teacher import Teacher
@@ -108,7 +109,7 @@ class Evaluation:
     network: str
     precision: Precision
     batch_size: int
-    compiled: bool = False
+    compiled: Compiled = False
 
 
 # The fastest first; convolutions of fp32 need no choice of kernels, and a compilation takes half a minute.
@@ -126,6 +127,8 @@ EVALUATIONS = (
     Evaluation("295.9 M", "tf32", 64),
     Evaluation("295.9 M", "fp32", 64),
     Evaluation("295.9 M", "bf16", 64, compiled=True),
+    Evaluation("15.7 M", "bf16", 64, compiled=True),
+    Evaluation("15.7 M", "bf16", 64, compiled="graphs"),
 )
 
 
@@ -240,7 +243,8 @@ def _evaluation(run: Run, config: UNetConfig, case: Evaluation) -> Callable[[], 
     network: Callable[..., Tensor] = random_network(config, run.device)
     if case.compiled:
         torch.compiler.reset()
-        network = torch.compile(network, dynamic=False, backend="eager" if run.is_tiny else "inductor")
+        mode = "reduce-overhead" if case.compiled == "graphs" and not run.is_tiny else None
+        network = torch.compile(network, dynamic=False, backend="eager" if run.is_tiny else "inductor", mode=mode)
     x = torch.randn(case.batch_size, *config.shape, device=run.device)
     t = torch.full((case.batch_size,), 0.5, device=run.device)
     label = torch.zeros(case.batch_size, dtype=torch.int64, device=run.device) if config.num_classes else None
@@ -433,10 +437,15 @@ def checks(run: Run) -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             other = pool.submit(_shard_digest, replace(run, rows={}, remarks=[])).result()
         run.add("check", what="a shard of another process", result=other[:8], holds=first == other)
+    with suppress_failure(run, "check of CUDA graphs"):
+        ways: tuple[Compiled, ...] = (False,) if run.is_tiny else (True, "graphs")
+        first, *others = (_shard_digest(run, way) for way in ways)
+        run.add("check", what="a shard by CUDA graphs", result=first[:8], holds=all(other == first for other in others))
 
 
-def _shard_digest(run: Run) -> str:
-    return hashlib.sha256(_make_shard(run, _plan(run.is_tiny), run.teacher("15.7 M"))).hexdigest()
+def _shard_digest(run: Run, way: Compiled = False) -> str:
+    teacher = compile_teacher(run.teacher("15.7 M"), run.device, way)
+    return hashlib.sha256(_make_shard(run, _plan(run.is_tiny), teacher)).hexdigest()
 
 
 def _small_training(run: Run, name: str, trainer: dict[str, Any]) -> TrainConfig:

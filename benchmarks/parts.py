@@ -1,7 +1,7 @@
 """A simulation of parts that steal: how much longer than perfect sharing they take, and how many shards are made twice.
 
-`python -m benchmarks.parts` prints the table of docs/scaling.md. Each part works through its share and then, if it
-steals, through what is missing of the others in a random order, as `generate --part K/N --steal` does.
+`python -m benchmarks.parts` prints the table of docs/explanation/scaling.md. Each part works through its share and
+then, if it steals, through what is missing of the others in a random order, as `generate --part K/N --steal` does.
 """
 
 import heapq

@@ -38,7 +38,8 @@ KEYS_PER_LIST = 1000  # of S3, Google's and Azure's stores
 ENOUGH_RECORDS = 10**7  # in all runs of a row together
 PUTS_PER_SHARD = 2  # the shard and its marker
 DRIVER_FILES = 3  # the plan, the configuration and the manifest
-# Measured (docs/scaling.md): the driver's processor time for a shard through Ray, and for a marker found on resuming.
+# Measured (docs/explanation/scaling.md): the driver's processor time for a shard through Ray, and for a marker found on
+# resuming.
 DISPATCH_SECONDS, MARKER_SECONDS = 0.75e-3, 0.06e-3
 # Assumed: list prices of S3 Standard, us-east-1, and how long a store takes for a page of a listing.
 DOLLARS_PER_PUT, DOLLARS_PER_GET, SECONDS_PER_LIST = 5e-6, 4e-7, 0.2

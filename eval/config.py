@@ -1,55 +1,131 @@
 """The configuration of `traflow-pipeline evaluate`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.sample_counts import FULL_NUM_SAMPLES, MIN_SAMPLES
-from pipeline.common.config import LocalPath, PathText, parse_count
+from pipeline.common.config import LocalPath, PathText, Unit, parse_count
 from pipeline.flow.solver_config import Solver
 from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
 
 Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
+
+
+def _counts(value: object) -> object:
+    """ "1,2,4" as a list; what is no text is left to the model."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Checkpoints = Annotated[
+    Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) and x != "all" else x),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 
 
 class EvaluateConfig(BaseModel):
     """The configuration of `traflow-pipeline evaluate`.
 
-    `steps` are the student's: counts of even steps, or lists of times that fall from the start of the flow to its end.
     The student and the teacher's own solver draw `num_samples` samples in each of `num_ranges` ranges of noise, which
-    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. The report is
+    give mean, spread and minimum; the teacher's few-step samplers draw only the first range. `prompts` is a file of
+    prompts that the training has not seen, for a pipeline of diffusers: they take turns, and by default there is a
+    sample of each. `clip` names the model of the CLIP score, a folder or a name in the Hub's cache. The report is
     uploaded to `mirror`, and finished work on it is kept there too. An `out` that is a URL becomes the mirror, and the
     report is built in the user's cache.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: Location
-    out: LocalPath
-    mirror: Location | None = None
-    weights: str = "ema"
-    reference: PathText | None = None  # required, except for digits, whose default is the scans
-    features: Names | None = None  # of spaces.FEATURES, or module:factory; the first one gives the headline
-    require: Names = ()  # the evaluation fails without these metrics
-    num_samples: Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] = FULL_NUM_SAMPLES
-    num_ranges: int = Field(default=3, ge=1)
-    steps: tuple[Steps, ...] = (1, 2, 4, 8)
-    teacher: PathText | None = None  # where it is now, by default where it was in training; "none": without it
-    teacher_solver: Solver = Solver()
-    baselines: Names = ("euler", "midpoint", "heun")  # the teacher's few-step samplers; or ddim, dpm-2, ...
-    baseline_grids: tuple[Literal["even", "edm"], ...] = ("even",)  # their times: even ones, and EDM's
-    baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # by default the student's
-    data: PathText | None = None  # trajectories to compare with, by default the training's
-    num_trajectories: int = Field(default=2048, ge=1)
-    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = "auto"  # auto: alex, or none for images below 32 pixels
-    precision: Literal["fp32", "tf32", "bf16"] = (
-        "fp32"  # of the samplers' networks; features and distances are computed in fp32 or better
+    groups: ClassVar = {
+        "checkpoint": "What is evaluated",
+        "reference": "Metrics",
+        "num_samples": "Samples",
+        "teacher": "Teacher and its few-step samplers",
+        "data": "Trajectories",
+        "precision": "Where it runs",
+    }
+
+    checkpoint: Location = Field(description="Checkpoint, or the folder or URL of a training run.")
+    out: LocalPath = Field(description="Folder or URL of the report.")
+    mirror: Location | None = Field(
+        default=None, description="Folder or URL that gets a copy of the report and of finished work on it."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    batch_size: int = Field(default=256, ge=1)
-    device: str = "auto"
+    weights: str = Field(default="ema", description="Weights of the checkpoint: ema, network, or another average.")
+    checkpoints: Checkpoints = Field(
+        default=(),
+        description="Other checkpoints of the run to score the student of, by step, or all: distance by training step.",
+    )
+    reference: PathText | None = Field(
+        default=None,
+        description="Reference: digits, images (folder, .zip, .npz), a data set, statistics (.npz), or teacher. Only "
+        "digits and prompts have a default: the scans, and teacher.",
+    )
+    features: Names | None = Field(
+        default=None,
+        description="Feature spaces: inception, inception-tf, dinov2, digits, FILE.safetensors, module:factory, ...; "
+        "the first one's distance heads the report.",
+    )
+    require: Names = Field(default=(), description="Metrics without which the evaluation fails: fid, kid, lpips, ...")
+    # Of prompts; left out where there are none, so that older configurations stay the same.
+    prompts: PathText | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,
+        description="File of prompts that the training has not seen, .txt or .jsonl, for a pipeline of diffusers.",
+    )
+    clip: PathText | None = Field(
+        default=None,
+        exclude_if=lambda source: source is None,
+        description="Model of the CLIP score: a folder of transformers' CLIPModel, or a name in the Hub's cache.",
+    )
+    num_samples: Annotated[
+        Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] | None, Unit("samples")
+    ] = Field(
+        default=None,
+        description="Number of samples of each row and range: 4096, 50k; by default 50k, or one of each prompt.",
+    )
+    num_ranges: int = Field(
+        default=3, ge=1, description="Number of ranges of noise, whose figures give mean, spread and minimum."
+    )
+    steps: Annotated[tuple[Steps, ...], BeforeValidator(_counts)] = Field(
+        default=(1, 2, 4, 8),
+        description="The student's samplers: each a number of steps, spaced as its recipe says, or a list of times "
+        "from the flow's start to its end.",
+    )
+    teacher: PathText | None = Field(
+        default=None, description="The teacher, by default where it was in training; none: evaluate without it."
+    )
+    teacher_solver: Solver = Field(default=Solver(), description="The teacher's own solver; a name alone is enough.")
+    baselines: Names = Field(
+        default=("euler", "midpoint", "heun"),
+        description="The teacher's few-step samplers: euler, midpoint, heun, ddim, dpm-2, dpm-fast; with diffusers "
+        "dpm++, unipc, deis, 3-deis; or files of predictors for AMED-Solver.",
+    )
+    baseline_grids: tuple[Literal["even", "edm", "own"], ...] = Field(
+        default=("even",), description="Their times: even ones, EDM's, or own, those of a shifted teacher."
+    )
+    baseline_evaluations: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, description="Their numbers of evaluations; by default the student's."
+    )
+    data: PathText | None = Field(
+        default=None, description="Data set of trajectories to compare with; by default the training's."
+    )
+    num_trajectories: Annotated[int, Unit("trajectories")] = Field(
+        default=2048, ge=1, description="Number of these trajectories."
+    )
+    lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = Field(
+        default="auto", description="Backbone of LPIPS; auto is alex, or none for images below 32 pixels."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32",
+        description="Precision of the samplers' networks; features and distances take fp32 or better.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the evaluation's noise.")
+    batch_size: Annotated[int, Unit("samples")] = Field(
+        default=256, ge=1, description="Size of a batch of samples, in which an adaptive solver takes common steps."
+    )
+    device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1, ...")
 
     @property
     def evaluations(self) -> tuple[int, ...]:
@@ -60,5 +136,14 @@ class EvaluateConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _mirror(cls, values: Any) -> Any:
-        return with_mirror(values)
+    def _fill(cls, values: Any) -> Any:
+        values = with_mirror(values)
+        if isinstance(values, dict) and values.get("prompts") is None and values.get("num_samples") is None:
+            return values | {"num_samples": FULL_NUM_SAMPLES}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.clip is not None and self.prompts is None:
+            raise ValueError("clip: its score is of pictures and their prompts: wanted prompts too")
+        return self

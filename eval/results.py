@@ -8,9 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput
+from pipeline.common.image_grid import is_drawable
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
+from trainer.export.card import short_name
 
 METRICS = "metrics.json"
 STAGE = "report"  # the evaluation inside a whole run
@@ -49,7 +52,7 @@ class Metric(_Record):
     """A column: its key in `Row.scores`, its heading, and the feature space it is measured in."""
 
     key: str  # "fid", "kid-tf", "precision-digits", ...
-    heading: str
+    heading: str  # of the column
     space: str  # the name of a Space
     lower_is_better: bool
 
@@ -58,7 +61,7 @@ class Space(_Record):
     """The features in which sets of images are compared."""
 
     name: str
-    title: str
+    title: str  # for people
     resizer: str  # from the sample's size to the network's
     sha256: str  # of the network's weights
 
@@ -67,10 +70,19 @@ class Reference(_Record):
     """The images or statistics that samples are compared with."""
 
     source: str  # as configured
-    title: str
+    title: str  # for people
     num_images: int | None  # None if the statistics do not say
     shape: tuple[int, ...] | None  # [C, H, W], likewise
     sha256: str  # of the images' bytes, or of the file of statistics
+
+
+class PromptSet(_Record):
+    """The held-out prompts that samples are drawn from, in turn."""
+
+    source: str  # the file, as configured
+    num_prompts: int  # in the file
+    sha256: str  # of the file
+    shown: tuple[str, ...]  # the first ones, of the pictures
 
 
 class NotComputed(_Record):
@@ -84,13 +96,15 @@ class Row(_Record):
     """One sampler's figures."""
 
     model: Literal["teacher", "student"]
-    sampler: str
+    sampler: str  # such as "euler 4" or "2 steps"
     group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
     rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
+    # Of latents, in their own units; left out where samples are none.
+    latent_rmse: float | None = Field(default=None, exclude_if=lambda value: value is None)
     lpips: float | None = None  # likewise
-    images_per_second: float
+    images_per_second: float  # drawn on this machine
     is_finite: bool = True  # whether all samples are; if not, there are no figures
     best: bool = False  # whether it is the teacher's best few-step sampler at this nfe
 
@@ -102,14 +116,14 @@ class Row(_Record):
     def values(self) -> list[float]:
         """Every number of the row."""
         figures = [value for figure in self.scores.values() for value in figure.values]
-        others = (self.nfe, self.images_per_second, self.rmse, self.lpips)
+        others = (self.nfe, self.images_per_second, self.rmse, self.latent_rmse, self.lpips)
         return [*figures, *(value for value in others if value is not None)]
 
 
 class Cost(_Record):
     """The cost of one evaluation of a network; FLOPs and multiply-adds (MACs) are for one sample."""
 
-    parameters: int
+    parameters: int  # of the network
     flops: int
     macs: int
     latency_ms: float  # of one evaluation at batch 1, median
@@ -127,23 +141,53 @@ class Line(_Record):
     """Values over time, or over steps."""
 
     name: str
-    x: tuple[float, ...]
+    x: tuple[float, ...]  # times or steps
     y: tuple[float, ...]
 
 
 class TrajectoryFit(_Record):
     """How well a student fits stored trajectories of its teacher. All values are RMS, in units of [-1, 1]."""
 
-    data: str
-    data_sha256: str
+    data: str  # the data set, as configured
+    data_sha256: str  # its digest
     seen_in_training: bool
-    num_records: int
+    num_records: int  # that were compared
     endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
     state_rmse: Grid  # G(x_t, t, s) to the stored x_s
     consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
     velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None if none are stored
     student_straightness: float  # see pipeline.flow.path.straightness, of the student's own many-step path
     teacher_straightness: float | None
+
+
+class Generation(_Record):
+    """What the trajectories of a training are, and what they took."""
+
+    num_records: int
+    num_states: int  # stored between noise and sample
+    solver: str
+    nfe: float  # solver evaluations per sample, a mean
+    device_hours: float  # of all workers together
+    machines: tuple[str, ...]  # with torch and its threads, of every kind that made shards
+
+
+class Work(_Record):
+    """What a stage took, and where it worked."""
+
+    hours: float | None  # wall-clock, without interruptions
+    num_devices: int
+    environment: Environment | None
+
+    @property
+    def device_hours(self) -> float | None:
+        return None if self.hours is None else self.hours * self.num_devices
+
+
+class ScoredCheckpoint(_Record):
+    """The student's rows after `step` steps of training, over the first range of noise and by the headline alone."""
+
+    step: int
+    rows: tuple[Row, ...]
 
 
 class EvaluatedCheckpoint(CheckpointInfo):
@@ -157,28 +201,33 @@ class EvaluatedCheckpoint(CheckpointInfo):
 class Report(_Record):
     """Everything that tables and pages show."""
 
-    format: Literal[2] = 2
+    format: Literal[2] = 2  # of this file
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]  # the columns, the headline first
     spaces: tuple[Space, ...]
     shape: tuple[int, ...] | None = None  # of a sample; None in older reports, which are of images
     reference: Reference
+    prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what a reader should know before comparing
     num_samples: int  # of each row and range
     num_ranges: int  # of noise; range r has the indices from r * num_samples
-    seed: int
+    seed: int  # of the noise
     quantiser: str  # how samples become bytes
     precision: str | None = None  # of the samplers' networks; None in reports that did not fix it
     cost: dict[str, Cost]  # "teacher", "student"
     trajectories: TrajectoryFit | None = None
     curves: tuple[Line, ...] = ()  # of the training, over its steps
-    checkpoint: str
+    other_checkpoints: tuple[ScoredCheckpoint, ...] = ()  # of the same training, where they were asked for
+    checkpoint: str  # the folder that was evaluated
     training: EvaluatedCheckpoint
     command: str  # runs this evaluation again
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the packages that decide figures
     machine: str
-    date: str
+    date: str  # of the evaluation
+    generation: Generation | None = None  # None if the data set is not here, as in older reports
+    training_work: Work | None = None
+    evaluation_work: Work | None = None
 
     @property
     def title(self) -> str:
@@ -186,12 +235,18 @@ class Report(_Record):
         recipe = self.training.recipe
         if self.training.trains == "teacher":
             return f"A teacher, recipe “{recipe}”"
-        return f"A student of “{self.training.teacher}”, recipe “{recipe}”"
+        return f"A student of “{short_name(self.training.teacher)}”, recipe “{recipe}”"
 
     @property
     def headline(self) -> Metric:
         """The metric of charts and comparisons."""
         return self.metrics[0]
+
+    @property
+    def noun(self) -> str:
+        """What samples are: latents are compared as the images that they decode to."""
+        are_images = self.shape is None or is_drawable(self.shape) or is_drawable(self.reference.shape or ())
+        return "images" if are_images else "samples"
 
     @property
     def has_few_samples(self) -> bool:
@@ -248,9 +303,13 @@ def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) 
     if within:
         best, best_value = min(within, key=lambda pair: pair[1])
         text += f"; the teacher's best with at most as many is {best_value:.2f} ({best.sampler})"
-    reaching = sorted((r.nfe, r.sampler) for r, v in few if v <= value)
-    if reaching:
-        nfe, sampler = reaching[0]
-        return f"{text}, and it needs {nfe:g} to do as well ({sampler})."
+    if (reaching := cheapest_as_good(report, value)) is not None:
+        return f"{text}, and it needs {reaching.nfe:g} to do as well ({reaching.sampler})."
     most = max(r.nfe for r, _ in few)
     return f"{text}, and with {most:g} it does not yet do as well."
+
+
+def cheapest_as_good(report: Report, value: float) -> Row | None:
+    """The teacher's few-step sampler of the fewest evaluations whose headline is `value` or better."""
+    few = [(row, found) for row in report.rows_of("few-step") if (found := report.value(row)) is not None]
+    return min((row for row, found in few if found <= value), key=lambda row: (row.nfe, row.sampler), default=None)

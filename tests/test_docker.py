@@ -15,6 +15,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ DOCKER = ROOT / "docker"
 STAGES = ("generate", "train", "evaluate")
 WITH_COMMANDS = sorted(
     path
-    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/**/*.yaml", "docker/**/*")
+    for pattern in ("*.md", "Makefile", "docs/**/*.md", "configs/**/*.yaml", "docker/**/*")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )
@@ -42,6 +43,7 @@ KUBERAY = (
     "https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/ray-operator/config/crd/bases/ray.io_rayjobs.yaml"
 )
 KUBERAY_SHA256 = "01a5cf3b17c1769fda44af7e82debcd98722f0c27b9ab84d084681c6649121f5"
+TINY = ("--teacher", "digits", "--n", "64", "--out", "runs/data", "--executor", "inline")
 BUILD_BYTES = 32 * 2**30  # the image as a container, as blobs and as a layer; then as the container that runs
 
 
@@ -205,7 +207,7 @@ def test_workers_come_and_go_within_limits_that_fit_the_command(stage: str) -> N
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     _, options = parse(next(commands(spec["entrypoint"])))
-    asked = {"generate": "workers", "train": "num_workers"}.get(stage)
+    asked = {"generate": "workers", "train": "workers"}.get(stage)
     if asked:
         assert options[asked] == group["maxReplicas"]
         assert options["address"] == "auto"
@@ -214,7 +216,7 @@ def test_workers_come_and_go_within_limits_that_fit_the_command(stage: str) -> N
     if stage == "train":  # without a GPU in sight the ranks would be on CPUs
         assert group["minReplicas"] >= 1
         batch_size = load_section(options["config"], "train")["trainer"]["batch_size"]
-        assert batch_size % options["num_workers"] == 0
+        assert batch_size % options["workers"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -357,37 +359,64 @@ def workshop() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.proof
-def test_the_image_is_built_from_nothing_but_debian_and_runs_the_quickstart(workshop: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(workshop)}
-    store = ("--root", workshop / "storage", "--runroot", workshop / "run", "--storage-driver", "vfs")
+@dataclass(frozen=True)
+class Buildah:
+    """buildah with all that it stores in `folder`; no daemon, no namespaces, and no file system of its own."""
 
-    def buildah(*arguments: object) -> str:
+    folder: Path
+
+    def __call__(self, *arguments: object) -> str:
+        store = ("--root", self.folder / "storage", "--runroot", self.folder / "run", "--storage-driver", "vfs")
         command = [str(word) for word in ("buildah", *store, *arguments)]
         print(shlex.join(command), flush=True)
+        environment = {**os.environ, "TMPDIR": str(self.folder)}
         found = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         assert found.returncode == 0, found.stdout
         return found.stdout
 
-    packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["mmdebstrap", "--variant=minbase", packages, "bookworm", workshop / "base.tar"], check=True)
-    base = buildah("from", "scratch").strip()
-    buildah("add", base, workshop / "base.tar", "/")
-    buildah("commit", "--rm", base, "base")
-    (workshop / "base.tar").unlink()
+    def run(self, container: str, *command: str) -> str:
+        """What `command` prints in `container`."""
+        return self("run", "--isolation=chroot", container, "--", *command)
 
-    (workshop / "pip.conf").write_text(pip_settings(workshop))
-    mounts = [f"--volume={path}:/etc/{path.name}:ro" for path in workshop.glob("pip.*")]
-    arguments = ("--build-arg=BASE=localhost/base", "--build-arg=TORCH_INDEX=", "--target=cpu")
-    flags = ("--isolation=chroot", "--format=docker", "--layers=false", "--file=docker/Dockerfile", "--tag=traflow")
-    buildah("build", *flags, *arguments, *mounts, ".")
+    def build(self, target: str) -> str:
+        """A container of the Dockerfile's `target`, from nothing but Debian; PyPI's torch, which has CUDA, in both."""
+        tar = self.folder / "base.tar"
+        packages = "--include=python3,python3-venv,ca-certificates"
+        subprocess.run(["mmdebstrap", "--variant=minbase", packages, "bookworm", tar], check=True)
+        base = self("from", "scratch").strip()
+        self("add", base, tar, "/")
+        self("commit", "--rm", base, "base")
+        tar.unlink()
 
-    container = buildah("from", "localhost/traflow").strip()
-    inside = ("run", "--isolation=chroot", container, "--")
-    assert buildah(*inside, "id", "--user").strip() == "1000"
+        (self.folder / "pip.conf").write_text(pip_settings(self.folder))
+        mounts = [f"--volume={path}:/etc/{path.name}:ro" for path in self.folder.glob("pip.*")]
+        arguments = ("--build-arg=BASE=localhost/base", "--build-arg=TORCH_INDEX=", f"--target={target}")
+        flags = ("--isolation=chroot", "--format=docker", "--layers=false", "--file=docker/Dockerfile", "--tag=traflow")
+        self("build", *flags, *arguments, *mounts, ".")
+        return self("from", "localhost/traflow").strip()
+
+
+@pytest.mark.proof
+def test_the_image_is_built_from_nothing_but_debian_and_runs_the_quickstart(workshop: Path) -> None:
+    buildah = Buildah(workshop)
+    container = buildah.build("cpu")
+    assert buildah.run(container, "id", "--user").strip() == "1000"
     image = json.loads(buildah("inspect", "--type=image", "localhost/traflow"))["Docker"]["config"]
-    buildah(*inside, *image["Healthcheck"]["Test"][1:])
-    said = buildah(*inside, *image["Cmd"])
+    buildah.run(container, *image["Healthcheck"]["Test"][1:])
+    said = buildah.run(container, *image["Cmd"])
     assert "runs/quickstart/report.html: the page" in said
     report = Path(buildah("mount", container).strip(), "home/traflow/runs/quickstart/report.html")
     assert report.stat().st_uid == 1000
+
+
+@pytest.mark.proof
+def test_the_cuda_image_is_built_with_torch_for_cuda_and_a_compiler_for_its_kernels(workshop: Path) -> None:
+    buildah = Buildah(workshop)
+    container = buildah.build("cuda")
+    assert buildah.run(container, "id", "--user").strip() == "1000"
+    wanted = "import torch; assert torch.backends.cuda.is_built(); print(torch.version.cuda, torch.cuda.nccl.version())"
+    print(buildah.run(container, "python", "-c", wanted), buildah("images", "localhost/traflow"))
+    assert "gcc" in buildah.run(container, "gcc", "--version")
+    buildah.run(container, "traflow-pipeline", "generate", *TINY)
+    image = json.loads(buildah("inspect", "--type=image", "localhost/traflow"))["Docker"]["config"]
+    assert {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"} <= set(image["Env"])

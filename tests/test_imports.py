@@ -26,7 +26,7 @@ ROOMS = {
         {"on_ray"},
     ],
     "eval": [
-        {"sample_counts"},
+        {"sample_counts", "prompts"},
         {"results", "models", "features"},
         {"sampling"},
         {"metrics"},
@@ -37,8 +37,8 @@ ROOMS = {
     ],
     "traflow_pipeline": [
         {"installation", "named_code", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
-        {"run_settings"},
-        {"sample_source", "stages", "run"},
+        {"keys", "run_settings"},
+        {"sample_source", "stages", "run", "stage_command"},
         {"student_sampler", "sample_folder", "jobs", "slurm"},
         {"folder_status"},
         {"loading"},

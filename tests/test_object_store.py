@@ -14,7 +14,8 @@ from tests.support import emulators
 from tests.support.command import SCRIPT, run
 
 pytestmark = pytest.mark.cluster
-FLAGS = ("--config", "quickstart", "--n", 1024, "--workers", 2, "--set", "shard_size=128")
+PLAN = ("--config", "quickstart", "--set", "shard_size=128")
+FLAGS = (*PLAN, "--n", 1024, "--workers", 2)
 
 
 @pytest.fixture(params=["s3", "gs", "az"])
@@ -73,7 +74,13 @@ def test_generate_killed_resumed_verified_and_trained_from_on_a_store(tmp_path: 
     assert "every bit the same" in said
     said += told(tmp_path, "inspect", location)
     assert (tmp_path / "trajectories.png").exists()
-    steps = ("--set", "trainer.num_steps=3", "--set", "trainer.batch_size=64")
+    parts = f"{bucket}/sets/parts"
+    for part in ("1/2", "2/2"):
+        said += told(tmp_path, "generate", *PLAN, "--n", 256, "--out", parts, "--part", part)
+    said += told(tmp_path, "status", parts)
+    said += told(tmp_path, "merge", parts, location, "--out", "joined")
+    assert tars(open_store(str(tmp_path / "joined"))) == tars(open_store(location))
+    steps = ("--steps", "3", "--batch-size", "64")
     for place in (location, "here"):
         said += told(tmp_path, "train", "--data", place, "--out", f"run-{place == 'here'}", *steps)
     weights = [path.read_bytes() for path in sorted(tmp_path.glob("run-*/checkpoints/*/network.safetensors"))]

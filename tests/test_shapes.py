@@ -14,9 +14,9 @@ from tests.support.command import assert_one_line, call
 from tests.support.problems import GaussianFlow, MixtureFlow
 
 MIXTURE = MixtureFlow((-2.0, 2.0), std=0.3)  # in both coordinates: four clusters
-GENERATE = ["--executor", "inline", "--solver", "rk4", "--num-steps", 4, "--states", 3]
+GENERATE = ["--executor", "inline", "--solver", "rk4", "--steps", 4, "--states", 3]
 GENERATE += ["--set", "shard_size=512", "--set", "batch_size=64", "--set", "block_size=64"]
-TRAIN = ["--device", "cpu", "--set", "trainer.batch_size=64", "--set", "trainer.lr=3e-3"]
+TRAIN = ["--device", "cpu", "--batch-size", "64", "--lr", "3e-3"]
 TRAIN += ["--set", "trainer.ema={half_life_images: 2000}"]
 EVALUATE = ["--device", "cpu", "--set", "num_ranges=1", "--set", "steps=[1, 2]"]
 EVALUATE += ["--set", "teacher_solver={name: rk4, num_steps: 8}", "--set", "num_trajectories=64"]
@@ -53,15 +53,15 @@ def save_points(path: Path, count: int) -> Path:
 
 def test_points_go_from_a_flow_of_known_velocity_through_all_commands(tmp_path: Path) -> None:
     teacher, points = "tests.test_shapes:mixture", save_points(tmp_path / "points.npy", 1000)
-    checked = call(tmp_path, "teachers", "check", teacher, "--num-samples", 64)
+    checked = call(tmp_path, "teachers", "check", teacher, "--n", 64)
     assert "turns noise into data" in checked.stdout
     assert (tmp_path / "teacher.png").exists()
     call(tmp_path, "generate", "--teacher", teacher, "--n", 1024, "--out", "data", *GENERATE)
     call(tmp_path, "inspect", "data")
-    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--set", "trainer.num_steps=200")
+    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--steps", "200")
     assert (tmp_path / "run" / "samples.png").exists()
-    compared = ["--reference", points, "--num-samples", 256]
-    call(tmp_path, "evaluate", "--checkpoint", "run", "--out", "report", *compared, *EVALUATE)
+    compared = ["--reference", points, "--n", 256]
+    call(tmp_path, "evaluate", "run", "--out", "report", *compared, *EVALUATE)
     report = read_report(tmp_path / "report")
     assert {"w2-values", "energy-values", "fd-values"} < {metric.key for metric in report.metrics}
     assert report.headline.heading == "Wasserstein distance"
@@ -84,30 +84,31 @@ def test_points_go_from_a_flow_of_known_velocity_through_all_commands(tmp_path: 
 
 def test_a_teacher_of_points_is_trained_and_its_student_starts_as_it(tmp_path: Path) -> None:
     points = save_points(tmp_path / "points.npy", 500)
-    matching = ["--images", points, "--recipe", "flow-matching", "--set", "trainer.num_steps=20"]
+    matching = ["--images", points, "--recipe", "flow-matching", "--steps", "20"]
     call(tmp_path, "train", *matching, "--out", "teacher", *TRAIN, *MLP)
     teacher = load_teacher(str(tmp_path / "teacher"))
     assert teacher.shape == (2,)
     assert teacher.data_range == (float(np.load(points).min()), float(np.load(points).max()))
     call(tmp_path, "generate", "--teacher", "teacher", "--n", 64, "--out", "data", *GENERATE)
-    found = call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--set", "trainer.num_steps=1")
+    found = call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--steps", "1")
     assert "tensors as they are" in found.stdout
+    assert "recipe anchored-states: " in found.stdout
     call(tmp_path, "export", "teacher", "--out", "exported")
     assert load_teacher(str(tmp_path / "exported")).data_range == teacher.data_range
 
 
 def evaluate_run(folder: Path, *options: object) -> None:
     """Score the run beside its training data."""
-    flags = ("--checkpoint", "run", "--out", "report", "--reference", "data", "--num-samples", 64)
+    flags = ("run", "--out", "report", "--reference", "data", "--n", 64)
     call(folder, "evaluate", *flags, *options, *EVALUATE)
 
 
 def test_frames_of_classes_train_a_network_of_their_shape(tmp_path: Path) -> None:
     call(tmp_path, "generate", "--teacher", "tests.test_shapes:frames", "--n", 64, "--out", "data", *GENERATE)
-    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--set", "trainer.num_steps=2")
+    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, *MLP, "--steps", "2")
     evaluate_run(tmp_path)
     assert "w2-values" in read_report(tmp_path / "report").rows_of("student")[0].scores
-    call(tmp_path, "sample", "run", "--n", 3, "--label", 1, "--out", "drawn.npz")
+    call(tmp_path, "sample", "run", "--n", 3, "--class", 1, "--out", "drawn.npz")
     with np.load(tmp_path / "drawn.npz") as drawn:
         assert (drawn["arr_0"].shape, drawn["labels"].tolist()) == ((3, 1, 64), [1, 1, 1])
 
@@ -115,7 +116,7 @@ def test_frames_of_classes_train_a_network_of_their_shape(tmp_path: Path) -> Non
 def test_images_that_are_not_square_go_through_all_commands(tmp_path: Path) -> None:
     network = "network={channels: 8, channel_mult: [1, 2], num_blocks: 1, attention_resolutions: [2]}"
     call(tmp_path, "generate", "--teacher", "tests.test_shapes:wide", "--n", 64, "--out", "data", *GENERATE)
-    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--set", network, "--set", "trainer.num_steps=2")
+    call(tmp_path, "train", "--data", "data", "--out", "run", *TRAIN, "--set", network, "--steps", "2")
     evaluate_run(tmp_path, "--features", "tests.support.spaces:pixels")
     call(tmp_path, "sample", "run", "--n", 4)
     call(tmp_path, "export", "run", "--out", "exported")
@@ -159,7 +160,7 @@ def test_a_network_that_cannot_have_the_shape_is_one_line(
 )
 def test_arrays_that_train_nothing_are_one_line(tmp_path: Path, arrays: np.ndarray, complaint: str) -> None:
     np.save(tmp_path / "points.npy", arrays)
-    matching = ["--images", "points.npy", "--recipe", "flow-matching", "--set", "trainer.num_steps=1"]
+    matching = ["--images", "points.npy", "--recipe", "flow-matching", "--steps", "1"]
     assert_one_line(call(tmp_path, "train", *matching, "--out", "run", *TRAIN, *MLP, code=2), complaint)
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -12,29 +11,57 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason, suggest
+from traflow_pipeline import stage_command
 from traflow_pipeline.installation import describe
-from traflow_pipeline.once import Once
+from traflow_pipeline.once import Group, Once
+from traflow_pipeline.stage_command import StageCommand
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Distil a pre-trained flow into a generator of one to four evaluations: generate, train, evaluate.",
 )
 
 INTERRUPTED = 130
+TOPICS = ("generate", "train", "evaluate", "slurm", "run", "recipe")
 # click's own error, taken from typer, which may bundle its own click.
 UsageError: Any = typer.BadParameter.__base__
 
-# The models that settings are checked against, those that need no torch first.
-MODELS = {
-    "generate": ["pipeline.generation.config:GenerateConfig"],
-    "train": ["trainer.settings:TrainSettings", "trainer.config:TrainConfig"],
-    "evaluate": ["eval.config:EvaluateConfig"],
-}
+# Headings of the commands' list, and of options that several commands share.
+STAGES, TEACHERS, DATA, MODELS, REPORTS = "Stages and runs", "Teachers", "Data sets", "Trained models", "Reports"
+GUIDANCE = "Guidance and prompts"
 
-Config = Annotated[str | None, typer.Option(help="The name of a config in configs/, or a YAML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")]
+
+def _config_names() -> list[str]:
+    from pipeline.common.config import config_names
+
+    return config_names()
+
+
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "recipes").glob("*.yaml"))
+
+
+# Flags of keys: the key says what they mean.
+Text = Annotated[str | None, typer.Option()]
+Integer = Annotated[int | None, typer.Option()]
+Number = Annotated[float | None, typer.Option()]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="The name of a config in configs/, or a YAML file; `config` writes one.", autocompletion=_config_names
+    ),
+]
+On = Annotated[str, typer.Option(help="here: this process, or torchrun's processes; ray: ranks on a Ray cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key that `config` lists; may be repeated."),
+]
 WholeTable = Annotated[bool, typer.Option("--all", help="Print every row and metric of the report.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", min=0, max=2**63 - 1)]
@@ -42,16 +69,30 @@ PartOption = Annotated[
     str | None, typer.Option(metavar="K/N", help="Make every N-th shard from the K-th on, in this process: 3/16.")
 ]
 Prompts = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Prompts for a pipeline of diffusers: .txt, one a line, or .jsonl.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prompts for a pipeline of diffusers: .txt, one a line, or .jsonl.",
+        rich_help_panel=GUIDANCE,
+    ),
 ]
 NegativePrompt = Annotated[
-    str | None, typer.Option(help="What guidance leads away from; default: nothing, as the pipeline has it.")
+    str | None,
+    typer.Option(help="Prompt that guidance leads away from; default: the pipeline's own.", rich_help_panel=GUIDANCE),
 ]
 PictureSize = Annotated[
     str | None,
-    typer.Option(metavar="HxW", help="Size of a pipeline's pictures, such as 512 or 768x512; default: its own."),
+    typer.Option(
+        metavar="HxW",
+        help="Size of a pipeline's pictures, such as 512 or 768x512; default: its own.",
+        rich_help_panel=GUIDANCE,
+    ),
 ]
-GuidanceScale = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0)]
+GuidanceScale = Annotated[
+    float,
+    typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0, rich_help_panel=GUIDANCE),
+]
+NumSamples = Annotated[int, typer.Option("--n", help="Number of samples.", min=1)]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -70,49 +111,31 @@ def _options(
     """Options that stand before a command."""
 
 
-@app.command()
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def generate(
-    teacher: Annotated[str | None, typer.Option(help="A name listed by `teachers`, a path, or module:factory.")] = None,
-    n: Annotated[str | None, typer.Option(help="Number of trajectories: 4096, 16k, 1M.")] = None,
-    out: Annotated[
-        str | None, typer.Option(help="Folder or URL (s3://bucket/prefix, gs://...) of the data set.")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance; 1 means none.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Classes to draw: 3,18. Default: those that were trained, if known, else all.")
-    ] = None,
-    prompts: Prompts = None,
-    negative_prompt: NegativePrompt = None,
-    size: PictureSize = None,
-    shift: Annotated[
-        float | None, typer.Option(help="Shift of the times towards the noise; default: the pipeline's own, else 1.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    states: Annotated[int | None, typer.Option(help="Number of states to store between noise and sample.")] = None,
-    velocities: Annotated[
-        bool | None, typer.Option("--velocities/--no-velocities", help="Store the teacher's velocity at each state.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Number of Ray actors; default: one per GPU, or one per CPU without GPUs.")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="GPUs per actor: 0.25 puts four actors on one GPU; 0 uses CPUs only.")
-    ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="Adaptive (dopri5, bosh3, ...) or fixed-step (rk4, heun2, euler, ...).")
-    ] = None,
-    rtol: Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")] = None,
-    atol: Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Steps of a fixed-step solver.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Precision of the teacher: fp32 (default), tf32, bf16 or fp16; part of the plan.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
-    ] = None,
-    executor: Annotated[str | None, typer.Option(help="ray, or inline to work in this process.")] = None,
+    context: typer.Context,
+    teacher: Text = None,
+    n: Text = None,
+    out: Text = None,
+    guidance_scale: Number = None,
+    classes: Text = None,
+    prompts: Text = None,
+    negative_prompt: Text = None,
+    size: Text = None,
+    shift: Number = None,
+    seed: Integer = None,
+    states: Integer = None,
+    velocities: Annotated[bool | None, typer.Option("--velocities/--no-velocities")] = None,
+    solver: Text = None,
+    rtol: Number = None,
+    atol: Number = None,
+    steps: Integer = None,
+    precision: Text = None,
+    batch_size: Integer = None,
+    workers: Integer = None,
+    gpus_per_worker: Number = None,
+    executor: Text = None,
+    address: Text = None,
     part: PartOption = None,
     steals: Annotated[
         bool, typer.Option("--steal", help="When the part is complete, make what is missing of the others.")
@@ -124,28 +147,7 @@ def generate(
     set_: Set = None,
 ) -> None:
     """Integrate a teacher's ODE from noise to data and store the trajectories as WebDataset shards."""
-    accuracy = {"rtol": rtol, "atol": atol, "num_steps": num_steps}
-    flags = {
-        "teacher": teacher,
-        "n": n,
-        "out": out,
-        "guidance_scale": guidance_scale,
-        "classes": classes,
-        "prompts": prompts,
-        "negative_prompt": negative_prompt,
-        "size": size,
-        "shift": shift,
-        "seed": seed,
-        "states": states,
-        "velocities": velocities,
-        "workers": workers,
-        "gpus_per_worker": gpus_per_worker,
-        "solver": {"name": solver, **accuracy},
-        "precision": precision,
-        "address": address,
-        "executor": executor,
-    }
-    settings = _settings("generate", config, flags, set_)
+    settings = _settings(context, config, set_)
     if steals and part is None:
         raise BadInput("--steal: wanted --part too, such as --part 3/16 --steal")
     if part is not None and (workers or address or gpus_per_worker is not None or executor == "ray" or is_dry_run):
@@ -169,11 +171,11 @@ def generate(
         return
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
-    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --set trainer.num_steps=N")
+    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --steps N")
     say(f"digest {manifest.sha256}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def verify(
     data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
     repair: Annotated[
@@ -222,9 +224,9 @@ def verify(
     raise WorkFailed(f"{data}: {findings}; {removed}: {findings.advice_when_repaired}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def merge(
-    data: Annotated[list[str], typer.Argument(help="Folders or URLs of data sets of one plan.", metavar="DATA...")],
+    data: Annotated[list[str], typer.Argument(help="Folders or URLs of data sets of one plan.", metavar="DATA")],
     out: Annotated[str, typer.Option(help="Folder or URL of the joined set: new, or one of them.")],
 ) -> None:
     """Join data sets of one plan that were made in different places."""
@@ -238,11 +240,11 @@ def merge(
         say(f"next: run traflow-pipeline generate --out {quote(out)} with the same plan, which makes the rest")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def inspect(
     data: Annotated[str, typer.Argument(help="Folder or URL of a data set.")],
     out: Annotated[Path, typer.Option(help="PNG to write: a few trajectories.")] = Path("trajectories.png"),
-    rows: Annotated[int, typer.Option(help="Number of trajectories in the picture.", min=1, max=64)] = 8,
+    n: Annotated[int, typer.Option(help="Number of trajectories in the picture.", min=1, max=64)] = 8,
 ) -> None:
     """Show what a data set holds: plan, counts, evaluations, straightness, and a picture of a few trajectories."""
     from pipeline.common.image_grid import check_picture, save_rows
@@ -254,7 +256,7 @@ def inspect(
     check_picture(out)
     summary = summarise(open_store(data))
     console.print(summary.table())
-    pictures = summary.pictures(rows, find_decoder(summary.manifest.dataset.teacher_source))
+    pictures = summary.pictures(n, find_decoder(summary.manifest.dataset.teacher_source))
     if pictures is None:
         lack = (
             "its latents have no decoder here"
@@ -267,12 +269,15 @@ def inspect(
         say(f"{out}: {len(pictures)} trajectories from noise to sample")
 
 
-@app.command()
+@app.command(rich_help_panel=TEACHERS)
 def probe(
     teacher: Annotated[str, typer.Option(help="A name listed by `teachers`, a path, or module:factory.")],
-    num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 64,
+    n: NumSamples = 64,
     max_error: Annotated[
-        float, typer.Option(help="Largest 90th-percentile RMS error; default: half an 8-bit step.", min=0)
+        float,
+        typer.Option(
+            help="Largest 90th-percentile RMS error; default: 1/255, half an 8-bit step.", min=0, show_default=False
+        ),
     ] = 1 / 255,
     precisions: Annotated[
         str | None,
@@ -288,7 +293,7 @@ def probe(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Measure all of it compiled too; default: for large networks on a GPU.",
+            help="Measure all of it compiled too, and on a GPU as CUDA graphs; default: for large networks on a GPU.",
             show_default=False,
         ),
     ] = None,
@@ -304,7 +309,7 @@ def probe(
     from pipeline.common.progress import bar, console, say
     from pipeline.teachers import probe
     from pipeline.teachers.batch_sizes import measure_batch_sizes
-    from pipeline.teachers.compilation import pays
+    from pipeline.teachers.compilation import pays, ways_to_run
     from pipeline.teachers.precision import parse_precisions
     from traflow_pipeline.loading import open_teacher
 
@@ -312,9 +317,9 @@ def probe(
     tried = parse_precisions(precisions, processor)
     flow = open_teacher(teacher, processor, guidance_scale, prompts, negative_prompt, size)
     compiled = pays(flow, processor) if compiled is None else compiled
-    num_settings = len(tried) * len(settings) * (1 + compiled)
+    num_settings = len(tried) * len(settings) * (len(ways_to_run(processor)) if compiled else 1)
     with bar(f"probe {flow.name}", num_settings) as advance:
-        result = probe.probe(flow, num_samples, seed, processor, advance, tried, settings, states, compiled)
+        result = probe.probe(flow, n, seed, processor, advance, tried, settings, states, compiled)
     if not result.is_complete:
         console.print(result.table(None))
         say(f"interrupted: {len(result.points)} of {num_settings} settings measured; nothing was stored")
@@ -335,31 +340,27 @@ def probe(
             say(f"measured with --states {best.solver.num_steps - 1}, the most for so few steps")
 
 
-@app.command()
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def train(
-    data: Annotated[list[str] | None, typer.Option(help="Folder or URL of a data set, for a student.")] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Image set, for a teacher: digits, an .npz, a .zip or a folder.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder or URL of the run; an existing run is resumed.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe in configs/recipes/ (default: anchored), or a YAML file.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the data order and of all random draws.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    on: Annotated[
-        str, typer.Option(help="here: this process, or torchrun's processes; ray: ranks on a Ray cluster.")
-    ] = "here",
-    num_workers: Annotated[
+    context: typer.Context,
+    data: Annotated[list[str] | None, typer.Option()] = None,
+    images: Text = None,
+    out: Text = None,
+    recipe: Annotated[str | None, typer.Option(autocompletion=_recipe_names)] = None,
+    start: Text = None,
+    seed: Integer = None,
+    device: Text = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None,
+    steps: Integer = None,
+    batch_size: Integer = None,
+    lr: Number = None,
+    skip_nonfinite: Annotated[bool | None, typer.Option("--skip-nonfinite")] = None,
+    on: On = "here",
+    workers: Annotated[
         int | None,
         typer.Option(help="Number of ranks on Ray; default: one per GPU, or one per CPU without GPUs.", min=1),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
-    ] = None,
-    skip_nonfinite: Annotated[
-        bool | None, typer.Option("--skip-nonfinite", help="Skip and count steps with a non-finite gradient.")
-    ] = None,
+    address: Address = None,
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take a few steps, write nothing, and estimate the cost of all.")
     ] = False,
@@ -369,23 +370,16 @@ def train(
     """Train a student on a teacher's trajectories, or a teacher on images or trajectories."""
     if on not in ("here", "ray"):
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
-    if on == "here" and (num_workers or address):
-        raise BadInput("--num-workers and --address need --on ray; torchrun starts its own ranks")
+    if on == "here" and (workers or address):
+        raise BadInput("--workers and --address need --on ray; torchrun starts its own ranks")
 
     if data and len(data) > 1:
         raise BadInput(
             f"--data: wanted one data set, got {len(data)}; sets of one plan are joined by traflow-pipeline merge "
             f"{' '.join(map(quote, data))} --out DATA"
         )
-    flags: dict[str, Any] = {
-        "data": data[0] if data else None,
-        "images": images,
-        "out": out,
-        "recipe": recipe,
-        "seed": seed,
-    }
-    flags |= {"device": device, "trainer": {"skip_nonfinite": skip_nonfinite}}
-    settings = _settings("train", config, flags, set_)
+    context.params["data"] = data[0] if data else None
+    settings = _settings(context, config, set_)
     from pipeline.common.progress import say
     from trainer import preview
     from trainer import train as stage
@@ -398,23 +392,60 @@ def train(
     if on == "ray":
         from trainer.on_ray import train_on_ray
 
-        newest = train_on_ray(settings, num_workers, address)
+        newest = train_on_ray(settings, workers, address)
     else:
         newest = stage.train(settings)
     picture = newest.parent.parent / preview.FILE
     say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
     run, out = str(settings.mirror or settings.out), quote(str(settings.out))
     if settings.recipe.trains == "student":
-        say(f"next: traflow-pipeline evaluate --checkpoint {quote(run)} --out {quote(f'{run}-report')}")
+        say(f"next: traflow-pipeline evaluate {quote(run)} --out {quote(f'{run}-report')}")
     else:
         say(f"next: traflow-pipeline generate --teacher {out} --n 100k --out {quote(f'{run}-data')}")
 
 
-@app.command()
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
+def evaluate(
+    context: typer.Context,
+    checkpoint: Annotated[str | None, typer.Argument(show_default=False)] = None,
+    out: Text = None,
+    reference: Text = None,
+    prompts: Text = None,
+    clip: Text = None,
+    features: Text = None,
+    require: Text = None,
+    n: Text = None,
+    steps: Text = None,
+    checkpoints: Text = None,
+    teacher: Text = None,
+    seed: Integer = None,
+    batch_size: Integer = None,
+    device: Text = None,
+    is_whole: WholeTable = False,
+    config: Config = None,
+    set_: Set = None,
+) -> None:
+    """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
+    settings = _settings(context, config, set_)
+    from eval import evaluate as stage
+    from eval.report import files, tables
+    from pipeline.common.progress import console, say
+
+    report = stage.evaluate(settings)
+    if report is not None:  # the first rank's
+        console.print(tables.terminal(report, is_whole))
+        location = settings.mirror or settings.out
+        say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
+
+
+@app.command(rich_help_panel=STAGES)
 def run(
     config: Annotated[
         str,
-        typer.Argument(help="The name of a config in configs/, a YAML file, or the folder or URL of an existing run."),
+        typer.Argument(
+            help="The name of a config in configs/, a YAML file, or the folder or URL of an existing run.",
+            autocompletion=_config_names,
+        ),
     ],
     out: Annotated[
         str | None, typer.Option(help="Folder or URL of the whole run; default: as the config says.")
@@ -425,9 +456,7 @@ def run(
     ] = None,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="With --submit slurm: print the jobs' files.")] = False,
     on: Annotated[str, typer.Option(help="here, or ray to train and evaluate on a Ray cluster too.")] = "here",
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster; default: RAY_ADDRESS, else a local one.")
-    ] = None,
+    address: Address = None,
     only: Annotated[str | None, typer.Option(help="Run one stage only: generate, train or evaluate.")] = None,
     part: PartOption = None,
     is_whole: WholeTable = False,
@@ -441,6 +470,13 @@ def run(
         raise BadInput(f"--on: wanted here or ray, got {on!r}")
     if is_dry_run and submit != "slurm":
         raise BadInput("--dry-run: wanted --submit slurm too; generate and train have a --dry-run of their own")
+    if submit is not None and (only or part or address or on != "here"):
+        raise BadInput(
+            "--submit: each stage is a job, wherever the cluster puts it: no --only, --part, --on or --address"
+        )
+    if submit is not None and submit != "slurm" and ":" not in submit:
+        wanted = "wanted slurm, or the address of a Ray dashboard such as http://127.0.0.1:8265"
+        raise BadInput(f"--submit {submit}: {wanted}{suggest(submit, ['slurm'])}")
     if part is not None and only != "generate":
         raise BadInput("--part: wanted --only generate too, whose shards it shares")
     from traflow_pipeline.run_settings import check_settings
@@ -477,7 +513,7 @@ def run(
     say(f"state of each stage: traflow-pipeline status {quote(plan.location)}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def status(
     location: Annotated[
         str, typer.Argument(help="Folder or URL of a run, data set, training or report.", metavar="FOLDER")
@@ -495,7 +531,31 @@ def status(
             say(line)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
+def config(
+    topic: Annotated[
+        str,
+        typer.Argument(
+            help="generate, train, evaluate or slurm: a section; run: all stages; recipe: a training's losses.",
+            autocompletion=lambda: list(TOPICS),
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="YAML file to write; default: print it.")] = None,
+) -> None:
+    """Print every key of a config with default, type, unit and a sentence, as YAML that --config takes."""
+    if topic not in TOPICS:
+        raise BadInput(f"{topic}: wanted one of {', '.join(TOPICS)}{suggest(topic, TOPICS)}")
+    from pipeline.common.progress import say
+    from traflow_pipeline.keys import commented, write
+
+    if out is None:
+        typer.echo(commented(topic), nl=False)
+    else:
+        write(out, topic)
+        say(f"{out}: every key of {topic}, with its default")
+
+
+@app.command(rich_help_panel=MODELS)
 def average(
     run: Annotated[str, typer.Argument(help="Folder or URL of a run whose config keeps sigma_rel averages.")],
     sigma_rel: Annotated[float, typer.Option(help="Relative width of the average: 0.02 to 0.25.")],
@@ -514,7 +574,7 @@ def average(
         say("note: more snapshots (a smaller checkpoint_every), or a width nearer to theirs, would fit better")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")],
     out: Annotated[Path, typer.Option(help="Folder to create, with the network's file and a model card.")],
@@ -543,57 +603,10 @@ def export(
         say(f"{hub.push(client, out, push)}: the repository, private unless it was there before")
 
 
-@app.command()
-def evaluate(
-    checkpoint: Annotated[
-        str | None, typer.Option(help="A checkpoint, or the folder or URL of a training run.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder or URL of the report.")] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="Reference: digits, images (folder, .zip, .npz), a data set, or statistics (.npz)."),
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(help="Feature spaces, comma-separated: inception, inception-tf, inception-torch, dinov2, ..."),
-    ] = None,
-    num_samples: Annotated[str | None, typer.Option(help="Samples per row: 4096, 50k.")] = None,
-    require: Annotated[
-        str | None, typer.Option(help="Fail without these metrics, comma-separated: fid, kid, is, lpips, ...")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    is_whole: WholeTable = False,
-    config: Config = None,
-    set_: Set = None,
-) -> None:
-    """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
-    flags = {
-        "checkpoint": checkpoint,
-        "out": out,
-        "reference": reference,
-        "features": features,
-        "num_samples": num_samples,
-        "require": require,
-        "seed": seed,
-        "device": device,
-    }
-    settings = _settings("evaluate", config, flags, set_)
-    from eval import evaluate as stage
-    from eval.report import files, tables
-    from pipeline.common.progress import console, say
-
-    report = stage.evaluate(settings)
-    if report is not None:  # the first rank's
-        console.print(tables.terminal(report, is_whole))
-        location = settings.mirror or settings.out
-        say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
-
-
-@app.command()
+@app.command(rich_help_panel=REPORTS)
 def reference(
     source: Annotated[
-        str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="PATH")
+        str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="IMAGES")
     ],
     features: Annotated[str, typer.Option(help="Feature spaces, comma-separated.")] = "inception,inception-tf",
     out: Annotated[
@@ -608,27 +621,28 @@ def reference(
     references.command(source, features.split(","), out, device)
 
 
-@app.command()
+@app.command(rich_help_panel=REPORTS)
 def compare(
     reports: Annotated[
-        list[str], typer.Argument(help="Folders or URLs of evaluations, or of whole runs.", metavar="REPORT...")
+        list[str], typer.Argument(help="Folders or URLs of evaluations, or of whole runs.", metavar="REPORT")
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    csv: Annotated[Path | None, typer.Option(help="File to write every figure to, unrounded, as CSV.")] = None,
     paper: Annotated[
         str | None, typer.Option(help="A table of the paper: print it with the runs of configs/paper/TABLE/ROW beside.")
     ] = None,
 ) -> None:
-    """Put several evaluations on one page; --paper also prints a table of the paper with them."""
+    """Compare several evaluations: print their table, and write a page and, with --csv, every figure."""
     from eval.report import files
-    from pipeline.common.progress import say
+    from pipeline.common.progress import console, say
 
     if paper is not None:
         typer.echo(files.paper_table(paper, reports))
-    files.compare(reports, out)
-    say(f"{out}: {len(reports)} evaluations on one page")
+    console.print(files.compare(reports, out, csv))
+    say(f"{out}: {len(reports)} evaluations on one page" + (f"; {csv}: their figures" if csv is not None else ""))
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def sample(
     checkpoint: Annotated[
         str | None, typer.Argument(help="A checkpoint, or the folder or URL of a training run.")
@@ -640,17 +654,20 @@ def sample(
             help="A grid (.png), arrays (.npy, .safetensors), images with labels (.npz), or a folder of one PNG each."
         ),
     ] = Path("samples.png"),
-    n: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
+    n: NumSamples = 64,
     first: Annotated[int, typer.Option(help="Index of the first sample; an evaluation starts at 0.", min=0)] = 0,
     label: Annotated[
-        int | None, typer.Option("--label", "--class", help="The class of all samples; default: one drawn for each.")
+        int | None, typer.Option("--class", help="The class of all samples; default: one drawn for each.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps: a student's (default: 1), or a teacher's, by Euler or --solver.", min=1)
+        int | None, typer.Option(help="Steps of a student (default: 1), or of a teacher by Euler or --solver.", min=1)
     ] = None,
     solver: Annotated[str | None, typer.Option(help="A teacher's solver; default: dopri5.")] = None,
     weights: Annotated[str, typer.Option(help="The checkpoint's weights: ema, network, or another average.")] = "ema",
     guidance_scale: GuidanceScale = 1.0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt of a student or a teacher that draws from some; may be repeated.")
+    ] = None,
     prompts: Prompts = None,
     negative_prompt: NegativePrompt = None,
     size: PictureSize = None,
@@ -661,8 +678,10 @@ def sample(
     from pipeline.common.progress import bar, say
     from traflow_pipeline.loading import open_source
     from traflow_pipeline.sample_folder import save_folder
-    from traflow_pipeline.samples import check_file, save
+    from traflow_pipeline.samples import check_file, names_folder, save
 
+    if prompt and prompts is not None:
+        raise BadInput("sample: wanted --prompt or --prompts, not both")
     source = open_source(
         checkpoint,
         teacher,
@@ -670,7 +689,7 @@ def sample(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
-        prompts=prompts,
+        prompts=tuple(prompt) if prompt else prompts,
         negative_prompt=negative_prompt,
         size=size,
         device=device,
@@ -678,7 +697,7 @@ def sample(
     source.check_label(label)
     if label is not None and source.classes is not None and label not in source.classes:
         say(f"warning: {source.name} was not trained on class {label}: it had no image")
-    indices, is_folder = range(first, first + n), not out.suffix or out.is_dir()
+    indices, is_folder = range(first, first + n), names_folder(out)
     if not is_folder:
         check_file(out, source.image_shape)
     with bar("sample", n) as advance:
@@ -689,8 +708,10 @@ def sample(
     say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
 
 
-teachers = typer.Typer(invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one.")
-app.add_typer(teachers, name="teachers")
+teachers = typer.Typer(
+    cls=Group, invoke_without_command=True, help="List the teachers that --teacher takes; fetch or check one."
+)
+app.add_typer(teachers, name="teachers", rich_help_panel=TEACHERS)
 
 TeacherName = Annotated[str, typer.Argument(help="A name listed by `teachers`.", metavar="NAME")]
 
@@ -709,7 +730,7 @@ def list_teachers(context: typer.Context) -> None:
     say("FID: as published, with the number of evaluations")
     say(f"here: whether its file is in {catalogue.teachers_folder()} (set {catalogue.FOLDER} to use another folder)")
     say("--teacher also takes the path of a training run, a .safetensors file, an EDM .pkl or a .yaml entry,")
-    say("module:factory, and names in the entry point group traflow_pipeline.teachers (README, Teachers)")
+    say("module:factory, and names in the entry point group traflow_pipeline.teachers (docs/how-to/teacher.md)")
 
 
 @teachers.command("fetch")
@@ -727,7 +748,7 @@ def fetch_teacher(name: TeacherName) -> None:
 def check_teacher(
     name: Annotated[str, typer.Argument(help="Whatever --teacher takes.", metavar="TEACHER")],
     out: Annotated[Path, typer.Option(help="PNG to write: its samples.")] = Path("teacher.png"),
-    num_samples: Annotated[int, typer.Option(help="Number of samples, integrated in one batch.", min=1)] = 16,
+    n: NumSamples = 16,
     guidance_scale: GuidanceScale = 1.0,
     prompts: Prompts = None,
     negative_prompt: NegativePrompt = None,
@@ -745,31 +766,33 @@ def check_teacher(
     check_picture(out)
     processor = pick_device(device)
     teacher = open_teacher(name, processor, guidance_scale, prompts, negative_prompt, size)
-    result = check.check_teacher(teacher, num_samples, seed, processor)
+    result = check.check_teacher(teacher, n, seed, processor)
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
         save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
-        say(f"{out}: {num_samples} samples")
+        say(f"{out}: {n} samples")
     else:
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if not result.is_data_like:
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
 
 
-def _settings(stage: str, config: str | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
-    """The settings of `stage`. Most faults are found before torch, which takes seconds, is imported."""
-    from pipeline.common.config import given, validate
+def _settings(context: Any, config: str | None, assignments: list[str] | None) -> Any:
+    """The settings of the stage that `context` runs. Most faults are found before torch, which takes seconds."""
+    from pipeline.common.config import given, merge, nest, validate
+    from traflow_pipeline import keys
     from traflow_pipeline.settings import merge_settings
 
-    values = merge_settings(stage, config, given(flags), assignments or ())
-    for name in MODELS[stage]:
-        module, _, model = name.partition(":")
-        settings = validate(getattr(import_module(module), model), values, stage)
+    stage, flags = context.command.name, context.command.flags(context.params)
+    nested = merge(*(nest(key, value) for key, value in given(flags).items()))
+    values = merge_settings(stage, config, nested, assignments or ())
+    for model in dict.fromkeys((stage_command.MODELS[stage], keys.MODELS[stage])):
+        settings = validate(keys.import_model(model), values, stage)
     return settings
 
 
 for _command in (*app.registered_commands, *teachers.registered_commands):
-    _command.cls = Once
+    _command.cls = _command.cls if _command.cls is StageCommand else Once
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
@@ -13,6 +14,7 @@ from pipeline.common.config import parse_sections
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import format_clock
 from pipeline.dataset.manifest import MANIFEST, PLAN, DataSet, read_dataset
+from pipeline.generation.heartbeat import Heartbeat, heartbeats
 from pipeline.storage.lease import SINCE, Holder, is_alive, read_holder
 from pipeline.storage.store import Store, is_url, open_store
 from traflow_pipeline import slurm
@@ -21,6 +23,7 @@ from traflow_pipeline.run_settings import CONFIG as RUN
 from trainer.log import parse_line
 from trainer.settings import TrainerConfig
 
+Parts = dict[tuple[int, int], Heartbeat]  # by number, and how many there are
 LOG, CONFIG = "log.jsonl", "config.yaml"
 WATCH_SECONDS = 5.0  # between two looks
 RECENT_LINES = 20  # of a log, whose mean speed counts
@@ -47,8 +50,7 @@ def status_lines(location: str) -> list[str]:
             continue
         if stage in jobs:
             lines.append(f"          {jobs[stage]}")
-        holds_no_lease = stage == "generate" and stage in jobs  # its parts are at work or not, as their job says
-        if not holds_no_lease and open_store(known.location).sizes():
+        if open_store(known.location).sizes():
             lines.append(f"          {folder_status(known.location)}")
     return lines
 
@@ -73,9 +75,10 @@ def folder_status(location: str) -> str:
     """
     store = open_store(location)
     try:
-        sizes, holder = store.sizes(), read_holder(store)
+        sizes, holder, parts = store.sizes(), read_holder(store), Parts()
         if PLAN in sizes and (dataset := read_dataset(store)) is not None:
-            progress, is_complete = _of_data(store, dataset, sizes, holder)
+            parts = heartbeats(store, sizes)
+            progress, is_complete = _of_data(store, dataset, sizes, _workers(holder, parts))
         elif LOG in sizes:
             progress, is_complete = _of_training(store)
         elif METRICS in sizes:
@@ -86,22 +89,40 @@ def folder_status(location: str) -> str:
             raise BadInput(f"{location}: wanted a run, data set, training or report of this program; it holds none")
     except OSError as error:
         raise BadInput(f"{location}: cannot be read ({reason(error)})") from error
-    return f"{location}: {progress}; {_state(store, holder, is_complete)}"
+    return f"{location}: {progress}; {_state(store, holder, parts, is_complete)}"
 
 
-def _state(store: Store, holder: Holder | None, is_complete: bool) -> str:
+def _workers(holder: Holder | None, parts: Parts) -> list[Holder]:
+    """The processes that are at work, as far as is known."""
+    driver = [holder] if holder is not None and is_alive(holder) is not False else []
+    return [*driver, *(part.holder for part in parts.values() if part.is_beating)]
+
+
+def _state(store: Store, holder: Holder | None, parts: Parts, is_complete: bool) -> str:
     if holder is not None and is_alive(holder) is not False:
         return f"running ({holder})"
-    if is_complete:
+    beating = {part: heartbeat for part, heartbeat in parts.items() if heartbeat.is_beating}
+    if is_complete and not beating:
         return "complete"
-    return "running" if _age(store, LOG) < FRESH_SECONDS else "stopped"
+    is_running = beating or _age(store, LOG) < FRESH_SECONDS
+    lost = {part: heartbeat for part, heartbeat in parts.items() if part not in beating}
+    told = [*([_name_parts(beating)] if beating else []), *([f"lost: {_name_parts(lost)}"] if lost else [])]
+    return ("running" if is_running else "stopped") + (f" ({'; '.join(told)})" if told else "")
 
 
-def _of_data(store: Store, dataset: DataSet, sizes: Mapping[str, int], holder: Holder | None) -> tuple[str, bool]:
+def _name_parts(parts: Parts) -> str:
+    """The numbers of `parts`, and the hosts that make them."""
+    numbers = groupby(sorted(parts, key=lambda part: part[::-1]), key=lambda part: part[1])
+    named = [f"part {', '.join(str(number) for number, _ in group)} of {count}" for count, group in numbers]
+    hosts = sorted({heartbeat.holder.host for heartbeat in parts.values()})
+    return f"{'; '.join(named)} on {', '.join(hosts)}"
+
+
+def _of_data(store: Store, dataset: DataSet, sizes: Mapping[str, int], workers: list[Holder]) -> tuple[str, bool]:
     total = len(dataset.plan.shards(dataset.num_records))
     made = [name for name in sizes if name.startswith("shard-") and name.endswith(".json")]
     text = f"data set, {len(made):,} of {total:,} shards"
-    seconds = 0 if holder is None else _elapsed(holder)
+    seconds = max(map(_elapsed, workers), default=0.0)
     if seconds and len(made) < total:
         num_new = sum(_age(store, name) < seconds for name in made)
         text += _pace(num_new * dataset.plan.shard_size / seconds, "samples", (total - len(made)) * seconds, num_new)

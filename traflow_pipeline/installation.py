@@ -5,7 +5,6 @@ Their names are generic, so another distribution, or a file in the working folde
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,12 +35,7 @@ def prepare_threads() -> None:
 
 def describe() -> str:
     """The versions of this program, Python and torch, on one line."""
-    torch = _version("torch")
-    return f"traflow-pipeline {_version('traflow-pipeline')}, Python {platform.python_version()}, torch {torch}"
+    from pipeline.common.environment import installed_version  # after `check_rooms`
 
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "(not installed)"
+    program, torch = (installed_version(name) or "(not installed)" for name in ("traflow-pipeline", "torch"))
+    return f"traflow-pipeline {program}, Python {platform.python_version()}, torch {torch}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.progress import console, say
-from traflow_pipeline.named_code import factories
+from traflow_pipeline.named_code import name_again
 from traflow_pipeline.run import Run, resumable_status, save_run
 from traflow_pipeline.run_settings import CONFIG
 
@@ -82,9 +82,7 @@ def _find_live(client: "JobSubmissionClient", run: Run, stage: str) -> str | Non
 
 
 def _submit(client: "JobSubmissionClient", run: Run, stage: str, after: list[str]) -> str:
-    command = ["traflow-pipeline", "run", run.location, "--only", stage, "--on", "ray"]
-    for key, values in factories(run.sections()).items():  # the cluster's user has not named them yet
-        command += ["--set", f"{key}={','.join(values)}"]
+    command = ["traflow-pipeline", "run", run.location, "--only", stage, "--on", "ray", *name_again(run.sections())]
     for job in after:
         command += ["--after", job]
     return str(client.submit_job(entrypoint=shlex.join(command), metadata=_metadata(run, stage)))

@@ -1,5 +1,7 @@
 """From a path, a URL or a name to what it holds: a student, a teacher or a data set."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,12 +9,15 @@ import torch
 from pipeline.common.config import given, validate
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
+from pipeline.dataset.conditions import Prompts
 from pipeline.dataset.manifest import read_manifest
 from pipeline.flow.solver import Solver
 from pipeline.generation.config import PictureSettings
+from pipeline.networks import DiffusersNetwork, Network
 from pipeline.storage.hashing import file_sha256
 from pipeline.storage.store import open_store
 from pipeline.teachers import loading
+from pipeline.teachers.loading import TeacherSource
 from pipeline.teachers.teacher import Teacher
 from traflow_pipeline.sample_source import SampleSource, of_teacher
 from traflow_pipeline.student_sampler import StudentSampler
@@ -21,24 +26,45 @@ from trainer.checkpoints.model import DEFAULT_WEIGHTS, Model, find_model
 from trainer.distillation.student import Student
 
 
-def load_student(path: str | Path, *, device: str = "auto", weights: str = DEFAULT_WEIGHTS) -> StudentSampler:
+def load_student(
+    path: str | Path, *, device: str = "auto", weights: str = DEFAULT_WEIGHTS, prompts: Sequence[str] | None = None
+) -> StudentSampler:
     """The student at `path`: a run, of which the newest checkpoint counts, a checkpoint, a file of weights, or a URL.
 
-    `device` is auto, cpu, cuda, cuda:1, ...; `weights` is ema, network, or the name of another average.
+    `device` is auto, cpu, cuda, cuda:1, ...; `weights` is ema, network, or the name of another average. A student of
+    prompts draws from `prompts`, by default from those of its training.
 
     Raises:
-        BadInput: no such device, no model, no such weights, damaged ones, or a teacher's.
+        BadInput: no such device, no model, no such weights, damaged ones, or a teacher's; or prompts for a student of
+            none, or whose teacher, which encodes them, has gone.
         WorkFailed: the run at a URL cannot be read.
     """
-    return _sampler_of(find_model(path, weights), pick_device(device))
+    return _sampler_of(find_model(path, weights), pick_device(device), None if prompts is None else tuple(prompts))
 
 
-def _sampler_of(model: Model, device: torch.device) -> StudentSampler:
+def _sampler_of(model: Model, device: torch.device, prompts: str | tuple[str, ...] | None = None) -> StudentSampler:
     if model.info.trains != "student":
         raise BadInput(f"{model.weights}: wanted a student; it is a trained teacher: use load_teacher")
     network = model.load().to(device).requires_grad_(False)
+    settings = "" if prompts is None else _take_prompts(model, network, device, prompts)
     decode = loading.find_decoder(model.info.teacher, device)
-    return StudentSampler(model.folder, model.info, Student(network), device, file_sha256(model.weights), decode)
+    return StudentSampler(
+        model.folder, model.info, Student(network), device, file_sha256(model.weights), decode, settings
+    )
+
+
+def _take_prompts(model: Model, network: Network, device: torch.device, given: str | tuple[str, ...]) -> str:
+    """Let `network` draw from the prompts that are `given`, or in a file; what tells them from others."""
+    if not isinstance(network, DiffusersNetwork) or model.info.teacher is None:
+        raise BadInput(f"{model.weights}: a student without prompts; leave --prompt and --prompts out")
+    source = loading.resolve(model.info.teacher)
+    prompts = source.prompts(given, None)
+    network.conditions = source.encoded(prompts, device)
+    return _told(prompts)
+
+
+def _told(prompts: Prompts | None) -> str:
+    return "" if prompts is None else f", prompts {hashlib.sha256(prompts.dumped()).hexdigest()}"
 
 
 def open_source(
@@ -49,7 +75,7 @@ def open_source(
     steps: int | None = None,
     solver: str | None = None,
     guidance_scale: float = 1.0,
-    prompts: str | None = None,
+    prompts: str | tuple[str, ...] | None = None,
     negative_prompt: str | None = None,
     size: str | None = None,
     device: str = "auto",
@@ -57,7 +83,7 @@ def open_source(
     """What samples are drawn from: the student or trained teacher at `path`, see `load_student`, or a teacher.
 
     A student takes `steps` steps, by default one. A teacher takes `steps` steps of `solver`, by default Euler's; or,
-    without `steps`, those of an adaptive solver, by default dopri5.
+    without `steps`, those of an adaptive solver, by default dopri5. `prompts` is a file of them, or they themselves.
 
     Raises:
         BadInput: see `load_student` and `load_teacher`; both or neither is given; or a setting is not one of its kind.
@@ -71,20 +97,24 @@ def open_source(
             of_teachers = {
                 "--solver": solver,
                 "--guidance-scale": guidance_scale if guidance_scale != 1 else None,
-                "--prompts": prompts,
                 "--negative-prompt": negative_prompt,
                 "--size": size,
             }
             if named := [flag for flag, value in of_teachers.items() if value is not None]:
-                raise BadInput(f"{path}: a student takes --steps only; {named[0]} is a teacher's")
-            return _sampler_of(model, where).source(steps or 1)
+                raise BadInput(f"{path}: a student takes --steps and prompts only; {named[0]} is a teacher's")
+            return _sampler_of(model, where, prompts).source(steps or 1)
         teacher = str(model.weights)
     elif weights != DEFAULT_WEIGHTS:
         raise BadInput(f"--weights {weights}: a teacher has one set of weights; leave --weights out")
     assert teacher is not None
     settings = {"name": solver or ("dopri5" if steps is None else "euler"), "num_steps": steps}
     chosen = validate(Solver, given(settings), "solver")
-    return of_teacher(open_teacher(teacher, where, guidance_scale, prompts, negative_prompt, size), chosen, where)
+    found = loading.resolve(teacher)
+    read = found.prompts(prompts, negative_prompt)
+    guidance = "" if guidance_scale == 1 else f", guidance {guidance_scale:g}"
+    drawn_at = "" if size is None else f", size {size}"
+    opened = _open(found, where, guidance_scale, read, size)
+    return of_teacher(opened, chosen, where, f"{guidance}{_told(read)}{drawn_at}")
 
 
 def open_teacher(
@@ -101,9 +131,14 @@ def open_teacher(
         BadInput: as `load_teacher`; or prompts or a size are missing, wrong, or for another kind of teacher.
     """
     named = loading.resolve(source)
-    conditions = named.encoded(named.prompts(prompts, negative_prompt), device)
+    return _open(named, device, guidance_scale, named.prompts(prompts, negative_prompt), size)
+
+
+def _open(
+    source: TeacherSource, device: torch.device, guidance_scale: float, prompts: Prompts | None, size: str | None
+) -> Teacher:
     sides = None if size is None else validate(PictureSettings, {"size": size}, "--size").size
-    return named.load(device, guidance_scale, size=sides, conditions=conditions)
+    return source.load(device, guidance_scale, size=sides, conditions=source.encoded(prompts, device))
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

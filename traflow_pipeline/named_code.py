@@ -22,6 +22,11 @@ def factories(sections: Mapping[str, Any]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if any(map(_is_factory, values))}
 
 
+def name_again(sections: Mapping[str, Any]) -> list[str]:
+    """The flags with which a job names the factories in `sections`: its machine does not know what the user named."""
+    return [word for key, values in factories(sections).items() for word in ("--set", f"{key}={','.join(values)}")]
+
+
 def remember(sections: Mapping[str, Any]) -> None:
     """Note that the user has named the factories in `sections`."""
     for values in factories(sections).values():

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from eval.config import EvaluateConfig
 from eval.evaluate import check_evaluate, evaluate
+from eval.models import NO_TEACHER
 from eval.on_ray import evaluate_on_ray
 from eval.report import files
 from eval.results import METRICS, Report
@@ -18,12 +19,14 @@ from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
+from pipeline.dataset.plan import Plan
 from pipeline.generation.generate import GenerateConfig, check_generate, generate
 from pipeline.generation.parts import Part, generate_part
 from pipeline.storage.cache import local_copy_of
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import is_url, open_store
 from pipeline.teachers import catalogue
+from pipeline.teachers.loading import resolve
 from traflow_pipeline.named_code import remember, require_named
 from traflow_pipeline.run_settings import (
     CONFIG,
@@ -42,7 +45,7 @@ from trainer.config import TrainConfig
 from trainer.on_ray import check_packages, train_on_ray
 from trainer.train import check_train, train
 
-INPUTS = {"teacher", "images", "reference", "start"}  # keys of files that a run reads
+INPUTS = {"teacher", "images", "reference", "start", "prompts", "clip"}  # keys of files that a run reads
 KEYWORDS = {"digits", "none", "teacher", "scratch"}  # values of these keys that are no paths
 StageConfig = GenerateConfig | TrainConfig | EvaluateConfig
 
@@ -201,8 +204,18 @@ def check_stages(run: Run, on_cluster: bool, address: str | None) -> None:
     if "generate" in to_do and "train" in run.stages:
         _check_growth(run)
     if run.evaluate is not None and "evaluate" in to_do:
-        data = None if run.generate is None else run.generate.out
-        check_evaluate(run.evaluate, None if plan is None else plan.shape, data)
+        _check_evaluate(run.evaluate, run.generate, plan)
+
+
+def _check_evaluate(config: EvaluateConfig, generation: GenerateConfig | None, plan: Plan | None) -> None:
+    """Raises as `check_evaluate` does, with what `generation` and its `plan` say of the samples, if there are any."""
+    if generation is None or plan is None:
+        check_evaluate(config, None, None)
+        return
+    source = resolve(generation.teacher)
+    training = source.prompts(generation.prompts, generation.negative_prompt)
+    teacher = None if config.teacher == NO_TEACHER else source
+    check_evaluate(config, source.shown_shape(plan), generation.out, teacher, training)
 
 
 def _check_growth(run: Run) -> None:

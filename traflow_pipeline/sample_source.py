@@ -8,8 +8,9 @@ import torch
 from eval.sampling.samplers import BATCH_SIZE, Sampler, draw_samples, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.progress import Advance
-from pipeline.flow.noise import Stream, draw_labels
+from pipeline.flow.noise import start_labels
 from pipeline.flow.solver import Solver
+from pipeline.networks import draws_in_turn
 from pipeline.teachers.teacher import Decode, Teacher
 from traflow_pipeline.samples import Samples
 
@@ -31,6 +32,7 @@ class SampleSource:
     device: torch.device
     classes: tuple[int, ...] | None = None  # those that are drawn, where not all were trained
     decode: Decode | None = None  # from latents to what is shown
+    in_turn: bool = False  # whether its labels are prompts, which take turns
     picture_shape: tuple[int, ...] | None = None  # of what is shown, () if that is nothing; None: the samples
 
     @property
@@ -41,7 +43,7 @@ class SampleSource:
     def batches(
         self, indices: range, seed: int, label: int | None = None, advance: Advance = _silent
     ) -> Iterator[Samples]:
-        """The samples `indices` of `seed`, in batches; each of the class `label`, or of one drawn uniformly.
+        """The samples `indices` of `seed`, in batches; each of the class `label`, or of one drawn, see `labels`.
 
         Raises:
             BadInput: `label` is no class.
@@ -58,7 +60,7 @@ class SampleSource:
         """The classes of the samples `indices` of `seed`."""
         if label is not None:
             return [label] * len(indices)
-        return list(map(int, draw_labels(seed, indices, self.num_classes, Stream.EVALUATION_LABEL, self.classes)))
+        return list(map(int, start_labels(seed, indices, self.num_classes, self.classes, self.in_turn)))
 
     def check_label(self, label: int | None) -> None:
         """Raises `BadInput` unless `label` is None or a class."""
@@ -69,7 +71,16 @@ class SampleSource:
 
     def _draw(self, indices: range, seed: int, label: int | None, advance: Advance) -> Iterator[Samples]:
         drawn = draw_samples(
-            self.sampler, self.shape, self.num_classes, seed, indices, BATCH_SIZE, self.device, label, self.classes
+            self.sampler,
+            self.shape,
+            self.num_classes,
+            seed,
+            indices,
+            BATCH_SIZE,
+            self.device,
+            label,
+            self.classes,
+            self.in_turn,
         )
         for batch in drawn:
             if not torch.isfinite(batch.samples).all():
@@ -80,11 +91,11 @@ class SampleSource:
             advance(len(batch.samples))
 
 
-def of_teacher(teacher: Teacher, solver: Solver, device: torch.device) -> SampleSource:
-    """The samples of `teacher` by `solver`."""
+def of_teacher(teacher: Teacher, solver: Solver, device: torch.device, settings: str = "") -> SampleSource:
+    """The samples of `teacher` by `solver`; `settings` tell what else they depend on."""
     return SampleSource(
         name=f"teacher {teacher.name}",
-        identity=f"{teacher.sha256} by {solver}",
+        identity=f"{teacher.sha256} by {solver}{settings}",
         sampler=teacher_sampler(teacher, solver),
         shape=teacher.shape,
         num_classes=teacher.num_classes,
@@ -92,5 +103,6 @@ def of_teacher(teacher: Teacher, solver: Solver, device: torch.device) -> Sample
         device=device,
         classes=teacher.labels,
         decode=teacher.decode,
+        in_turn=draws_in_turn(teacher.network),
         picture_shape=teacher.picture_shape,
     )

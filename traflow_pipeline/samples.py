@@ -70,6 +70,11 @@ def check_drawable(shape: tuple[int, ...]) -> None:
         )
 
 
+def names_folder(path: Path) -> bool:
+    """Whether `path` is a folder, or has no suffix that begins with a letter: "pics_0.5" has none."""
+    return path.is_dir() or not path.suffix[1:2].isalpha()
+
+
 def check_file(path: Path, shape: tuple[int, ...]) -> None:
     """Raises `BadInput` unless samples of `shape` can be saved to a file with the suffix of `path`."""
     if path.suffix in (ARRAY, ARCHIVE, TENSORS):

@@ -42,10 +42,15 @@ def merge_settings(
 def follow_recipe(sections: Mapping[str, dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
     """`sections` whose generate says whether to store velocities: by itself, else as the recipe that reads them needs.
 
-    They double the bytes of a data set, and most recipes never read them.
+    None, with which a config takes back what its base says, is no answer. Velocities double the bytes of a data set,
+    and most recipes never read them.
     """
     data, training = sections.get("generate"), sections.get("train")
-    if not isinstance(data, Mapping) or not isinstance(training, Mapping) or "velocities" in data:
+    if not isinstance(data, Mapping) or data.get("velocities") is not None:
+        return sections
+    data = {key: value for key, value in data.items() if key != "velocities"}
+    sections = {**sections, "generate": data}
+    if not isinstance(training, Mapping):
         return sections
     if training.get("data") not in (None, data.get("out")):
         return sections

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.common.errors import BadInput, WorkFailed, one_line, reason
 from pipeline.common.progress import say
 from pipeline.storage.store import Folder, is_url
+from traflow_pipeline.named_code import name_again
 from traflow_pipeline.run import Run, resumable_status, save_run
 from traflow_pipeline.slurm_config import SlurmConfig
 
@@ -86,12 +87,13 @@ def job_scripts(run: Run) -> dict[str, str]:
     if is_url(run.location):
         raise BadInput(f"--submit slurm: wanted a run in a folder that every node reaches, got {run.location}")
     config = run.slurm or SlurmConfig()
-    return {stage: _script(run.location, stage, config) for stage in run.stages}
+    named = name_again(run.sections())
+    return {stage: _script(run.location, stage, config, named) for stage in run.stages}
 
 
-def _script(location: str, stage: str, config: SlurmConfig) -> str:
+def _script(location: str, stage: str, config: SlurmConfig, named: list[str]) -> str:
     program = [sys.executable, "-m"]
-    work = ["traflow_pipeline", "run", location, "--only", stage]
+    work = ["traflow_pipeline", "run", location, "--only", stage, *named]
     command = f"{SRUN} {shlex.join([*program, *work])}"
     options = [f"--cpus-per-task={config.cpus}", f"--gpus-per-node={min(config.gpus, 1)}"]
     if stage == "generate":
@@ -165,7 +167,7 @@ def _live_states() -> dict[str, list[str]]:
     """
     states: dict[str, list[str]] = {}
     for line in _ask("squeue", "--me", "--noheader", "--array", "--format=%F %T").splitlines():
-        job, state = line.split()
+        job, _, state = line.partition(" ")
         states.setdefault(job, []).append(state)
     return states
 
@@ -200,9 +202,12 @@ def _submit(folder: Folder, stage: str, script: str, after: str) -> str:
     folder.write(name, script.encode())
     dependency = [f"--dependency=afterok:{after}"] if after else []
     try:
-        return _ask("sbatch", "--parsable", *dependency, str(folder.path / name)).strip().partition(";")[0]
+        job = _ask("sbatch", "--parsable", *dependency, str(folder.path / name)).strip().partition(";")[0]
     except WorkFailed as error:
         raise WorkFailed(f"{stage}: {error}") from error
+    if not job.isdecimal():
+        raise WorkFailed(f"{stage}: wanted the number of a job from sbatch; it said {job!r}")
+    return job
 
 
 def _read_jobs(location: str) -> dict[str, str]:

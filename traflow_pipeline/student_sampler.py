@@ -9,7 +9,7 @@ import torch
 
 from eval.sampling.samplers import student_sampler
 from pipeline.common.errors import BadInput
-from pipeline.networks import picture_shape
+from pipeline.networks import draws_in_turn, num_labels, picture_shape
 from pipeline.teachers.classes import trained_labels
 from pipeline.teachers.teacher import Decode
 from traflow_pipeline.sample_source import SampleSource
@@ -30,6 +30,7 @@ class StudentSampler:
     device: torch.device
     weights_sha256: str
     decode: Decode | None = None  # of latents
+    settings: str = ""  # what else samples depend on
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -43,8 +44,8 @@ class StudentSampler:
 
     @property
     def num_classes(self) -> int:
-        """0 for an unconditional student."""
-        return self.student.network.config.num_classes
+        """Or of prompts; 0 for an unconditional student."""
+        return num_labels(self.student.network)
 
     @property
     def classes(self) -> tuple[int, ...] | None:
@@ -56,9 +57,10 @@ class StudentSampler:
     ) -> Samples:
         """Samples `first` to `first + n - 1` of `seed`, from the noise of `traflow-pipeline sample` and `evaluate`.
 
-        TraFlow's Algorithm 1 (arXiv 2502.16972) on `steps` even steps, an evaluation each, or down the times given,
-        from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else is drawn, and has
-        the class `label`, or one drawn uniformly.
+        TraFlow's Algorithm 1 (arXiv 2502.16972) in `steps` steps, spaced as its recipe says, an evaluation each, or
+        down the times given, from info.t_start to info.t_end. Sample i of a seed begins at the same noise whatever else
+        is drawn, and has the class `label`, or one drawn uniformly; prompts take turns, and `label` is the number of
+        one.
 
         Raises:
             BadInput: a number, seed, label or times out of range.
@@ -82,10 +84,10 @@ class StudentSampler:
         Raises:
             BadInput: the times do not fall from info.t_start to info.t_end.
         """
-        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end)
+        sampler = student_sampler(self.student, steps, self.info.t_start, self.info.t_end, self.info.step_shift)
         return SampleSource(
             name=str(self.checkpoint),
-            identity=f"{self.weights_sha256} by {sampler.title}",
+            identity=f"{self.weights_sha256} by {sampler.title}{self.settings}",
             sampler=sampler,
             shape=self.shape,
             num_classes=self.num_classes,
@@ -93,6 +95,7 @@ class StudentSampler:
             device=self.device,
             classes=self.classes,
             decode=self.decode,
+            in_turn=draws_in_turn(self.student.network),
             picture_shape=self.picture_shape,
         )
 

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from pipeline.networks import NetworkConfig
 from pipeline.networks.diffusers.adapter import AdapterConfig
+from trainer import settings
 from trainer.distillation.recipes import Recipe, RecipeSource, load_recipe
 from trainer.settings import TrainerConfig as TrainerConfig
 from trainer.settings import TrainSettings
@@ -20,6 +21,8 @@ class TrainConfig(TrainSettings):
     the user's cache.
     """
 
-    recipe: RecipeSource = Field(default_factory=lambda: Recipe.model_validate(load_recipe("anchored")))
-    network: NetworkConfig | None = None
-    lora: AdapterConfig | None = Field(default=None, exclude_if=lambda lora: lora is None)
+    recipe: RecipeSource = Field(
+        default_factory=lambda: Recipe.model_validate(load_recipe("anchored")), description=settings.RECIPE
+    )
+    network: NetworkConfig | None = Field(default=None, description=settings.NETWORK)
+    lora: AdapterConfig | None = Field(default=None, exclude_if=lambda lora: lora is None, description=settings.LORA)

@@ -1,6 +1,5 @@
 """`train --dry-run`: measure the memory and time of a training on a few steps; nothing is written."""
 
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.common.config import resolved
-from pipeline.common.device import pick_device
+from pipeline.common.device import peak_memory_bytes, pick_device
 from pipeline.common.progress import format_bytes, format_seconds
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
@@ -73,15 +72,11 @@ def _measure(config: TrainConfig, ranks: Ranks) -> DryRun:
         seconds.append(time.perf_counter() - started)
     task.stream.close()
     count = sum(parameter.numel() for parameter in task.network.parameters())
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return DryRun(
         config=config,
         init_source=task.init_source,
         num_parameters=count,
         state_bytes=count * 4 * (4 + len(settings.ema)),
-        peak_bytes=peak,
+        peak_bytes=peak_memory_bytes(device),
         seconds_per_step=sorted(seconds[1:])[NUM_STEPS // 2],
     )

@@ -1,6 +1,7 @@
 """The log of a training: JSON lines, and on request TensorBoard and Weights & Biases."""
 
 import json
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +74,10 @@ def check_sinks(config: TrainConfig) -> None:
 
 
 class JsonLog:
-    """Appends to `path`; lines of steps after `start_step`, left by a run that was killed, are dropped first."""
+    """Appends to `path`, with the time in Unix seconds; lines of steps after `start_step` are dropped first.
+
+    A run that was killed left them.
+    """
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
@@ -82,7 +86,7 @@ class JsonLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
 
     def pictures(self, step: int, rows: dict[str, Images]) -> None:
         """Pictures are not logged as text."""

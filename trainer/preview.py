@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.common import image_grid
 from pipeline.common.image_grid import Images, has_pictures, num_shown, to_pictures
 from pipeline.flow.noise import draw_start
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times, uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks import Network, picture_shape
 from pipeline.teachers.classes import trained_labels
@@ -32,7 +32,7 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
     if config.recipe.trains == "student":
         student = Student(network)
         for steps in FEW_STEPS:
-            times = uniform_times(steps, provenance.t_start, provenance.t_end)
+            times = step_times(steps, provenance.t_start, provenance.t_end, config.recipe.step_shift)
             rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
     else:
         start = network.config.t_start

@@ -210,7 +210,7 @@ def _check_trainable(network: FlowNetworkConfig) -> None:
 def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
     """The next rectified flow, from the network of the one before, or from scratch."""
     data, teacher, provenance = _open_data(config)
-    config = _completed(config, data.plan)
+    config = completed(config, data.plan)
     network_config = _network_config(config, teacher).for_training(second_time=False)
     _check_trainable(network_config)
     _check_fits(network_config, data.plan)
@@ -227,7 +227,7 @@ def _prepare_reflow(config: TrainConfig, device: torch.device) -> Task:
 
 def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     data, teacher, provenance = _open_data(config)
-    config = _completed(config, data.plan)
+    config = completed(config, data.plan)
     student, init_source = _init_student(config, data.plan, teacher, provenance)
     if not isinstance(student.network, DiffusersNetwork):
         _refuse_large(config)
@@ -274,6 +274,7 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
     store = open_store(config.data)
     manifest = read_manifest(store)
     plan = manifest.plan
+    config = completed(config, plan)
     if manifest.num_records == 0:
         raise BadInput(
             f"{config.data}: wanted trajectories; its manifest is empty: run traflow-pipeline generate again"
@@ -308,22 +309,21 @@ def _trained_classes(plan: Plan, teacher: Teacher) -> tuple[TrainedClass, ...]:
     return tuple(known.get(label, TrainedClass(label=label)) for label in plan.classes)
 
 
-def _completed(config: TrainConfig, plan: Plan) -> TrainConfig:
-    if config.network is None:
-        return config
-    network = _complete(config.network, plan.shape, plan.num_classes)
-    return config.model_copy(update={"network": network})
+def completed(config: TrainConfig, plan: Plan) -> TrainConfig:
+    """`config` with the recipe and the network that fit data of `plan`."""
+    network = config.network and _complete(config.network, plan.shape, plan.num_classes)
+    return config.model_copy(update={"recipe": config.recipe.fitting(plan), "network": network})
 
 
 def check_plan(config: TrainConfig, plan: Plan) -> None:
     """Raises `BadInput` if the recipe needs what data of `plan` lack, files that are missing, or another network."""
+    config = completed(config, plan)
     if lack := config.recipe.lack(plan):
         raise BadInput(f"recipe {config.recipe.name} {lack}; {config.data} was made without")
     for term in config.recipe.terms:
         term.prepare(plan.shape)
-    network = _completed(config, plan).network
-    if network is not None:
-        _check_fits(network, plan)
+    if config.network is not None:
+        _check_fits(config.network, plan)
 
 
 def _load_teacher(config: TrainConfig, recorded: str, plan: Plan, store: Store) -> tuple[TeacherSource, Teacher]:

@@ -85,10 +85,7 @@ def take_step(
         group["lr"] = learning_rate(settings, step)
     if config.recipe.begins_phase(step, settings.num_steps):
         begin_phase(state)
-    trained: list[tuple[nn.Module, torch.optim.Optimizer]] = [
-        (state.network, state.optimizer),
-        *_own_networks(state, phase),
-    ]
+    trained = [*_trained(state, phase, step)]
     for _, optimizer in trained:
         optimizer.zero_grad()
     losses = backward(config, ranks, objective, phase, given, step, scaler)
@@ -99,8 +96,10 @@ def take_step(
     return torch.cat([losses, norms[0].detach().reshape(1)])
 
 
-def _own_networks(state: State, phase: Phase) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
-    """What the terms of `phase` train, with its optimisers."""
+def _trained(state: State, phase: Phase, step: int) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
+    """What takes `step`, with its optimiser: the student, if it is its turn, and what the terms of `phase` train."""
+    if phase.trains_student(step):
+        yield state.network, state.optimizer
     for term in phase.training:
         companion = state.owned[term.title]
         assert companion.optimizer is not None
@@ -141,7 +140,7 @@ def backward(
             caches, dtype = settings.parallel == "ddp", PRECISIONS[settings.precision]
             with torch.autocast(device.type, dtype, settings.precision != "fp32", caches):
                 values = objective(phase, mine.batch, mine.draws)
-            total = weighted(phase, values) / settings.accumulate
+            total = weighted(phase, values, phase.trains_student(step)) / settings.accumulate
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         losses += values.detach() / settings.accumulate
     return losses

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.common.config import differences, write_resolved
+from pipeline.common.device import machine, peak_memory_bytes
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
 from pipeline.common.progress import bar, say
@@ -36,7 +38,7 @@ from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.kernels import check_kernels, choose_kernels, compiles
 from trainer.log import Log, check_sinks, open_log
-from trainer.setup import INITS, Task, check_plan, find_begun, prepare, read_input
+from trainer.setup import INITS, Task, check_plan, completed, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
 CPU = torch.device("cpu")
@@ -98,8 +100,8 @@ def _shares_evenly(config: TrainConfig, world: int, accumulate: int) -> bool:
 
 
 def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Sequence[Lease]) -> Path:
-    settings, recipe, device = config.trainer, config.recipe, ranks.device
     config = task.config
+    settings, recipe, device = config.trainer, config.recipe, ranks.device
     network, state = task.network, initial_state(config, task.network, device, task.owned, _layer(config, ranks))
     is_sharded = _is_sharded(config, ranks.world)
     _pull(config, ranks)
@@ -118,8 +120,9 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
         network.compile()
     objective: nn.Module = Objective(network, state.averages[0].network, task.teacher, task.owned)
     if ranks.world > 1 and not is_sharded:
-        # A network that a term owns is not used in the phases without the term.
-        unused = bool(task.owned) and len(recipe.phases) > 1
+        # A network that a term owns is not used in the phases without the term, nor the student out of its turn.
+        rests = any(phase.student_every > 1 for phase in recipe.phases)
+        unused = bool(task.owned) and (rests or len(recipe.phases) > 1)
         objective = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
     read = partial(read_input, config, task, ranks)
     pending: list[Tensor] = []
@@ -146,7 +149,16 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 now = time.monotonic()
                 rate = len(pending) * settings.batch_size / (now - last)
                 stall, batches.stall_seconds = batches.stall_seconds / (now - last), 0.0
-                log.write(step, **means, images_per_second=rate, stall=stall, lr=state.optimizer.param_groups[0]["lr"])
+                log.write(
+                    step,
+                    **means,
+                    **total_loss(phase, means),
+                    images_seen=step * settings.batch_size,
+                    images_per_second=rate,
+                    stall=stall,
+                    memory_bytes=peak_memory_bytes(device),
+                    lr=state.optimizer.param_groups[0]["lr"],
+                )
                 shown = ", ".join(f"{t.title} {means[t.title]:.2e}" for t in phase.terms if t.title in means)
                 advance(len(pending), f"{rate:.0f} images/s, {shown}")
                 pending, last = [], now
@@ -155,7 +167,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
                 if (save or asked or due) and ranks.is_first:
                     for lease in leases:
                         lease.check()
-                    _save(config, task, state, contents, step, log, has_snapshot=save or asked)
+                    _save(config, task, ranks, state, contents, step, log, has_snapshot=save or asked)
                     last = time.monotonic()
                 saved = time.monotonic() if save or due else saved
                 ranks.wait()
@@ -203,6 +215,7 @@ def _finish(config: TrainConfig, ranks: Ranks) -> Path:
 def _save(
     config: TrainConfig,
     task: Task,
+    ranks: Ranks,
     state: State,
     contents: Mapping[str, Contents],
     step: int,
@@ -213,7 +226,10 @@ def _save(
         step=step,
         trains=config.recipe.trains,
         recipe=config.recipe.name,
+        step_shift=config.recipe.step_shift,
         config=config.model_dump(mode="json"),
+        environment=Environment.here(machine(ranks.device)),
+        ranks=ranks.world,
         **vars(task.provenance),
     )
     checkpoint.save(config.out, info, contents, config.trainer.keep_checkpoints)
@@ -226,6 +242,12 @@ def _save(
             say(f"warning: {error}; trying again with the next checkpoint")
     if log.takes_pictures and config.trainer.parallel == "ddp" and preview.can_draw(state.network):
         log.pictures(step, preview.draw(config, state.averages[0].network, task.provenance))
+
+
+def total_loss(phase: Phase, means: Mapping[str, float]) -> dict[str, float]:
+    """What `phase` minimises, as "loss"; nothing where every step was skipped, so that there are no `means`."""
+    pairs = zip(phase.weights, phase.titles, strict=True)
+    return {"loss": sum(weight * means[title] for weight, title in pairs)} if means.keys() >= {*phase.titles} else {}
 
 
 def _formula(phase: Phase) -> str:
@@ -257,6 +279,7 @@ def check_train(config: TrainConfig, plan: Plan | None, begun: CheckpointInfo | 
         find_model(config.start)
     if plan is not None:
         check_plan(config, plan)
+        config = completed(config, plan)
     if begun is not None:
         check_same(config, begun, {})
 
@@ -296,8 +319,8 @@ def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, 
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
         raise BadInput(
-            f"{config.out} holds another run ({fields}); choose another --out, there with --set "
-            f"start={quote(str(config.out))} to train on from its weights, or ask for that run"
+            f"{config.out} holds another run ({fields}); choose another --out, there with "
+            f"--start {quote(str(config.out))} to train on from its weights, or ask for that run"
         )
     if config.trainer.num_steps < info.step:
         raise BadInput(
@@ -316,8 +339,8 @@ def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
     rate = learning_rate(settings, info.step)
     say(
         f"note: {settings.num_steps:,} steps instead of {planned:,}: the schedule and the phases are those of "
-        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with --set "
-        f"start={quote(str(config.out))} has a schedule of its own"
+        f"{settings.num_steps:,} steps from here on, at a learning rate of {rate:.2g}; a new run with "
+        f"--start {quote(str(config.out))} has a schedule of its own"
     )
 
 
@@ -354,7 +377,10 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     trainer = {k: v for k, v in config["trainer"].items() if k not in FREE}
     elsewhere = {"out", "device", "data", "images", "teacher", "mirror", "tensorboard", "wandb"}
     start = config["start"] if config["start"] in INITS else "the weights of a model"
-    return {k: v for k, v in config.items() if k not in elsewhere} | {"trainer": trainer, "start": start}
+    # The phases alone train; a recipe's other keys choose it, or how its student is sampled.
+    recipe = {k: v for k, v in config["recipe"].items() if k not in {"step_shift", "in_few_dimensions"}}
+    decisive = {k: v for k, v in config.items() if k not in elsewhere}
+    return decisive | {"trainer": trainer, "start": start, "recipe": recipe}
 
 
 def mean_losses(

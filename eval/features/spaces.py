@@ -42,6 +42,7 @@ MAX_VALUES = 4096  # of an array, in the space of values: a covariance of 134 MB
 # Per channel of ImageNet's images in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+RGB = tuple[float, float, float]
 Features = NDArray[np.float32]  # [N, D]
 Resize = Callable[[NDArray[np.uint8]], NDArray[Any]]  # [H, W, 3] -> [S, S, 3] in [0, 255], the network's size
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # [B, 3, S, S] -> features [B, D], probabilities [B, K]
@@ -86,38 +87,50 @@ class FeatureSpace:
 
 
 def load_space(name: str, device: torch.device) -> FeatureSpace:
-    """The space called `name` in `FEATURES`, or the one that "module:factory" returns for `device`.
+    """The space called `name` in `FEATURES`, of a digit classifier's file, or that "module:factory" returns.
 
     Raises:
-        BadInput: the name is unknown, or the factory fails or returns something else.
+        BadInput: the name is unknown, the file is no classifier's, or the factory fails or returns something else.
         Unavailable: the network's weights or package are missing and cannot be downloaded.
     """
     if name in FEATURES:
         return FEATURES[name](device)
+    if name.endswith(".safetensors"):
+        return classifier(Path(name), device)
     if ":" in name:
         return _from_factory(name, device)
     raise BadInput(
-        f"no features {name!r}: wanted one of {', '.join(FEATURES)}, or module:factory{suggest(name, FEATURES)}"
+        f"no features {name!r}: wanted one of {', '.join(FEATURES)}, a digit classifier's .safetensors file, or "
+        f"module:factory{suggest(name, FEATURES)}"
     )
 
 
 def digits(device: torch.device) -> FeatureSpace:
     """The 64 hidden units of the embedded digit classifier."""
-    classifier = digit_classifier.load().to(device)
+    return replace(
+        classifier(digit_classifier.WEIGHTS, device),
+        name="digits",
+        title=f"the embedded digit classifier, {digit_classifier.NUM_FEATURES} features",
+    )
+
+
+def classifier(path: Path, device: torch.device) -> FeatureSpace:
+    """The 64 hidden units of a digit classifier that `eval.features.digit_classifier` trained."""
+    network = digit_classifier.load(path).to(device)
 
     def extract(images: NDArray[np.uint8]) -> Extracted:
         batches = [images[start : start + DIGITS_BATCH_SIZE] for start in range(0, len(images), DIGITS_BATCH_SIZE)]
         with torch.no_grad():
-            features = [classifier.features(torch.from_numpy(to_float(batch)).to(device)) for batch in batches]
+            features = [network.features(torch.from_numpy(to_float(batch)).to(device)) for batch in batches]
         return Extracted(torch.cat(features).cpu().numpy())
 
     return FeatureSpace(
-        name="digits",
-        title=f"the embedded digit classifier, {digit_classifier.NUM_FEATURES} features",
+        name="classifier",
+        title=f"a classifier of digits of {network.size}x{network.size}, {digit_classifier.NUM_FEATURES} features",
         resizer="none",
-        sha256=file_sha256(digit_classifier.WEIGHTS),
+        sha256=file_sha256(path),
         extract=extract,
-        shape=(1, 8, 8),
+        shape=(1, network.size, network.size),
     )
 
 
@@ -195,7 +208,7 @@ def dinov2(device: torch.device) -> FeatureSpace:
     network = _vision_transformer(path).to(device)
 
     def extract(x: Tensor) -> tuple[Tensor, None]:
-        return network(pixel_values=_standardised(x)).pooler_output, None
+        return network(pixel_values=standardised(x)).pooler_output, None
 
     return FeatureSpace(
         name="dinov2",
@@ -221,7 +234,7 @@ def squeezenet(device: torch.device) -> FeatureSpace:
         title="SqueezeNet 1.1, 512 features",
         resizer=IMAGENET_RESIZER,
         sha256=file_sha256(path),
-        extract=Extractor(_to_imagenet, lambda x: (network(_standardised(x)).mean((2, 3)), None), device),
+        extract=Extractor(_to_imagenet, lambda x: (network(standardised(x)).mean((2, 3)), None), device),
     )
 
 
@@ -300,10 +313,10 @@ def _to_imagenet(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def _standardised(x: Tensor) -> Tensor:
-    """[B, 3, S, S] in [0, 255] as networks of ImageNet take it."""
-    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x / 255 - mean) / std
+def standardised(x: Tensor, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> Tensor:
+    """[B, 3, S, S] in [0, 255] as networks take it that were trained on images of this `mean` and `std` in [0, 1]."""
+    means, stds = (torch.tensor(values, device=x.device)[:, None, None] for values in (mean, std))
+    return (x / 255 - means) / stds
 
 
 def _torchscript(device: torch.device, resize_inside: bool) -> tuple[Any, str]:

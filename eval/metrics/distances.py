@@ -35,6 +35,17 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class ReferenceSize:
+    """How much a reference's statistics in one feature space hold, which may be known before they are."""
+
+    space: str  # its name
+    num_features: int
+    num_kept: int | None  # images whose features are kept; None if only moments are known
+    num_images: int | None  # None if the statistics do not say
+    is_teacher: bool = False  # its own samples, so that no distance has a published name
+
+
+@dataclass(frozen=True)
 class ReferenceStats:
     """The reference's statistics in one feature space."""
 
@@ -42,6 +53,12 @@ class ReferenceStats:
     moments: Moments
     features: Features | None  # of at most MAX_MANIFOLD_SIZE images; None if only moments are known
     num_images: int | None  # None if the statistics do not say
+    is_teacher: bool = False
+
+    @property
+    def size(self) -> ReferenceSize:
+        num_kept = None if self.features is None else len(self.features)
+        return ReferenceSize(self.space, len(self.moments.mean), num_kept, self.num_images, self.is_teacher)
 
 
 class RunningMoments:
@@ -74,6 +91,11 @@ def moments(features: Features) -> Moments:
     running = RunningMoments()
     running.add(features)
     return running.result()
+
+
+def teacher_stats(space: str, features: Features) -> ReferenceStats:
+    """Statistics of the features [N, D] of the teacher's own samples, as a reference."""
+    return ReferenceStats(space, moments(features), features[kept_rows(len(features))], len(features), is_teacher=True)
 
 
 def frechet_distance(a: Moments, b: Moments, device: torch.device = CPU) -> float:
@@ -283,6 +305,7 @@ PUBLISHED = {
     ("kd", "inception-torch"): ("kid-torch", "KID (legacy PyTorch)"),
     ("is", "inception-tf"): ("is", "Inception Score"),
 }
+DISTANCES = ("w2", "energy", "fd", "kd")  # that a published name says to be to data
 HEADINGS = {
     "w2": "Wasserstein distance",
     "energy": "energy distance",
@@ -295,13 +318,16 @@ HEADINGS = {
 }
 
 
-def columns(space: str, has_features: bool, has_probabilities: bool) -> list[Metric]:
-    """The metrics in `space`, given whether the reference has features and the samples have probabilities."""
+def columns(space: str, has_features: bool, has_probabilities: bool, is_teacher: bool = False) -> list[Metric]:
+    """The metrics in `space`, given whether the reference has features and the samples have probabilities.
+
+    `is_teacher`: the reference is the teacher's own samples.
+    """
     return [
         Metric(key=key, heading=heading, space=space, lower_is_better=group.lower_is_better)
         for group in _groups(space)
         if _is_available(group, has_features, has_probabilities)
-        for key, heading in _names(group, space)
+        for key, heading in _names(group, space, is_teacher)
     ]
 
 
@@ -312,34 +338,36 @@ def score(
     scores: dict[str, float] = {}
     for group in _groups(reference.space)[: 1 if distance_only else None]:
         is_available = _is_available(group, reference.features is not None, sample.probabilities is not None)
-        if is_available and not _shortage(group, len(sample.features), reference):
-            keys = [key for key, _ in _names(group, reference.space)]
+        if is_available and not _shortage(group, len(sample.features), reference.size):
+            keys = [key for key, _ in _names(group, reference.space, reference.is_teacher)]
             scores.update(zip(keys, group.compute(sample, reference, device), strict=True))
     return scores
 
 
-def not_computed(num_samples: int, reference: ReferenceStats) -> list[NotComputed]:
+def not_computed(num_samples: int, reference: ReferenceSize) -> list[NotComputed]:
     """The metrics that `score` leaves out for `num_samples` samples, with the reasons."""
     missing = []
     for group in _groups(reference.space):
         reason = (
             "the reference holds only statistics: give its images"
-            if group.needs == "features" and reference.features is None
+            if group.needs == "features" and reference.num_kept is None
             else _shortage(group, num_samples, reference)
         )
         if reason:
-            missing.append(NotComputed(metrics=tuple(key for key, _ in _names(group, reference.space)), reason=reason))
+            names = _names(group, reference.space, reference.is_teacher)
+            missing.append(NotComputed(metrics=tuple(key for key, _ in names), reason=reason))
     return missing
 
 
-def cautions(num_samples: int, reference: ReferenceStats) -> list[str]:
+def cautions(num_samples: int, reference: ReferenceSize) -> list[str]:
     """A warning for each set that is too small for the Fréchet distance, because its covariance is singular."""
-    num_features = len(reference.moments.mean)
-    heading = PUBLISHED.get(("fd", reference.space), ("", HEADINGS["fd"]))[1]
+    num_features = reference.num_features
+    num_others = None if reference.is_teacher else reference.num_images  # the teacher's are as many as the samples
+    _, heading = _name("fd", reference.space, reference.is_teacher)
     return [
         f"{heading} in {reference.space}: {count} {what} do not span {num_features} features, so their covariance is "
         f"singular and the figure is not comparable with others: take at least {num_features + 1}"
-        for count, what in ((num_samples, "samples"), (reference.num_images, "images of the reference"))
+        for count, what in ((num_samples, "samples"), (num_others, "images of the reference"))
         if count is not None and count <= num_features
     ]
 
@@ -362,9 +390,9 @@ def _spread(num_rows: int, count: int) -> NDArray[np.int64]:
     return np.arange(num_kept, dtype=np.int64) * num_rows // num_kept
 
 
-def metric_keys(spaces: Iterable[str]) -> tuple[str, ...]:
+def metric_keys(spaces: Iterable[str], is_teacher: bool = False) -> tuple[str, ...]:
     """The keys of every metric in the feature spaces of these names."""
-    return tuple(metric.key for space in spaces for metric in columns(space, True, True))
+    return tuple(metric.key for space in spaces for metric in columns(space, True, True, is_teacher))
 
 
 def _groups(space: str) -> list[MetricGroup]:
@@ -376,15 +404,22 @@ def _is_available(group: MetricGroup, has_features: bool, has_probabilities: boo
     return {"moments": True, "features": has_features, "probabilities": has_probabilities}[group.needs]
 
 
-def _names(group: MetricGroup, space: str) -> list[tuple[str, str]]:
+def _names(group: MetricGroup, space: str, is_teacher: bool) -> list[tuple[str, str]]:
     """(key, heading) of each metric."""
-    return [PUBLISHED.get((name, space)) or (f"{name}-{space}", HEADINGS[name]) for name in group.names]
+    return [_name(name, space, is_teacher) for name in group.names]
 
 
-def _shortage(group: MetricGroup, num_samples: int, reference: ReferenceStats) -> str:
+def _name(name: str, space: str, is_teacher: bool) -> tuple[str, str]:
+    published = None if is_teacher and name in DISTANCES else PUBLISHED.get((name, space))
+    if published is not None:
+        return published
+    return f"{name}-{space}", HEADINGS[name] + (" to teacher" if is_teacher and name in DISTANCES else "")
+
+
+def _shortage(group: MetricGroup, num_samples: int, reference: ReferenceSize) -> str:
     """The reason if there are too few samples or reference images; else empty."""
     counts = [(num_samples, "samples")]
-    if group.needs == "features" and reference.features is not None:
-        counts.append((len(reference.features), "images of the reference"))
+    if group.needs == "features" and reference.num_kept is not None:
+        counts.append((reference.num_kept, "images of the reference"))
     count, what = min(counts)
     return f"wanted at least {group.num_needed} {what}; there are {count}" if count < group.num_needed else ""

@@ -23,11 +23,11 @@ from eval.features import spaces, weights
 from eval.features.spaces import Features, FeatureSpace
 from eval.features.weights import Unavailable
 from eval.metrics import distances
-from eval.metrics.distances import Moments, ReferenceStats, RunningMoments
+from eval.metrics.distances import Moments, ReferenceSize, ReferenceStats, RunningMoments
 from eval.results import NotComputed
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput, one_line, reason
-from pipeline.common.image_grid import to_bytes
+from pipeline.common.image_grid import Images, to_bytes
 from pipeline.common.progress import bar, say
 from pipeline.dataset.manifest import PLAN, Manifest, read_manifest
 from pipeline.dataset.reader import BlockReader
@@ -50,6 +50,7 @@ BLOCKS_AHEAD = 8  # blocks of a data set to prefetch
 
 # EDM's and ADM's statistics are of Inception's features after TensorFlow's resizing.
 STATISTICS_SPACE = "inception-tf"
+TEACHER = "teacher"  # the source of the teacher's own samples
 CLEAN_FID = "cleanfid:"
 CLEAN_FID_STATISTICS = "https://www.cs.cmu.edu/~clean-fid/stats"
 CLEAN_FID_MODES = {"inception": "clean", "inception-tf": "legacy_tensorflow", "inception-torch": "legacy_pytorch"}
@@ -63,6 +64,13 @@ class OpenedReference:
     stats: dict[str, ReferenceStats]
     not_computed: tuple[NotComputed, ...] = ()  # metrics in feature spaces without statistics
     notes: tuple[str, ...] = ()  # for the report
+    images: Images | None = None  # uint8 [N, C, H, W], of an image set
+    awaited: tuple[ReferenceSize, ...] = ()  # statistics of samples that the evaluation draws
+
+    @property
+    def sizes(self) -> dict[str, ReferenceSize]:
+        """What is known of its statistics, keyed by feature space."""
+        return {size.space: size for size in (*(stats.size for stats in self.stats.values()), *self.awaited)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class ImageBatches:
     sha256: str
     data_range: tuple[float, float] | None
     batches: Iterator[NDArray[Any]]
+    images: Images | None = None  # all of them, uint8, where they lie in memory or in a mapped file
 
 
 def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:
@@ -101,12 +110,33 @@ def open_reference(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReferen
         return _open_statistics(source, spaces, has_images=any(key in keys for key in NPZ_KEYS))
     images = open_images(source)
     stats = _compute_stats(source, images, spaces)
-    return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces))
+    return OpenedReference(_describe(source, images), stats, notes=_notes(images.shape, spaces), images=images.images)
+
+
+def await_teacher(
+    identity: str, num_samples: int, shape: tuple[int, ...], spaces: Sequence[FeatureSpace]
+) -> OpenedReference:
+    """The `num_samples` samples of `shape` that the teacher's own solver is to draw; `identity` says which."""
+    _check_distinct(spaces)
+    black = np.zeros((1, *shape), np.uint8)
+    num_kept = len(distances.kept_rows(num_samples))
+    reference = results.Reference(
+        source=TEACHER,
+        title="the teacher's own samples from the same noise",
+        num_images=num_samples,
+        shape=shape,
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+    )
+    awaited = [
+        ReferenceSize(space.name, space.extract(black).features.shape[1], num_kept, num_samples, is_teacher=True)
+        for space in spaces
+    ]
+    return OpenedReference(reference, {}, notes=_notes(shape, spaces), awaited=tuple(awaited))
 
 
 def check_reference(source: str) -> None:
     """Raises `BadInput` unless `source` can be a reference; what exists may be large and is not read whole."""
-    if source.startswith(CLEAN_FID) or "://" in source:
+    if source == TEACHER or source.startswith(CLEAN_FID) or "://" in source:
         return
     if Path(source).exists():
         _read_keys(Path(source))
@@ -189,7 +219,8 @@ def _open_image_set(source: str) -> ImageBatches:
     data_range = image_set.data_range if image_set.images.dtype == np.uint8 else None
     digest = hashlib.sha256(f"{image_set.images.shape}".encode())
     digest.update(image_set.images.data)
-    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), data_range, batches)
+    images = image_set.images if image_set.images.dtype == np.uint8 else None
+    return ImageBatches(image_set.name, num_images, image_set.shape, digest.hexdigest(), data_range, batches, images)
 
 
 def _open_data_set(source: str) -> ImageBatches:
@@ -391,7 +422,8 @@ def _open_statistics(source: str, spaces: Sequence[FeatureSpace], has_images: bo
         sha256=_digest([path]),
     )
     reason = f"holds only statistics, which are of {STATISTICS_SPACE}"
-    return OpenedReference(reference, stats, _list_not_computed(source, stats, spaces, reason), notes)
+    not_computed = _list_not_computed(source, stats, spaces, reason)
+    return OpenedReference(reference, stats, not_computed, notes, None if images is None else images.images)
 
 
 def _open_clean_fid(source: str, spaces: Sequence[FeatureSpace]) -> OpenedReference:

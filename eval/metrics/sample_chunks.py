@@ -5,6 +5,7 @@ the CPU resizes the images of the one before. Once a range is scored, its chunks
 """
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.features.clip import Clip
 from eval.features.spaces import Extracted, FeatureSpace
 from eval.sampling.samplers import Sampler, draw_samples
 from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import to_bytes
 from pipeline.common.progress import Advance
+from pipeline.flow.noise import start_labels
 from pipeline.storage.work_folder import WorkFolder
 from trainer.data.npz import open_npz
 from trainer.data.pictures import UNREADABLE
 from trainer.distributed import Ranks
 
+KEPT = ("samples", "latents")  # the arrays of a chunk that only the first one keeps
 CHUNK_SAMPLES = 1024  # at least; whole batches
+MAX_CHUNK_BYTES = 2**30  # of its samples in memory: of larger ones a chunk has fewer
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,22 @@ class SamplingSettings:
     batch_size: int
     spaces: Mapping[str, FeatureSpace]
     classes: tuple[int, ...] | None = None  # to draw labels of; None: all
+    in_turn: bool = False  # whether labels are prompts, which take turns
+    clip: Clip | None = None  # whose score every row has
 
     @property
     def chunk_size(self) -> int:
-        return -(-CHUNK_SAMPLES // self.batch_size) * self.batch_size
+        num_samples = min(CHUNK_SAMPLES, MAX_CHUNK_BYTES // (4 * max(math.prod(self.picture_shape), 1)))
+        return max(-(-num_samples // self.batch_size), 1) * self.batch_size
 
     def spaces_of(self, sampler: Sampler) -> dict[str, FeatureSpace]:
-        """The spaces that `sampler` is measured in: there are many few-step rows, and the headline's is enough."""
-        return dict(list(self.spaces.items())[: 1 if sampler.group == "few-step" else None])
+        """The spaces that `sampler` is measured in."""
+        named = dict(list(self.spaces.items())[: 1 if sampler.is_brief else None])
+        return named if self.clip is None else named | {self.clip.images.name: self.clip.images}
+
+    def labels(self, indices: range) -> NDArray[np.int64]:
+        """Those of the samples `indices`."""
+        return start_labels(self.seed, indices, self.num_classes, self.classes, self.in_turn)
 
     def share(self, num_samples: int, ranks: Ranks) -> int:
         """How many of `num_samples` samples this rank draws."""
@@ -83,8 +96,8 @@ class SampleRange:
                 advance(len(indices), sampler.title, skipped=True)
                 continue
             chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
-            if number > 0:
-                del chunk["samples"]  # only the first chunk's images are used again
+            if number > 0:  # only the first chunk's images are used again
+                chunk = {key: array for key, array in chunk.items() if key not in KEPT}
             self.folder.write(name, _as_npz(chunk))
 
     @property
@@ -106,6 +119,11 @@ class SampleRange:
         """The samples of the first chunk, float32 [n, C, H, W]."""
         (samples,) = self._read("samples")
         return samples
+
+    @property
+    def first_latents(self) -> NDArray[np.float32] | None:
+        """The latents of the first chunk, float32 [n, C, H, W]; None where samples are no latents."""
+        return next(self._read("latents"), None)
 
     @property
     def nfe(self) -> float:
@@ -136,7 +154,8 @@ class SampleRange:
 def _draw_chunk(
     sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device, advance: Advance
 ) -> dict[str, NDArray[Any]]:
-    samples, evaluations, seconds = [], 0, 0.0
+    kept: dict[str, list[NDArray[np.float32]]] = {}
+    evaluations, seconds, is_finite = 0, 0.0, True
     features = _BatchFeatures(settings.spaces_of(sampler), settings.data_range, _batches_behind(device))
     for batch in draw_samples(
         sampler,
@@ -147,18 +166,22 @@ def _draw_chunk(
         settings.batch_size,
         device,
         classes=settings.classes,
+        in_turn=settings.in_turn,
     ):
-        if sampler.group != "few-step" and not torch.isfinite(batch.samples).all():
+        samples = batch.samples.numpy()
+        is_finite &= bool(np.isfinite(samples).all())
+        if not sampler.is_brief and not is_finite:
             raise WorkFailed(f"{sampler.title}: a sample of {indices.start} to {indices.stop - 1} is not finite")
-        samples.append(batch.samples.numpy())
-        features.add(samples[-1])
+        features.add(samples)
+        kept.setdefault("samples", []).append(samples)
+        if batch.latents is not None:
+            kept.setdefault("latents", []).append(batch.latents.numpy())
         evaluations += batch.nfe * len(batch.samples)
         seconds += batch.wall_seconds
         advance(len(batch.samples), sampler.title)
-    drawn = np.concatenate(samples)
     return {
-        **(features.result() if np.isfinite(drawn).all() else {"not_finite": np.array(True)}),
-        "samples": drawn,
+        **(features.result() if is_finite else {"not_finite": np.array(True)}),
+        **{name: np.concatenate(arrays) for name, arrays in kept.items()},
         "evaluations": np.array(evaluations),
         "seconds": np.array(seconds),
     }

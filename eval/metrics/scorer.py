@@ -17,19 +17,25 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from eval.features import clip
+from eval.features.spaces import Features
 from eval.metrics import distances
 from eval.metrics.distances import ReferenceStats
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
+from eval.results import Metric
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import WorkFailed, one_line
-from pipeline.common.image_grid import Images, num_shown, to_pictures
+from pipeline.common.image_grid import Images, num_shown, shrink, to_pictures
 from pipeline.common.progress import Advance
 from pipeline.storage.work_folder import WorkFolder
 from trainer.distillation.distance import Distance
 from trainer.distributed import Ranks
 
 NUM_IMAGES = 16
+CLIP_SCORE = Metric(key="clip-score", heading="CLIP score", space=clip.NAME, lower_is_better=False)
+NUM_STUDENT_IMAGES = 64
 FIRST = "first.npy"  # the samples of the first chunk
+FIRST_LATENTS = "first-latents.npy"
 
 
 @contextmanager
@@ -51,6 +57,7 @@ class Result(BaseModel):
     images_per_second: float
     scores: dict[str, float]
     rmse: float | None = None
+    latent_rmse: float | None = None
     lpips: float | None = None
     is_finite: bool = True  # whether all samples are; if not, there are no figures
 
@@ -60,17 +67,22 @@ class Scorer:
     """Scores samplers in the folder `name` of `all_settings`, which belongs to these settings and one reference.
 
     RMSE and LPIPS are to the samples of the teacher's own solver, over the first chunk of the first range. So that
-    solver must be scored before the others.
+    solver must be scored before the others. Where these samples are the reference too, a range is compared with the
+    same range of theirs, and their features stay.
     """
 
     all_settings: WorkFolder
     name: str
     settings: SamplingSettings
     num_samples: int  # of a range
-    reference_stats: Mapping[str, ReferenceStats]  # by feature space
+    reference_stats: Mapping[str, ReferenceStats] | None  # by feature space; None: the teacher's samples are it
     distance: Distance | None  # LPIPS
     ranks: Ranks
+    prompt_features: Features | None = None  # [P, D], of `settings.clip`
     teacher_samples: NDArray[np.float32] | None = field(default=None, init=False)
+    teacher_latents: NDArray[np.float32] | None = field(default=None, init=False)
+    _teacher_ranges: dict[int, SampleRange] = field(default_factory=dict, init=False)
+    _teacher_stats: dict[int, Mapping[str, ReferenceStats]] = field(default_factory=dict, init=False)
 
     @property
     def folder(self) -> WorkFolder:
@@ -87,12 +99,14 @@ class Scorer:
                 written or read.
         """
         folder, name = self._folder(sampler), f"range-{range_index}"
-        # The first samples are used again.
-        has_first = range_index or self._first_file(sampler).is_file()
-        result = _read_result(folder.fetch(f"{name}.json")) if has_first else None
+        indices = range(range_index * self.num_samples, (range_index + 1) * self.num_samples)
+        samples = SampleRange(folder / name, indices, self.settings.chunk_size)
+        if self._is_reference(sampler):
+            self._teacher_ranges[range_index] = samples
+        # The first samples are used again, and all features of the reference.
+        is_used = self._is_reference(sampler) or not (range_index or self._first_file(sampler).is_file())
+        result = None if is_used else _read_result(folder.fetch(f"{name}.json"))
         if result is None:
-            indices = range(range_index * self.num_samples, (range_index + 1) * self.num_samples)
-            samples = SampleRange(folder / name, indices, self.settings.chunk_size)
             samples.draw(sampler, self.settings, self.ranks, advance)
             self.ranks.wait()
         else:
@@ -102,18 +116,28 @@ class Scorer:
         future = _done(result) if result is not None else self._start(sampler, samples, range_index, scoring)
         if sampler.group == "solver" and range_index == 0:
             self.teacher_samples = self._read_first(sampler)
+            self.teacher_latents = self._read_latents(sampler)
         return future
 
     def first_images(self, sampler: Sampler) -> Images:
-        """The first images of the first range, uint8 [n, C, H, W], n <= `NUM_IMAGES`, or a picture of points."""
-        return to_pictures(np.nan_to_num(self._read_first(sampler)[: self._num_shown]), self.settings.data_range)
+        """The first images of the first range, uint8 [n, C, H, W], or a picture of points.
 
-    @property
-    def _num_shown(self) -> int:
-        return num_shown(self.settings.picture_shape, NUM_IMAGES)
+        There are `NUM_STUDENT_IMAGES` at most, `NUM_IMAGES` of samplers of which there are many.
+        """
+        samples = self._read_first(sampler)[: self._num_shown(sampler)]
+        return shrink(to_pictures(np.nan_to_num(samples), self.settings.data_range))
+
+    def _num_shown(self, sampler: Sampler) -> int:
+        return num_shown(self.settings.picture_shape, NUM_IMAGES if sampler.is_brief else NUM_STUDENT_IMAGES)
 
     def _read_first(self, sampler: Sampler) -> NDArray[np.float32]:
-        path = self._first_file(sampler)
+        return self._read(self._first_file(sampler))
+
+    def _read_latents(self, sampler: Sampler) -> NDArray[np.float32] | None:
+        path = self._folder(sampler).fetch(FIRST_LATENTS)
+        return self._read(path) if path.is_file() else None
+
+    def _read(self, path: Path) -> NDArray[np.float32]:
         try:
             # Mapped, so that memory is taken for no more than lies there.
             return np.array(np.load(path, mmap_mode="r", allow_pickle=False), np.float32)
@@ -129,6 +153,9 @@ class Scorer:
     def _folder(self, sampler: Sampler) -> WorkFolder:
         return self.folder / sampler.group / re.sub(r"[^a-z0-9.+-]+", "-", sampler.name.lower())
 
+    def _is_reference(self, sampler: Sampler) -> bool:
+        return self.reference_stats is None and sampler.group == "solver"
+
     def _first_file(self, sampler: Sampler) -> Path:
         return self._folder(sampler).fetch(FIRST)
 
@@ -141,11 +168,14 @@ class Scorer:
 
     def _keep_first(self, sampler: Sampler, samples: SampleRange) -> dict[str, float]:
         """Keep the samples of the first chunk for pictures and comparisons; returns their errors, see `_compare`."""
-        first = samples.first_samples
-        buffer = io.BytesIO()
-        np.save(buffer, first if sampler.group == "solver" else first[: self._num_shown])
-        self._folder(sampler).write(FIRST, buffer.getvalue())
-        return self._compare(first)
+        first, latents = samples.first_samples, samples.first_latents
+        if sampler.group != "solver":
+            self._folder(sampler).write(FIRST, _as_npy(first[: self._num_shown(sampler)]))
+            return self._compare(first, latents)
+        if latents is not None:
+            self._folder(sampler).write(FIRST_LATENTS, _as_npy(latents))
+        self._folder(sampler).write(FIRST, _as_npy(first))
+        return {}
 
     def _finish(self, sampler: Sampler, samples: SampleRange, errors: dict[str, float], range_index: int) -> Result:
         """Compute and keep the figures of `samples`, and discard them."""
@@ -153,26 +183,52 @@ class Scorer:
         result = Result(
             nfe=samples.nfe,
             images_per_second=samples.images_per_second,
-            scores=self._compute(sampler, samples) if is_finite else {},
+            scores=self._compute(sampler, samples, range_index) if is_finite else {},
             is_finite=is_finite,
             **(errors if is_finite else {}),
         )
         self._folder(sampler).write(f"range-{range_index}.json", result.model_dump_json().encode())
-        samples.discard()
+        if not self._is_reference(sampler):
+            samples.discard()
         return result
 
-    def _compute(self, sampler: Sampler, samples: SampleRange) -> dict[str, float]:
-        scores: dict[str, float] = {}
+    def _compute(self, sampler: Sampler, samples: SampleRange, range_index: int) -> dict[str, float]:
+        scores = self._prompt_score(samples)
+        if self._is_reference(sampler):
+            return scores
+        all_stats = self._stats(range_index)
         for space in self.settings.spaces_of(sampler):
-            if (stats := self.reference_stats.get(space)) is not None:
+            if (stats := all_stats.get(space)) is not None:
                 sample = samples.extracted(space)
-                # Manifolds and kernels take minutes, and there are many few-step samplers.
-                is_brief = sampler.group == "few-step"
-                scores |= distances.score(sample, stats, distance_only=is_brief, device=self.ranks.device)
+                # Manifolds and kernels take minutes.
+                scores |= distances.score(sample, stats, distance_only=sampler.is_brief, device=self.ranks.device)
         return scores
 
-    def _compare(self, samples: NDArray[np.float32]) -> dict[str, float]:
-        """RMSE and LPIPS to the teacher's samples of the same noise, in units of [-1, 1], unless they overflow."""
+    def _prompt_score(self, samples: SampleRange) -> dict[str, float]:
+        """The CLIP score of `samples` and their prompts, where it is wanted."""
+        model = self.settings.clip
+        if model is None or self.prompt_features is None:
+            return {}
+        texts = self.prompt_features[self.settings.labels(samples.indices)]
+        return {CLIP_SCORE.key: model.score(samples.extracted(model.images.name).features, texts)}
+
+    def _stats(self, range_index: int) -> Mapping[str, ReferenceStats]:
+        """The reference's statistics that a range is compared with."""
+        if self.reference_stats is not None:
+            return self.reference_stats
+        if range_index not in self._teacher_stats:
+            samples = self._teacher_ranges[range_index]
+            self._teacher_stats[range_index] = {
+                space: distances.teacher_stats(space, samples.extracted(space).features)
+                for space in self.settings.spaces
+            }
+        return self._teacher_stats[range_index]
+
+    def _compare(self, samples: NDArray[np.float32], latents: NDArray[np.float32] | None) -> dict[str, float]:
+        """RMSE and LPIPS to the teacher's samples of the same noise, in units of [-1, 1], unless they overflow.
+
+        The RMSE of latents is in their own units.
+        """
         if self.teacher_samples is None or not np.isfinite(samples).all():
             return {}
         low, high = self.settings.data_range
@@ -181,6 +237,8 @@ class Scorer:
             for x in (samples, self.teacher_samples)
         )
         errors = {"rmse": float((ours - theirs).square().mean().sqrt())}
+        if latents is not None and self.teacher_latents is not None:
+            errors["latent_rmse"] = float(np.sqrt(np.square(latents.astype(np.float64) - self.teacher_latents).mean()))
         if self.distance is not None:
             errors["lpips"] = self._mean_distance(self.distance, ours.float(), theirs.float())
         return {name: error for name, error in errors.items() if math.isfinite(error)}
@@ -190,6 +248,12 @@ class Scorer:
         batches = zip(*(torch.split(images, self.settings.batch_size) for images in (x, y)), strict=True)
         device = self.ranks.device
         return float(torch.cat([distance(a.to(device), b.to(device)).cpu() for a, b in batches]).mean())
+
+
+def _as_npy(array: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def _done(result: Result) -> "Future[Result]":

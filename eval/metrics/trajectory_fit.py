@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.prompts import conditioned
 from eval.results import Grid, Line, TrajectoryFit
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
-from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.conditions import ConditionTable
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.path import straightness, uniform_times
 from pipeline.storage.store import open_store
@@ -41,7 +43,10 @@ def measure(student: Student, info: CheckpointInfo, data: str, num_records: int,
     _check_teacher(student, info, manifest.plan, data)
     num_records = min(num_records, manifest.num_records)
     totals: dict[str, Tensor] = {}
-    with closing(TrajectoryStream(manifest, SEED, min(BATCH_SIZE, num_records))) as stream:
+    with (
+        conditioned(student.network, _conditions(manifest)),
+        closing(TrajectoryStream(manifest, SEED, min(BATCH_SIZE, num_records))) as stream,
+    ):
         for step, start in enumerate(range(0, num_records, stream.batch_size)):
             batch = stream.batch(step).rows(slice(num_records - start)).to(device)
             for name, mean in _means(student, batch, info.t_start, info.t_end).items():
@@ -63,6 +68,12 @@ def measure(student: Student, info: CheckpointInfo, data: str, num_records: int,
     )
 
 
+def _conditions(manifest: Manifest) -> ConditionTable | None:
+    """What the labels of the trajectories stand for, where they are prompts."""
+    conditions = manifest.plan.conditions
+    return None if conditions is None else ConditionTable(manifest.store, conditions)
+
+
 def _check_teacher(student: Student, info: CheckpointInfo, plan: Plan, data: str) -> None:
     """Raises `BadInput` unless the plan's trajectories are of the student's teacher, guidance, times and data."""
     config = student.network.config
@@ -70,7 +81,7 @@ def _check_teacher(student: Student, info: CheckpointInfo, plan: Plan, data: str
         "teacher_sha256": info.teacher_sha256,
         "guidance_scale": info.guidance_scale,
         "shape": config.shape,
-        "num_classes": config.num_classes,
+        **({} if plan.conditions else {"num_classes": config.num_classes}),
         "t_start": info.t_start,
         "t_end": info.t_end,
         "data_range": info.data_range,

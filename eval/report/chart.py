@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from eval.results import Figure, Line, Report, Row
+from eval.report.chart_labels import TEXT_WIDTH, Box, Label, Place, along, put_label
 
 # Pixels.
-TEXT_WIDTH = 7  # of a character
 TOP, BOTTOM, RIGHT, GAP = 12, 42, 16, 8
 ROW = 26  # between ticks of the vertical axis
 COLUMN = 70  # between those of the horizontal one
 MAX_MARKS = 24  # a curve of more points is a line alone
 MAX_SPAN = 1e6  # of a logarithmic axis; what lies deeper stands on its floor
+ROOM_BELOW = 0.12  # of a logarithmic axis' length, for a name below the lowest point
 TINY = 1e-100  # what is smaller is zero, and its logarithm of no interest
-NUM_STYLES = 6  # of runs, in the style sheet
 
 
 class Point(NamedTuple):
-    """A value at a place, and the standard deviation of the value where it is known."""
+    """A value at a place, the standard deviation of the value where it is known, and what is written beside it."""
 
     x: float
     y: float
     spread: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ class Drawn:
     path: str
     marks: list[Mark]
     level: float | None
+    label: Label | None
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in pixels; ticks are places and texts."""
+    """A chart in pixels; ticks are places and texts, and notes stand beside points."""
 
     width: int
     height: int
@@ -69,6 +70,12 @@ class Drawing:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     curves: list[Drawn]
+    notes: list[Label]
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every curve has its name beside it; else the chart needs a legend."""
+        return all(curve.label is not None for curve in self.curves)
 
     @property
     def right(self) -> int:
@@ -101,7 +108,7 @@ class Scale:
         low = min(shown, default=high)
         if low == high:
             low, high = low / 2, high * 2
-        room_below = 3 if len(shown) < len(values) else 1.15
+        room_below = 3 if len(shown) < len(values) else max(1.15, (high / low) ** ROOM_BELOW)
         return Scale(low / room_below, high * 1.15, True)
 
     def share(self, value: float) -> float:
@@ -189,14 +196,61 @@ class _Frame:
 
     def draw(self, chart: Chart) -> Drawing:
         x_values = sorted(set(chart.x_values)) or self.x.ticks(round(self.width - RIGHT - self.left) // COLUMN)
+        notes = self.notes(chart.curves)
         return Drawing(
             self.width,
             self.height,
             self.left,
             _spaced([(self.across(value), tick_text(value)) for value in x_values]),
             [(self.down(value), tick_text(value)) for value in self.y.ticks(_num_rows(self.height))],
-            [self.drawn(curve) for curve in chart.curves],
+            [self.drawn(curve, label) for curve, label in zip(chart.curves, self.labels(chart, notes), strict=True)],
+            notes,
         )
+
+    @property
+    def box(self) -> Box:
+        """Where texts may stand."""
+        return Box(self.left, 0, self.width, self.height - BOTTOM - 2)
+
+    def notes(self, curves: Sequence[Curve]) -> list[Label]:
+        """The notes of all points, but for those without room."""
+        notes: list[Label] = []
+        marks, lines = self.marks(curves), self.lines(curves)
+        for point in (point for curve in curves for point in curve.points if point.note):
+            label = put_label(point.note, [self.at(point)], [note.box for note in notes], marks, lines, self.box)
+            notes += [] if label is None else [label]
+        return notes
+
+    def labels(self, chart: Chart, notes: Sequence[Label]) -> list[Label | None]:
+        """The names of the curves; those of few points, which have the least choice, take their places first."""
+        marks, lines = self.marks(chart.curves), self.lines(chart.curves)
+        taken = [note.box for note in notes]
+        labels: dict[int, Label | None] = {}
+        for number, curve in sorted(enumerate(chart.curves), key=lambda pair: (len(pair[1].points), -pair[0])):
+            # The ends first: there is often room beside them.
+            points = [curve.points[-1], *curve.points[:-1]][: MAX_MARKS + 1]
+            label = put_label(curve.name, map(self.at, points), taken, marks, lines, self.box)
+            labels[number] = label
+            taken += [] if label is None else [label.box]
+        return [labels[number] for number in range(len(chart.curves))]
+
+    def marks(self, curves: Sequence[Curve]) -> list[Place]:
+        return [self.at(point) for curve in curves for point in curve.points]
+
+    def lines(self, curves: Sequence[Curve]) -> list[Place]:
+        """Points all along the curves, their error bars and levels."""
+        places: list[Place] = []
+        for curve in curves:
+            ends = [self.at(point) for point in curve.points]
+            places += along(ends)
+            for point in curve.points:
+                places += along([self.at(Point(point.x, y)) for y in (point.y - point.spread, point.y + point.spread)])
+            if curve.is_level:
+                places += along([(self.left, ends[-1][1]), (self.width - RIGHT, ends[-1][1])])
+        return places
+
+    def at(self, point: Point) -> Place:
+        return self.across(point.x), self.down(point.y)
 
     def across(self, value: float) -> float:
         return self.left + (self.width - RIGHT - self.left) * self.x.share(value)
@@ -205,11 +259,11 @@ class _Frame:
         bottom = self.height - BOTTOM
         return bottom - (bottom - TOP) * self.y.share(value)
 
-    def drawn(self, curve: Curve) -> Drawn:
+    def drawn(self, curve: Curve, label: Label | None) -> Drawn:
         marks = [self.mark(curve.name, point) for point in curve.points]
         path = " ".join(f"{mark.x:.1f},{mark.y:.1f}" for mark in marks)
         level = marks[-1].y if curve.is_level else None
-        return Drawn(curve.name, curve.style, path, marks if len(marks) <= MAX_MARKS else [], level)
+        return Drawn(curve.name, curve.style, path, marks if len(marks) <= MAX_MARKS else [], level, label)
 
     def mark(self, name: str, point: Point) -> Mark:
         return Mark(
@@ -239,75 +293,3 @@ def _spaced(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
         if not kept or place - kept[-1][0] >= room:
             kept.append((place, text))
     return kept
-
-
-def headline_chart(report: Report) -> Chart | None:
-    """The headline against evaluations: the teacher's solver, its best few-step samplers, Euler, and the student."""
-    if not report.metrics:
-        return None
-    few = report.rows_of("few-step")
-    best, euler = [row for row in few if row.best], [row for row in few if row.sampler == f"euler {row.nfe:g}"]
-    solver = report.rows_of("solver")
-    curves = [
-        *(_curve(report, f"teacher, {row.sampler}", "solver", [row], is_level=True) for row in solver),
-        _curve(report, "teacher, Euler", "euler", euler),
-        _curve(report, "teacher, its best few-step sampler", "best", best if best != euler else []),
-        _curve(report, "student", "student", report.rows_of("student")),
-    ]
-    return _against_evaluations(report, curves)
-
-
-def comparison_chart(runs: Sequence[tuple[str, Report]]) -> Chart | None:
-    """The headline of the first run against evaluations, a curve for each student that has it."""
-    report = runs[0][1]
-    if not report.metrics:
-        return None
-    curves = [
-        _curve(other, name, f"run-{number % NUM_STYLES}", other.rows_of("student"), key=report.headline.key)
-        for number, (name, other) in enumerate(runs)
-    ]
-    return _against_evaluations(report, curves)
-
-
-def _against_evaluations(report: Report, curves: Sequence[Curve]) -> Chart | None:
-    shown = tuple(curve for curve in curves if curve.points)
-    if not shown:
-        return None
-    better = "lower" if report.headline.lower_is_better else "higher"
-    return Chart(
-        title=f"{report.headline.heading} against evaluations of the network ({better} is better)",
-        x_name="evaluations of the network",
-        curves=shown,
-        x_logarithmic=True,
-        y_logarithmic=True,
-        x_values=tuple(point.x for curve in shown for point in curve.points),
-    )
-
-
-def _curve(report: Report, name: str, style: str, rows: Sequence[Row], key: str = "", is_level: bool = False) -> Curve:
-    figures = [(row.nfe, row.scores.get(key or report.headline.key)) for row in rows]
-    points = sorted(_point(nfe, figure) for nfe, figure in figures if figure is not None)
-    return Curve(name, style, tuple(point for point in points if math.isfinite(point.y)), is_level)
-
-
-def _point(nfe: float, figure: Figure) -> Point:
-    return Point(nfe, figure.mean, figure.spread or 0.0)
-
-
-def training_charts(report: Report) -> list[Chart]:
-    """A chart for each curve of the training, its values on a logarithmic axis."""
-    charts = [_line_chart(line, line.name, "steps", "student", y_logarithmic=True) for line in report.curves]
-    return [chart for chart in charts if chart is not None]
-
-
-def velocity_chart(report: Report) -> Chart | None:
-    """The error of the student's velocity over time."""
-    line = report.trajectories.velocity_rmse if report.trajectories else None
-    return _line_chart(line, "RMS error of the velocity", "time t (1 is noise)", "student") if line else None
-
-
-def _line_chart(line: Line, title: str, x_name: str, style: str, y_logarithmic: bool = False) -> Chart | None:
-    pairs = [Point(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
-    return (
-        Chart(title, x_name, (Curve(line.name, style, tuple(pairs)),), y_logarithmic=y_logarithmic) if pairs else None
-    )

@@ -1,12 +1,20 @@
 """Several runs side by side: their figures, why these may not be comparable, and how the trainings differ."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from eval.report.tables import NFE, NONE, SPEED, Cell, Column, cost_columns, distance_columns, metric_columns
-from eval.results import Report
+from eval.report.words import config_without_paths
+from eval.results import Report, Row
 
 Runs = Sequence[tuple[str, Report]]
+FIRST = 2  # columns that a terminal has room for: evaluations and the headline
 Rows = list[tuple[str, list[Cell]]]  # a sampler and its cells
 
 
@@ -28,11 +36,52 @@ def _columns(report: Report) -> list[Column]:
     return [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report)[:1], SPEED]
 
 
+def terminal(runs: Runs) -> Table:
+    """The table for a terminal: of `table` each run's evaluations, first metric, RMSE to the teacher and images/s."""
+    headings, rows = table(runs)
+    shown = [i for i, heading in enumerate(headings) if i < FIRST or heading in ("RMSE", SPEED.heading)]
+    found = Table(box=SIMPLE_HEAD, padding=0)
+    for title in ("run", "sampler"):
+        found.add_column(title, overflow="fold")
+    for i in shown:
+        found.add_column(Text(headings[i]), justify="right", overflow="fold")
+    for name, samplers in rows:
+        for sampler, cells in samplers:
+            found.add_row(*map(Text, (name, sampler, *(str(cells[i]._replace(minimum="")) for i in shown))))
+        found.add_section()
+    return found
+
+
+def as_csv(runs: Runs) -> str:
+    """Every row of every run with all its figures, unrounded: metrics as means, and in KEY_sd their spread."""
+    keys = dict.fromkeys(metric.key for _, report in runs for metric in report.metrics)
+    lines = [_figures(name, report, row, keys) for name, report in runs for row in report.rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _figures(name: str, report: Report, row: Row, keys: Iterable[str]) -> dict[str, object]:
+    figures: dict[str, object] = {"run": name, "model": row.model, "sampler": row.sampler, "evaluations": row.nfe}
+    for key in keys:
+        figure = row.scores.get(key)
+        figures |= {key: figure and figure.mean, f"{key}_sd": figure and figure.spread}
+    return figures | {
+        "rmse_to_teacher": row.rmse,
+        "lpips_to_teacher": row.lpips,
+        "images_per_second": row.images_per_second,
+        "num_samples": report.num_samples,
+    }
+
+
 def cautions(runs: Runs) -> list[str]:
     """Why figures of these runs are not comparable, a line for each reason; none if they are."""
     properties: dict[str, Callable[[Report], object]] = {
         "headline metrics": lambda r: r.headline.heading if r.metrics else NONE,
         "references": lambda r: f"{r.reference.title}, sha256 {r.reference.sha256}",
+        "prompts": lambda r: NONE if r.prompts is None else f"{r.prompts.num_prompts:,}, sha256 {r.prompts.sha256}",
         "numbers of samples": lambda r: f"{r.num_samples:,}",
         "feature networks": lambda r: "; ".join(f"{s.title}, {s.resizer}, sha256 {s.sha256}" for s in r.spaces),
         "quantisers": lambda r: r.quantiser,
@@ -59,8 +108,8 @@ def _group_runs(runs: Runs, describe: Callable[[Report], object]) -> dict[str, l
 
 def differences(runs: Runs) -> dict[str, list[str]]:
     """The training settings that differ between runs: the dotted key, and each run's value."""
-    settings = [_flat({"step": r.training.step, **r.training.config}) for _, r in runs]
-    keys = dict.fromkeys(key for own in settings for key in own)
+    settings = [_flat({"step": r.training.step, **config_without_paths(r.training.config)}) for _, r in runs]
+    keys = dict.fromkeys(key for own in settings for key in own if key != "out")
     values = {key: [own.get(key, NONE) for own in settings] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 

@@ -1,45 +1,46 @@
 """The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
+from rich.table import Table
 
-from eval.report import model_card, page, paper, tables
+from eval.report import comparison, model_card, page, paper, tables
+from eval.report.pictures import Pictures
 from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
-from pipeline.common.image_grid import Images, encode_rows
+from pipeline.common.image_grid import encode_rows
 from pipeline.storage.store import is_url, open_store, write_file
 
 CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_CARD.md"
 REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
-GRID_EVALUATIONS = (1, 2, 4)  # of the student's rows in the small grid
+NUM_COLUMNS = 16  # of the grids
 
 
 def write(
     folder: Path,
     config: BaseModel,
     report: Report,
-    grid: Mapping[str, Images],
-    strips: Mapping[str, Images],
+    pictures: Pictures,
     run: Path,
 ) -> None:
     """Write all files of the report into `folder`, and the model card into `run`, beside the weights.
-
-    `grid` holds images uint8 [n, C, H, W] by `Row.title`; `strips` holds states uint8 [T, C, H, W] by title.
 
     Raises:
         WorkFailed: a file cannot be written.
     """
     write_file(folder / CONFIG, resolved(config, "evaluate").encode())
     write_file(folder / TABLE, tables.markdown(report).encode())
-    for name, rows in ((GRID, _chosen(report, grid)), (GRID_ALL, grid), (STRIPS, strips)):
+    grid = {title: images[:NUM_COLUMNS] for title, images in pictures.samples.items()}
+    strip = {row.title: grid[row.title] for row in page.strip_rows(report, grid)}
+    for name, rows in ((GRID, strip), (GRID_ALL, grid), (STRIPS, pictures.paths)):
         if rows:
             write_file(folder / name, encode_rows(rows))
-    write_file(folder / PAGE, page.render(report, grid, strips).encode())
+    write_file(folder / PAGE, page.render(report, pictures).encode())
     write_file(run / CARD, model_card.card(report).encode())
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
 
@@ -59,16 +60,6 @@ def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:
         raise WorkFailed(f"{location}: {name} cannot be uploaded there ({reason(error)})") from error
 
 
-def _chosen(report: Report, grid: Mapping[str, Images]) -> dict[str, Images]:
-    """The rows of the small grid: the teacher with its own solver, and the student with few evaluations."""
-    titles = [
-        row.title
-        for row in report.rows
-        if row.group == "solver" or (row.group == "student" and row.nfe in GRID_EVALUATIONS)
-    ]
-    return {title: grid[title] for title in titles if title in grid}
-
-
 def paper_table(name: str, locations: Sequence[str]) -> str:
     """The table `name` of the paper, in Markdown, with the figures of the evaluations at `locations` beside its own.
 
@@ -86,17 +77,23 @@ def row_name(location: str) -> str:
     return parts[-2] if parts[-1] == REPORT and len(parts) > 1 else parts[-1]
 
 
-def compare(locations: Sequence[str], out: Path) -> None:
+def compare(locations: Sequence[str], out: Path, csv: Path | None = None) -> Table:
     """Write a page that compares the evaluations at `locations`: folders or URLs of reports, or of whole runs.
 
+    Their figures go into the file `csv` too. Returns a table for a terminal.
+
     Raises:
-        BadInput: one holds no evaluation or cannot be read, or `out` cannot be written.
+        BadInput: one holds no evaluation or cannot be read, or a file cannot be written.
     """
     runs = [_open(name, location) for name, location in zip(_short_names(locations), locations, strict=True)]
+    named = [(name, report) for name, report, _ in runs]
     try:
         write_file(out, page.render_comparison(runs).encode())
+        if csv is not None:
+            write_file(csv, comparison.as_csv(named).encode())
     except WorkFailed as error:
         raise BadInput(f"{error}") from error
+    return comparison.terminal(named)
 
 
 def _open(name: str, location: str) -> tuple[str, Report, bytes | None]:

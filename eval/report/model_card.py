@@ -9,11 +9,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from eval.report import tables
 from eval.results import Report, gains
 from pipeline.common.image_grid import is_drawable
+from pipeline.teachers.loading import DIFFUSERS
 from trainer.export.card import CITATIONS, dump_yaml, front_matter, licence, recipe, title, what
 
 TEMPLATES = Path(__file__).with_name("templates")
-MEASURED = ("samples", "reference", "quantiser", "machine", "versions", "date")  # of tables.facts, beside the features
-MADE_OF = ("weights", "teacher", "training data")
+MEASURED = (
+    "samples",
+    "reference",
+    "prompts",
+    "quantiser",
+    "evaluate",
+    "machine",
+    "versions",
+    "date",
+)  # of tables.facts, beside the features
+PROMPT = "a red bicycle in the snow"  # of the examples
+MADE_OF = ("weights", "teacher", "training data", "generate", "train")
 
 SCOT = """@inproceedings{wu2025scot,
   title     = {SCoT: Unifying Consistency Models and Rectified Flows via Straight-Consistent Trajectories},
@@ -37,7 +48,7 @@ EXAMPLES = {
 import torch
 from pipeline import networks
 $imports
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times
 from trainer.distillation.student import Student, sample
 
 student = Student(networks.load(Path($weights)))
@@ -45,8 +56,12 @@ config, num_images, num_steps = student.network.config, 16, 4
 torch.manual_seed(0)
 noise = torch.randn(num_images, *config.shape)
 label = torch.randint(config.num_classes, (num_images,)) if config.num_classes else None
-samples = sample(student, noise, uniform_times(num_steps, $t_start, $t_end), label)
+samples = sample(student, noise, step_times(num_steps, $t_start, $t_end, $shift), label)
 $save"""),
+    "pipeline": Template("""import traflow_pipeline as tp
+
+student = tp.load_student($weights$prompts)
+student.sample(4, steps=4).save("samples.png")"""),
     "teacher": Template("""from pathlib import Path
 
 import torch
@@ -69,12 +84,16 @@ def card(report: Report) -> str:
     """The card in Markdown with front matter; its paths are relative to the folder of the run, where it belongs."""
     training, facts = report.training, tables.facts(report)
     trains, teacher = training.trains, training.teacher
-    weights, is_image = _weights(report), report.shape is None or is_drawable(report.shape)
+    weights, is_pipeline = _weights(report), (teacher or "").startswith(DIFFUSERS)
+    is_image = is_pipeline or report.shape is None or is_drawable(report.shape)
     file, imports, save = SAVING[is_image]
+    prompt = f" --prompt {shlex.quote(PROMPT)}" if report.prompts else ""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
     environment.filters["md"] = tables.escape
     text = environment.get_template("card.md").render(
-        front_matter=front_matter(trains, "traflow-pipeline", unconditional=is_image, of_images=is_image),
+        front_matter=front_matter(
+            trains, "traflow-pipeline", unconditional=is_image and not report.prompts, of_images=is_image
+        ),
         title=title(trains, teacher),
         what=what(trains, is_image),
         is_student=trains == "student",
@@ -86,11 +105,13 @@ def card(report: Report) -> str:
         measured=tables.bullets(
             [f"{name}: {text}" for name, text in facts.items() if name in MEASURED or name.startswith("features")]
         ),
-        sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))} --steps 4 --out {file}",
-        example=EXAMPLES[trains].substitute(
+        sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))}{prompt} --steps 4 --out {file}",
+        example=EXAMPLES["pipeline" if is_pipeline else trains].substitute(
             weights=repr(str(weights)),
+            prompts=f", prompts=[{PROMPT!r}]" if report.prompts else "",
             t_start=training.t_start,
             t_end=training.t_end,
+            shift=training.step_shift,
             imports=imports,
             save=save.substitute(data_range=training.data_range),
         ),

@@ -2,20 +2,26 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eval.report import chart, comparison, tables
+from eval.report import charts, comparison, summary, tables, words
+from eval.report.pictures import Pictures
+from eval.report.prompts import prompt_table
+from eval.report.tiles import CLASSES, EVERY, GRIDS, NEAREST, PATHS, STRIP, Tiles, tile
 from eval.results import Grid, Report, Row, TrajectoryFit, gains
-from pipeline.common.image_grid import Images, encode_rows
+from pipeline.common.image_grid import Images
 from pipeline.common.progress import format_bytes
 
 TEMPLATES = Path(__file__).with_name("templates")
+STRIP_EVALUATIONS = (1, 2, 4)  # of the student's rows in the strip on top
+MAX_PICTURE = 400_000  # bytes of a run's picture in a comparison
 DEEPEST = 0.45  # the share of colour behind a heat map's largest value, on which text stays readable
 
 
@@ -45,35 +51,108 @@ class HeatMap:
         return HeatMap(title, [times[j] for j in columns], rows)
 
 
-def render(report: Report, pictures: Mapping[str, Images], strips: Mapping[str, Images] | None = None) -> str:
-    """The page of `report`, in HTML.
-
-    `pictures` holds images uint8 [n, C, H, W] by `Row.title`, from the same noise in every row; `strips` holds states
-    uint8 [T, C, H, W] from noise to image, by title.
-    """
+def render(report: Report, pictures: Pictures | None = None) -> str:
+    """The page of `report` with its `pictures`, in HTML."""
+    pictures = pictures or Pictures()
     chosen = [row for row in report.rows if _is_chosen(row, report)]
-    grid = {row.title: pictures[row.title] for row in chosen if row.title in pictures}
     are_all_chosen = len(chosen) == len(report.rows)
+    facts = {name: words.without_paths(text) for name, text in tables.facts(_without_folders(report)).items()}
     return _fill(
         "report.html",
         report=report,
         reference=tables.reference_text(report),
+        numbers=summary.numbers(report),
+        strip=_strip(report, pictures.samples),
+        every=_every(report, pictures.samples),
         sentences=gains(report),
         cautions=tables.cautions(report),
         legend=tables.legend(report),
         columns=tables.columns(report),
-        chosen=tables.grouped(chosen),
+        chosen=tables.student_first(tables.grouped(chosen)),
         others=[] if are_all_chosen else tables.grouped(report.rows_of("few-step")),
-        chart=chart.headline_chart(report),
-        grid=_png(grid),
-        grid_all=None if are_all_chosen else _png(pictures),
-        strips=_png(strips or {}),
+        prompts=prompt_table(report, pictures.samples),
+        charts=[chart for chart in (charts.headline_chart(report), charts.speed_chart(report)) if chart is not None],
+        history=charts.history_chart(report),
+        grids=_grids(report, pictures.samples),
+        classes={title: tile(rows, CLASSES.shared(len(pictures.classes))) for title, rows in pictures.classes.items()},
+        nearest=pictures.nearest,
+        neighbours=_neighbours(pictures),
+        paths=_paths(pictures.paths),
         heats=_heat_maps(report.trajectories) if report.trajectories else [],
-        velocity=chart.velocity_chart(report),
-        curves=chart.training_charts(report),
-        facts=tables.facts(report),
-        configuration=yaml.safe_dump(report.training.config, sort_keys=False, allow_unicode=True),
+        velocity=charts.velocity_chart(report),
+        curves=charts.training_charts(report),
+        facts=facts,
+        command=words.command_without_paths(report.command),
+        configuration=yaml.safe_dump(
+            words.config_without_paths(report.training.config), sort_keys=False, allow_unicode=True
+        ),
     )
+
+
+def _without_folders(report: Report) -> Report:
+    """`report` with the last part of the locations in it."""
+    reference = report.reference.model_copy(update={"source": words.last_part(report.reference.source)})
+    teacher = report.training.teacher and words.last_part(report.training.teacher)
+    training = report.training.model_copy(update={"teacher": teacher})
+    checkpoint = words.last_part(report.checkpoint)
+    return report.model_copy(update={"reference": reference, "training": training, "checkpoint": checkpoint})
+
+
+def _strip(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
+    """The `strip_rows`, from the same noise."""
+    chosen = strip_rows(report, samples)
+    rows = {row.title: samples[row.title] for row in chosen}
+    return tile(rows, STRIP, {row.title: summary.said_of(report, row) for row in chosen})
+
+
+def strip_rows(report: Report, samples: Mapping[str, Images]) -> list[Row]:
+    """The rows in `samples` that say most: the teacher, its Euler, and the student in a few evaluations."""
+    student = [row for row in report.rows_of("student") if row.title in samples]
+    few = [row for row in student if row.nfe in STRIP_EVALUATIONS] or student[:3]
+    teacher = [row for row in report.rows_of("solver") if row.title in samples]
+    return [*teacher, *_euler(report, samples, few), *few]
+
+
+def _euler(report: Report, samples: Mapping[str, Images], student: Sequence[Row]) -> list[Row]:
+    """The teacher's Euler sampler with the fewest evaluations of the student's, else its best one with so few."""
+    fewest = min((row.nfe for row in student), default=1)
+    few = [row for row in report.rows_of("few-step") if row.nfe == fewest and row.title in samples]
+    euler = [row for row in few if row.sampler == f"euler {fewest:g}"]
+    return (euler or [row for row in few if row.best])[:1]
+
+
+def _every(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
+    """Every row from the same noise; None where the strip has them all."""
+    rows = {row.title: samples[row.title] for row in report.rows if row.title in samples}
+    strip = _strip(report, samples)
+    return tile(rows, EVERY) if strip is not None and len(strip.rows) < len(rows) else None
+
+
+def _grids(report: Report, samples: Mapping[str, Images]) -> list[Tiles]:
+    """A grid of samples for each of the student's rows and the teacher's own solver; none of single pictures."""
+    rows = [row for row in report.rows_of("student") + report.rows_of("solver") if len(samples.get(row.title, ())) > 1]
+    style = GRIDS.shared(len(rows))
+    grids = [tile({row.title: samples[row.title]}, style, {row.title: summary.said_of(report, row)}) for row in rows]
+    return [grid for grid in grids if grid is not None]
+
+
+def _paths(paths: Mapping[str, Images]) -> Tiles | None:
+    """The paths from as many noises as the budget has room for with all of their states; from one in any case."""
+    named = list(paths.items())
+    for count in range(len(named), 2, -2):  # of the teacher and of the student
+        tiles = tile(dict(named[:count]), PATHS)
+        if tiles is not None and len(tiles.rows[0].images) == len(named[0][1]):
+            return tiles
+    return tile(dict(named[:2]), replace(PATHS, budget=2 * PATHS.budget))
+
+
+def _neighbours(pictures: Pictures) -> Tiles | None:
+    """A row for each sample: itself, and its neighbours."""
+    if pictures.nearest is None:
+        return None
+    pairs = zip(pictures.nearest.samples, pictures.nearest.neighbours, strict=True)
+    rows = {f"Sample {number}": np.stack([sample, *others]) for number, (sample, others) in enumerate(pairs, 1)}
+    return tile(rows, NEAREST)
 
 
 def _is_chosen(row: Row, report: Report) -> bool:
@@ -98,9 +177,9 @@ def render_comparison(runs: Sequence[tuple[str, Report, bytes | None]]) -> str:
         cautions=comparison.cautions(named),
         headings=headings,
         runs=rows,
-        chart=chart.comparison_chart(named),
+        chart=charts.comparison_chart(named),
         differences=comparison.differences(named),
-        grids=[(name, base64.b64encode(png).decode()) for name, _, png in runs if png is not None],
+        grids=[(name, _png(png)) for name, _, png in runs if png is not None],
     )
 
 
@@ -112,9 +191,10 @@ def _fill(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters["bytes"] = format_bytes
+    environment.filters["named"] = words.without_paths
     return environment
 
 
-def _png(rows: Mapping[str, Images]) -> str | None:
-    """The picture of `rows` as text, None of no rows."""
-    return base64.b64encode(encode_rows(rows)).decode() if rows else None
+def _png(png: bytes) -> str | None:
+    """The picture as text; None where it would make the page too large to forward."""
+    return base64.b64encode(png).decode() if len(png) <= MAX_PICTURE else None

@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.results import FULL_NUM_SAMPLES, Figure, Metric, Report, Row, Space, gains
+from eval.features.clip import NAME as CLIP
+from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work, gains
 
 GROUPS = {
     "solver": "Teacher, own solver",
@@ -48,7 +49,7 @@ class Column:
 def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> list[Column]:
     """A column for each metric of `spaces`, by default of all; a heading that occurs twice names its space."""
     names = {space.name for space in (report.spaces if spaces is None else spaces)}
-    metrics = sorted((m for m in report.metrics if m.space in names), key=_rank)
+    metrics = sorted((m for m in report.metrics if m.space in names), key=lambda m: (m != report.headline, _rank(m)))
     headings = [metric.heading for metric in metrics]
     return [
         Column(
@@ -61,13 +62,29 @@ def metric_columns(report: Report, spaces: Sequence[Space] | None = None) -> lis
 
 
 def distance_columns(report: Report) -> list[Column]:
-    """RMSE and LPIPS to the teacher's own solution, if any row has them."""
-    columns = []
-    if any(row.rmse is not None for row in report.rows):
-        columns.append(Column("rmse", "RMSE", lambda row: Cell(NONE if row.rmse is None else f"{row.rmse:.4f}")))
-    if any(row.lpips is not None for row in report.rows):
-        columns.append(Column("lpips", "LPIPS", lambda row: Cell(NONE if row.lpips is None else f"{row.lpips:.4f}")))
-    return columns
+    """RMSE, of latents too, and LPIPS to the teacher's own solution, if any row has them."""
+
+    def column(key: str, heading: str) -> Column:
+        def cell(row: Row) -> Cell:
+            value = getattr(row, key)
+            return Cell(NONE if value is None else f"{value:.4f}")
+
+        return Column(key, heading, cell)
+
+    headings = {
+        "rmse": "Pixel RMSE" if _has_latents(report) else "RMSE",
+        "latent_rmse": "Latent RMSE",
+        "lpips": "LPIPS",
+    }
+    return [
+        column(key, heading)
+        for key, heading in headings.items()
+        if any(getattr(row, key) is not None for row in report.rows)
+    ]
+
+
+def _has_latents(report: Report) -> bool:
+    return any(row.latent_rmse is not None for row in report.rows)
 
 
 def cost_columns(report: Report) -> list[Column]:
@@ -84,7 +101,7 @@ def cost_columns(report: Report) -> list[Column]:
 
 
 NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
-SPEED = Column("speed", "images/s", lambda row: Cell(_speed(row.images_per_second)))
+SPEED = Column("speed", "images/s", lambda row: Cell(speed_text(row.images_per_second)))
 
 
 def columns(report: Report) -> list[Column]:
@@ -114,15 +131,26 @@ def is_inception(report: Report, space: Space) -> bool:
 
 def cautions(report: Report) -> list[str]:
     """What a reader must know before comparing figures, in a text for each caution."""
-    others = [space.title for space in report.spaces if not is_inception(report, space)]
-    texts = [
-        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
-        for title in others
-    ]
+    texts = _not_fids(report)
     if report.has_few_samples:
         texts.append(_few_samples(report))
     missing = [f"Not computed ({', '.join(each.metrics)}): {each.reason}" for each in report.not_computed]
     return [*texts, *missing, *report.warnings]
+
+
+def _not_fids(report: Report) -> list[str]:
+    if report.reference.source == "teacher":
+        return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
+    titles = [space.title for space in _compared(report) if not is_inception(report, space)]
+    return [
+        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
+        for title in titles
+    ]
+
+
+def _compared(report: Report) -> list[Space]:
+    """The feature spaces in which samples are compared with the reference: all but that of the CLIP score."""
+    return [space for space in report.spaces if space.name != CLIP]
 
 
 def _few_samples(report: Report) -> str:
@@ -139,6 +167,7 @@ def facts(report: Report) -> dict[str, str]:
     return {
         "samples": _samples(report),
         "reference": _reference(report),
+        **({"prompts": _prompts(report.prompts)} if report.prompts else {}),
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
         **({"precision": _precision(report.precision)} if report.precision else {}),
@@ -146,10 +175,35 @@ def facts(report: Report) -> dict[str, str]:
         "weights": _weights(report),
         **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
         **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
+        **({"generate": _generation(report.generation)} if report.generation else {}),
+        **{name: _work(work) for name, work in _works(report) if work is not None},
         "machine": report.machine,
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
     }
+
+
+def _prompts(prompts: PromptSet) -> str:
+    return f"{prompts.num_prompts:,} held out, which take turns, given as {prompts.source}, sha256 {prompts.sha256}"
+
+
+def _generation(made: Generation) -> str:
+    return (
+        f"{made.num_records:,} records of {made.num_states} states, {made.solver}, {count_text(made.nfe)} evaluations "
+        f"each; {made.device_hours:.3g} device hours on {'; '.join(made.machines)}"
+    )
+
+
+def _works(report: Report) -> list[tuple[str, Work | None]]:
+    return [("train", report.training_work), ("evaluate", report.evaluation_work)]
+
+
+def _work(work: Work) -> str:
+    """Such as "0.12 h (0.24 device hours) on x86_64, 1 thread, Python 3.12.3, traflow-pipeline 0.1.0"."""
+    hours = "" if work.hours is None else f"{work.hours:.3g} h"
+    if work.num_devices > 1 and work.device_hours is not None:
+        hours += f" ({work.device_hours:.3g} device hours)"
+    return " on ".join(filter(None, (hours, str(work.environment or "")))) or "not recorded"
 
 
 def _samples(report: Report) -> str:
@@ -169,7 +223,7 @@ def _precision(precision: str) -> str:
 def reference_text(report: Report) -> str:
     """The reference in a few words."""
     title, count = report.reference.title, report.reference.num_images
-    return title if count is None else f"{title} ({count:,} images)"
+    return title if count is None else f"{title} ({count:,} {report.noun})"
 
 
 def _reference(report: Report) -> str:
@@ -198,7 +252,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
 
     With `is_whole`, every row, and every metric of the first space, in 100 columns.
     """
-    metrics = metric_columns(report, report.spaces[:1])
+    metrics = metric_columns(report, [*report.spaces[:1], *(space for space in report.spaces if space.name == CLIP)])
     columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], SPEED]
     rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
     num_hidden = len(report.rows) - len(rows)
@@ -215,7 +269,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     for column in columns:
         width = max(len(_short(column, row, columns)) for row in rows)
         table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, members in _student_first(grouped(rows)):
+    for title, members in student_first(grouped(rows)):
         table.add_row(Text(title, style="dim"))
         for row in members:
             texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
@@ -224,7 +278,8 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     return table
 
 
-def _student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+def student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """`groups` with the student's before the others."""
     return sorted(groups, key=lambda group: group[0] != GROUPS["student"])
 
 
@@ -235,12 +290,16 @@ def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
 
 
 def legend(report: Report) -> list[str]:
-    """What the table's star and RMSE mean."""
-    texts = []
+    """What the table's abbreviations, star, RMSE and CLIP score mean."""
+    texts = ["NFE: evaluations of the network for a sample."]
     if any(row.best for row in report.rows):
         texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
         texts.append("RMSE: to the teacher's own solution from the same noise, in units of [-1, 1].")
+    if _has_latents(report):
+        texts.append("Latent RMSE: the same before decoding, in units of the latents.")
+    if any(metric.space == CLIP for metric in report.metrics):
+        texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts
 
 
@@ -327,6 +386,11 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
     return cell
 
 
+def headline_text(report: Report, row: Row) -> str:
+    """The headline's mean in `row`, as the tables have it."""
+    return _metric_cell(report, report.headline)(row).text
+
+
 def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     """Enough decimals for two digits of every distance and one of every spread."""
     sizes = [figure.spread for figure in figures if figure.spread is not None]
@@ -336,7 +400,8 @@ def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     return min(MAX_DECIMALS, max([usual, *wanted]))
 
 
-def _speed(images_per_second: float) -> str:
+def speed_text(images_per_second: float) -> str:
+    """ "6,691", "0.42"."""
     return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 

@@ -7,20 +7,20 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.sampling import dpm_solver
+from eval.sampling import amed, dpm_solver
+from eval.sampling.amed import AmedSolver
+from eval.sampling.grids import GRIDS, grid_of
 from eval.sampling.samplers import Draw, Sampler
 from pipeline.common.errors import BadInput, suggest
-from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
-from pipeline.networks.convention import SIGMA_MAX, SIGMA_MIN, T_MAX, T_MIN
 from pipeline.teachers.teacher import Teacher
 
-RHO = 7.0  # EDM's
 # diffusers' multistep solvers and their orders: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095), UniPC (Zhao et al.
 # 2023, arXiv 2302.04867) and DEIS (Zhang & Chen 2022, arXiv 2204.13902).
 SCHEDULERS = {
@@ -32,6 +32,7 @@ SCHEDULERS = {
 DPM_ORDERS = {"ddim": 1, "dpm2": 2, "dpm3": 3}  # steps of DPM-Solver
 MIN_MULTISTEP = 3  # in two steps they equal Euler: the first step and the last one are of first order
 MIN_THIRD_ORDER = 5
+PREDICTOR = ".safetensors"  # for AMED-Solver
 SIGMA_MARGIN = 1e-6  # as in diffusers' UniPC; log(alpha / sigma) is infinite at t = 0 and t = 1
 
 
@@ -95,59 +96,49 @@ BASELINES = {
 }
 
 
-def edm_times(num_steps: int, start: float = T_MAX, end: float = 0.0) -> Tensor:
-    """`num_steps` + 1 falling float64 times [T] from `start` to `end`, spaced as EDM's noise levels are.
-
-    sigma_i = (sigma_max^(1/7) + i / (n - 1) (sigma_min^(1/7) - sigma_max^(1/7)))^7 for i < n, then the end (Karras
-    et al. 2022, arXiv 2206.00364, Eq. 5), as times t = sigma / (1 + sigma). The levels run from EDM's 80 to its 0.002,
-    or from those of `start` and to those of `end` if these lie in between.
-    """
-    ends_below = end < T_MIN < start
-    low = SIGMA_MIN if ends_below else end / (1 - end)
-    high = start / (1 - start) if start < T_MAX else SIGMA_MAX
-    count = num_steps if ends_below else num_steps + 1
-    sigmas = torch.linspace(high ** (1 / RHO), low ** (1 / RHO), count, dtype=torch.float64) ** RHO
-    inner = (sigmas / (1 + sigmas))[1:num_steps]
-    return torch.cat([inner.new_tensor([start]), inner, inner.new_tensor([end])])
-
-
-# By its name: the suffix of a sampler's name, and the times.
-GRIDS: dict[str, tuple[str, Callable[[int, float, float], Tensor]]] = {
-    "even": ("", uniform_times),
-    "edm": (", EDM grid", edm_times),
-}
-
-
 def baseline_samplers(
     teacher: Teacher, num_evaluations: int, names: Sequence[str] = tuple(BASELINES), grids: Sequence[str] = tuple(GRIDS)
 ) -> list[Sampler]:
     """The teacher's samplers with `num_evaluations` >= 1, on every grid; of samplers that coincide, the first.
 
-    `names` are those of `BASELINES`, `grids` those of `GRIDS`. A solver whose steps are all Euler steps, as with one
+    `names` are those of `BASELINES`, and files of predictors for AMED-Solver, each for one number of evaluations on its
+    own grid; `grids` are those of `GRIDS`, or `grids.OWN`. A solver whose steps are all Euler steps, as with one
     evaluation, is listed as Euler; so is DDIM beside it, whose step on these flows is Euler's. The sampler "heun 4"
     takes 4 evaluations.
 
     Raises:
-        BadInput: a name is unknown, or a solver needs diffusers, which is not installed.
+        BadInput: a name is unknown, a solver needs diffusers, which is not installed, or a predictor is of another
+            teacher.
     """
     samplers: dict[tuple[tuple[str, ...], tuple[float, ...]], Sampler] = {}
-    for baseline in _select(names):
+    for baseline in _select([name for name in names if not name.endswith(PREDICTOR)]):
         steps = baseline.steps(num_evaluations)
         title = "euler" if set(steps) == {"euler"} else baseline.title
-        for suffix, grid in (GRIDS[name] for name in grids):
+        for suffix, grid in (grid_of(name, teacher.shift) for name in grids):
             same = tuple("euler" if step == "ddim" else step for step in steps)
             if steps:
                 times = grid(len(steps), teacher.t_start, teacher.t_end)
                 draw = _draw(teacher, num_evaluations, steps, times)
                 sampler = Sampler("few-step", f"{title} {num_evaluations}{suffix}", draw, num_evaluations)
                 samplers.setdefault((same, tuple(times.tolist())), sampler)
-    return list(samplers.values())
+    learned = [amed.load(Path(name), teacher) for name in names if name.endswith(PREDICTOR)]
+    found = [_amed_sampler(solver, teacher) for solver in learned if solver.num_evaluations == num_evaluations]
+    return [*samplers.values(), *found]
+
+
+def _amed_sampler(solver: AmedSolver, teacher: Teacher) -> Sampler:
+    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        return solver.sample(teacher.t_start * noise, label), solver.num_evaluations
+
+    name = f"AMED-Solver {solver.num_evaluations}{GRIDS[solver.facts.grid][0]}"
+    return Sampler("few-step", name, draw, solver.num_evaluations)
 
 
 def _select(names: Sequence[str]) -> list[Baseline]:
     if unknown := [name for name in names if name not in BASELINES]:
         raise BadInput(
-            f"no baseline {unknown[0]!r}: wanted one of {', '.join(BASELINES)}{suggest(unknown[0], BASELINES)}"
+            f"no baseline {unknown[0]!r}: wanted one of {', '.join(BASELINES)}, or the {PREDICTOR} file of a predictor"
+            f"{suggest(unknown[0], BASELINES)}"
         )
     wanted = [name for name in names if BASELINES[name].needs_diffusers]
     if wanted and not _has_diffusers():

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from eval.models import EvaluatedModels
-from pipeline.common.image_grid import Images, is_drawable, num_shown, to_bytes, to_pictures
+from pipeline.common.image_grid import Images, is_drawable, num_shown, shrink, to_bytes, to_pictures
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
@@ -21,7 +21,9 @@ def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torc
     Of points in the plane a strip shows many at once. A fixed-step solver with fewer steps gives fewer states.
     """
     count = num_shown(models.picture_shape, NUM_STRIPS)
-    noise, label = draw_start(seed, range(count), models.shape, models.num_classes, device, models.classes)
+    noise, label = draw_start(
+        seed, range(count), models.shape, models.num_classes, device, models.classes, models.prompts is not None
+    )
     times = uniform_times(min(NUM_STEPS, solver.num_steps or NUM_STEPS), models.t_start, models.t_end)
     paths = {}
     start = times[0].to(noise) * noise
@@ -36,7 +38,7 @@ def draw_strips(models: EvaluatedModels, solver: Solver, seed: int, device: torc
         }
     shown = models.decode or (lambda x: x)
     return {
-        f"{model}, noise {row + 1}": to_bytes(shown(states[:, row].float()).cpu().numpy(), models.data_range)
+        f"{model}, noise {row + 1}": shrink(to_bytes(shown(states[:, row].float()).cpu().numpy(), models.data_range))
         for row in range(NUM_STRIPS)
         for model, states in paths.items()
     }

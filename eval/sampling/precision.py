@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from eval.sampling.samplers import Sampler
-from pipeline.common.errors import BadInput
+from pipeline.flow.numerics import AUTOCAST, fixed_products
 
 Precision = Literal["fp32", "tf32", "bf16"]
-MIN_CAPABILITY = (8, 0)  # of a GPU with TF32 and bfloat16
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises `BadInput` if `device` lacks `precision`."""
-    if precision == "fp32" or (precision == "bf16" and device.type == "cpu"):
-        return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        raise BadInput(f"precision {precision}: wanted an NVIDIA GPU from Ampere on; {device} lacks it: take fp32")
 
 
 @contextmanager
@@ -30,18 +21,9 @@ def fixed_arithmetic(precision: Precision, device: torch.device) -> Iterator[Non
     fp32 is fp32 throughout; tf32 rounds the factors of convolutions and matrix products to ten bits; bf16 computes
     them in bfloat16, by autocast. A GPU's convolutions are deterministic.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        with (
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32"
-            ),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    dtype = AUTOCAST.get(precision)
+    with fixed_products(precision), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
 
 
 def in_precision(sampler: Sampler, precision: Precision, device: torch.device) -> Sampler:

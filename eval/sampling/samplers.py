@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import draw_start
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times, uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.teachers.teacher import Decode, Teacher, errors_named_after
 from trainer.distillation.student import Student, sample
@@ -26,10 +26,11 @@ Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
 class Sampler:
     """A way to turn noise into samples: a row of the report. `name` is unique among those of its model."""
 
-    group: Literal["solver", "few-step", "student"]
+    group: Literal["solver", "few-step", "student", "checkpoint"]  # the last: a student of another checkpoint
     name: str
     draw: Draw
     evaluations: int = 1  # of a sample, estimated where the solver is adaptive
+    decode: Decode | None = None  # to pictures, where it draws latents
 
     @property
     def cost(self) -> int:
@@ -38,7 +39,12 @@ class Sampler:
 
     @property
     def model(self) -> Literal["teacher", "student"]:
-        return "student" if self.group == "student" else "teacher"
+        return "student" if self.group in ("student", "checkpoint") else "teacher"
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether one range of noise and the headline alone are enough, because there are many like it."""
+        return self.group in ("few-step", "checkpoint")
 
     @property
     def title(self) -> str:
@@ -47,22 +53,28 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Samples float32 [B, *shape] and labels int64 [B] on the CPU, evaluations per sample, seconds of drawing."""
+    """Samples float32 [B, *shape] and labels int64 [B] on the CPU, evaluations per sample, seconds of drawing.
+
+    Where the sampler draws latents and decodes them, `samples` are the pictures.
+    """
 
     samples: Tensor
     labels: Tensor | None  # without classes
     nfe: int
     wall_seconds: float
+    latents: Tensor | None = None
 
 
-def student_sampler(student: Student, steps: int | Sequence[float], t_start: float, t_end: float) -> Sampler:
-    """Algorithm 1 in `steps` even steps, or through the times `steps`; each step is one evaluation.
+def student_sampler(
+    student: Student, steps: int | Sequence[float], t_start: float, t_end: float, shift: float = 1.0
+) -> Sampler:
+    """Algorithm 1 in `steps` steps, even after `shift`, or through the times `steps`; each step is one evaluation.
 
     Raises:
         BadInput: the times do not fall from `t_start` to `t_end`.
     """
     if isinstance(steps, int):
-        times, name = uniform_times(steps, t_start, t_end), f"{steps} step{'s' if steps > 1 else ''}"
+        times, name = step_times(steps, t_start, t_end, shift), f"{steps} step{'s' if steps > 1 else ''}"
     else:
         times, name = torch.tensor(steps, dtype=torch.float64), f"times {', '.join(f'{t:g}' for t in steps)}"
         if len(times) < 2 or (steps[0], steps[-1]) != (t_start, t_end) or bool((times.diff() >= 0).any()):
@@ -86,18 +98,6 @@ def teacher_sampler(teacher: Teacher, solver: Solver) -> Sampler:
     return Sampler("solver", str(solver), draw, solver.num_steps or ADAPTIVE_EVALUATIONS)
 
 
-def decoded(sampler: Sampler, decode: Decode | None) -> Sampler:
-    """`sampler` with its latents decoded to pictures, where they are latents."""
-    if decode is None:
-        return sampler
-
-    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        latents, nfe = sampler.draw(noise, label)
-        return decode(latents), nfe
-
-    return replace(sampler, draw=draw)
-
-
 def draw_samples(
     sampler: Sampler,
     shape: tuple[int, ...],
@@ -108,8 +108,11 @@ def draw_samples(
     device: torch.device,
     label: int | None = None,
     classes: Sequence[int] | None = None,
+    in_turn: bool = False,
 ) -> Iterator[SampleBatch]:
     """Batches of the samples `indices` of `seed`, of the class `label` or of `classes` (by default all) at random.
+
+    Prompts are drawn `in_turn`.
 
     Sample i does not depend on which others are drawn.
 
@@ -120,12 +123,13 @@ def draw_samples(
     """
     for first in range(indices.start, indices.stop, batch_size):
         batch = range(first, min(first + batch_size, indices.stop))
-        noise, labels = draw_start(seed, batch, shape, num_classes, device, classes)
+        noise, labels = draw_start(seed, batch, shape, num_classes, device, classes, in_turn)
         if labels is not None and label is not None:
             labels = torch.full_like(labels, label)
         started = time.monotonic()
         try:
-            samples, nfe = sampler.draw(noise, labels)
+            drawn, nfe = sampler.draw(noise, labels)
+            samples = drawn if sampler.decode is None else sampler.decode(drawn)
         except (torch.OutOfMemoryError, WorkFailed) as error:
             if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
                 raise
@@ -133,5 +137,6 @@ def draw_samples(
                 f"{sampler.name}: a batch of {len(batch)} samples does not fit into the memory of {device}: "
                 f"take a batch_size such as {max(1, len(batch) // 2)}, or another device"
             ) from error
-        samples = samples.float().cpu()
-        yield SampleBatch(samples, None if labels is None else labels.cpu(), nfe, time.monotonic() - started)
+        samples, latents = samples.float().cpu(), None if sampler.decode is None else drawn.float().cpu()
+        seconds = time.monotonic() - started
+        yield SampleBatch(samples, None if labels is None else labels.cpu(), nfe, seconds, latents)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -33,6 +34,17 @@ def expand_home(value: object) -> object:
         return str(Path(value).expanduser()) if str(value).startswith("~") else str(value)
     except RuntimeError as error:
         raise ValueError(f"wanted a path; {error}") from error
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a key's number, as part of its type: Annotated[int, Unit("steps")].
+
+    A model's other notes on its keys, which `traflow_pipeline.keys` shows: each field has a `description`, and a class
+    variable `groups` gives the heading above the first key of each group.
+    """
+
+    name: str
 
 
 # In configurations: text that may be a path, such as a teacher or an image set, and a local path.
@@ -140,9 +152,14 @@ def parse_assignment(assignment: str) -> dict[str, Any]:
         nested: Any = parse_yaml(value)
     except ValueError as error:
         raise BadInput(f"--set {assignment}: the value is not YAML") from error
+    return nest(key, nested)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`value` under the key "a.b", as {"a": {"b": value}}."""
     for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
+        value = {part: value}
+    return dict(value)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +242,7 @@ def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], com
     if fault["type"] == "missing" and not str(fault["loc"][-1]).isdigit():
         by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
         return f"{key!r} is missing{by_flag}"
-    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults))
+    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults)).replace(" or wanted ", " or ")
     value = fault["input"]
     name = f"{key}: " if key else ""
     is_quoted = isinstance(value, str) and bool(value) and repr(value) in message
@@ -264,7 +281,7 @@ def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[typ
     models: list[type[BaseModel]] = [model]
     keys: list[str] = []
     for i, part in enumerate(loc):
-        tagged = [candidate for candidate in models if _tag(candidate) == part]
+        tagged = [candidate for candidate in models if tag_of(candidate) == part]
         if tagged and i < len(loc) - 1:
             models = tagged
             continue
@@ -273,18 +290,18 @@ def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[typ
         keys.append(part)
         fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
         if i < len(loc) - 1 and fields:
-            models = [nested for field in fields for nested in _models(field.annotation)] or models
+            models = [nested for field in fields for nested in models_in(field.annotation)] or models
     return keys, models
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models in an annotation, whatever they are wrapped in."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [nested for part in get_args(annotation) for nested in _models(part)]
+    return [nested for part in get_args(annotation) for nested in models_in(part)]
 
 
-def _tag(model: type[BaseModel]) -> str | None:
+def tag_of(model: type[BaseModel]) -> str | None:
     """The tag of a model in a discriminated union: the value of its first field with a single literal value."""
     for field in model.model_fields.values():
         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:

@@ -1,8 +1,13 @@
 """Choose the device that a command computes on."""
 
+import platform
+import resource
+
 import torch
 
 from pipeline.common.errors import BadInput
+
+KIB = 2**10  # the unit of ru_maxrss on Linux
 
 
 def pick_device(name: str) -> torch.device:
@@ -17,6 +22,21 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {name!r}: wanted auto or one that torch has here: {', '.join(_devices())}") from error
+
+
+def machine(device: torch.device) -> str:
+    """The GPU, or the CPU's architecture and number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    num_threads = torch.get_num_threads()
+    return f"{platform.machine()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has had: of the GPU that torch has allocated, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
 
 
 def _devices() -> list[str]:

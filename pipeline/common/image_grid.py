@@ -13,6 +13,8 @@ from pipeline.common.errors import BadInput
 from pipeline.common.point_cloud import draw_points
 
 MIN_CELL = 40  # pixels; smaller images, such as 8x8 digits, are enlarged to be legible
+MAX_EXACT = 128  # pixels of a side: a larger picture on a page is compressed with loss
+MAX_CELL = 256  # pixels of a side; a grid of larger pictures would take gigabytes
 NUM_POINTS = 1024  # in one picture
 GAP = 2
 FONT_SIZE = 14
@@ -50,6 +52,17 @@ def to_pictures(samples: NDArray[np.float32], data_range: tuple[float, float]) -
     return to_bytes(samples, data_range) if is_drawable(samples.shape[1:]) else draw_points(samples, data_range)
 
 
+def shrink(images: Images) -> Images:
+    """Pictures whose longer side is at most `MAX_CELL`."""
+    height, width = images.shape[2:]
+    longer = max(height, width)
+    if longer <= MAX_CELL:
+        return images
+    size = (max(1, width * MAX_CELL // longer), max(1, height * MAX_CELL // longer))
+    resized = [np.asarray(_as_picture(image).resize(size, Image.Resampling.LANCZOS)) for image in images]
+    return np.stack([image if image.ndim == 3 else image[..., None] for image in resized]).transpose(0, 3, 1, 2)
+
+
 def save_rows(path: Path, rows: Mapping[str, Images]) -> None:
     """Write a PNG with one titled row for each of `rows`; columns line up.
 
@@ -74,6 +87,14 @@ def encode_rows(rows: Mapping[str, Images]) -> bytes:
     buffer = BytesIO()
     draw_rows(rows).save(buffer, format="png")
     return buffer.getvalue()
+
+
+def encode_picture(image: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """One picture [C, H, W], by itself: its format and its bytes; a large one loses what the eye does not see."""
+    buffer = BytesIO()
+    kind = "png" if max(image.shape[1:]) <= MAX_EXACT else "jpeg"
+    _as_picture(image).save(buffer, format=kind, quality=90)
+    return kind, buffer.getvalue()
 
 
 def draw_rows(rows: Mapping[str, Images]) -> Image.Image:
@@ -116,5 +137,9 @@ def _draw(rows: list[Images], titles: list[str]) -> Image.Image:
 
 
 def _enlarge(image: NDArray[np.uint8], zoom: int) -> Image.Image:
-    pixels = image.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).convert("RGB")
+    return _as_picture(image.repeat(zoom, axis=1).repeat(zoom, axis=2)).convert("RGB")
+
+
+def _as_picture(image: NDArray[np.uint8]) -> Image.Image:
+    """[C, H, W], grey or in colour."""
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))

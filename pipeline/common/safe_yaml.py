@@ -6,10 +6,26 @@ from typing import Any
 
 import yaml
 
+from pipeline.common.errors import reason
+
 MAX_BYTES = 2**16  # our largest file has 7 kB; PyYAML reads some 100 kB a second
 MAX_DEPTH = 50
 MAX_EXPANDED = 2**19  # characters and values, counted as often as aliases repeat them
 MAX_DIGITS = 64  # PyYAML reads hexadecimal numbers of any length, Python prints no more than 4300 decimal digits
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of the YAML file at `path`.
+
+    Raises:
+        ValueError: it cannot be read, or is not YAML; the message names the file.
+    """
+    try:
+        return parse_yaml(read_text(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
 
 
 def read_text(path: Path) -> bytes:

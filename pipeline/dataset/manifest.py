@@ -5,16 +5,18 @@ The markers beside the shards are authoritative; the table is derived from them 
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from shlex import quote
 from typing import Annotated
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.config import explain
@@ -155,7 +157,8 @@ class Ledger:
     def _reach(self, num_records: int) -> None:
         """Make room for the first `num_records` records."""
         num_shards, num_blocks = -(-num_records // self.plan.shard_size), -(-num_records // self.plan.block_size)
-        self._columns = {name: _extended(column, num_blocks) for name, column in self._columns.items()}
+        for name, column in self._columns.items():  # one by one: together they are what takes memory
+            self._columns[name] = _extended(column, num_blocks)
         self._seconds = _extended(self._seconds, num_shards)
         self._sha256 += [""] * (num_shards - len(self._sha256))
         self._numerics += [None] * (num_shards - len(self._numerics))
@@ -285,27 +288,48 @@ def confirmed_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Ma
 
 
 class _Listing:
-    """What a manifest says of each shard."""
+    """What a manifest says of each shard, as a checksum: its rows would take as much memory as the ledger."""
 
-    def __init__(self, blocks: pa.Table) -> None:
-        self._blocks = np.stack([blocks[name].to_numpy().astype(np.int64) for name in Block._fields], axis=1)
-        self._first_index, self._sha256 = blocks["first_index"].to_numpy(), blocks["shard_sha256"].combine_chunks()
+    def __init__(self, checksums: Mapping[str, int]) -> None:
+        self._checksums = checksums
 
     @staticmethod
     def read(store: Store) -> "_Listing":
         """That of the manifest in `store`; it lists nothing if there is none that can be read."""
         try:
-            return _Listing(parse_manifest(store, store.read(MANIFEST)).blocks)
-        except (FileNotFoundError, BadInput):
-            return _Listing(IN_MEMORY.empty_table())
+            payload = store.read(MANIFEST)
+        except FileNotFoundError:
+            return _Listing({})
+        try:
+            return _Listing(_checksums(payload))
+        except MALFORMED:
+            return _Listing({})
 
     def contradicts(self, marker: Marker) -> bool:
         """Whether the shard of `marker` is listed with other blocks or another sha256."""
-        start, end = np.searchsorted(self._first_index, [marker.shard.first_index, marker.shard.end])
-        if start == end:
-            return False
-        agrees = np.array_equal(self._blocks[start:end], marker.blocks)
-        return not agrees or self._sha256[start].as_py() != marker.sha256
+        wanted = self._checksums.get(marker.shard.name)
+        return wanted is not None and wanted != _checksum(marker.blocks, crc32(marker.sha256.encode()))
+
+
+def _checksums(payload: bytes) -> dict[str, int]:
+    """The checksum of the rows of each shard in the manifest.parquet `payload`, which is read a part at a time.
+
+    Raises:
+        MALFORMED: it is no manifest.
+    """
+    found: dict[str, int] = {}
+    for part in _open_table(payload).iter_batches(ROWS_AT_ONCE, use_threads=False):
+        rows = np.stack([part[name].to_numpy(zero_copy_only=False) for name in Block._fields], axis=1).astype(np.int64)
+        ends = np.flatnonzero(np.diff(part["shard"].indices.to_numpy(), append=-1)) + 1
+        for start, end in pairwise([0, *ends.tolist()]):
+            name, sha256 = part["shard"][start].as_py(), part["shard_sha256"][start].as_py()
+            found[name] = _checksum(rows[start:end], found.get(name, crc32(sha256.encode())))
+    return found
+
+
+def _checksum(blocks: ArrayLike, before: int) -> int:
+    """The CRC-32 of `blocks` after that of what stands `before` them."""
+    return crc32(np.asarray(blocks, np.int64).tobytes(), before)
 
 
 def _digest(in_order: Iterable[str]) -> str:

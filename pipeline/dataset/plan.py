@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
-from pipeline.flow.noise import Stream, draw_labels, generator
+from pipeline.flow.noise import Stream, draw_labels, generator, take_turns
 from pipeline.flow.numerics import Precision
 from pipeline.flow.path import shifted
 from pipeline.flow.solver import Solver
@@ -157,10 +157,10 @@ class Plan(BaseModel):
     def draw_labels(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Labels int64 [len(indices)]; -1 for an unconditional teacher.
 
-        Classes are uniform over `classes`; prompts take turns, so that each is drawn equally often.
+        Classes are uniform over `classes`; prompts take turns.
         """
         if self.conditions is not None:
-            return np.array(indices, np.int64) % self.num_classes
+            return take_turns(indices, self.num_classes)
         return draw_labels(self.seed, indices, self.num_classes, classes=self.classes)
 
     def has_labels(self, labels: NDArray[np.int64]) -> bool:

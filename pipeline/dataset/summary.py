@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
 from pipeline.common.progress import format_bytes, format_seconds
-from pipeline.dataset.manifest import PLAN, Ledger, Manifest, confirmed_markers, read_dataset
+from pipeline.dataset.manifest import PLAN, DataSet, Ledger, Manifest, confirmed_markers, read_dataset
 from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import Trajectories
 from pipeline.flow.numerics import Numerics
@@ -119,15 +119,7 @@ def summarise(store: Store) -> Summary:
         BadInput: there is none, or no shard is committed yet.
         WorkFailed: the store cannot be read.
     """
-    dataset = read_dataset(store)
-    if dataset is None:
-        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
-    ledger = Ledger(dataset.plan)
-    try:
-        for marker in confirmed_markers(store, dataset.plan, dataset.num_records):
-            ledger.add(marker)
-    except OSError as error:
-        raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
+    dataset, ledger = read_ledger(store)
     if not ledger.num_shards:
         raise BadInput(f"{store.location}: no shard of it is committed yet; run traflow-pipeline generate again")
     manifest = ledger.manifest(store, dataset)
@@ -141,6 +133,25 @@ def summarise(store: Store) -> Summary:
         numerics=tuple(sorted(ledger.numerics, key=str)),
         records=Trajectories.concatenate([reader.read(block) for block in sampled]),
     )
+
+
+def read_ledger(store: Store) -> tuple[DataSet, Ledger]:
+    """The data set in `store`, and what is committed of it.
+
+    Raises:
+        BadInput: there is none.
+        WorkFailed: the store cannot be read.
+    """
+    dataset = read_dataset(store)
+    if dataset is None:
+        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    ledger = Ledger(dataset.plan)
+    try:
+        for marker in confirmed_markers(store, dataset.plan, dataset.num_records):
+            ledger.add(marker)
+    except OSError as error:
+        raise StoreFailed(f"{store.location}: cannot be read ({reason(error)})") from error
+    return dataset, ledger
 
 
 def _states(summary: Summary, rows: Trajectories) -> np.ndarray:

@@ -54,6 +54,11 @@ def draw_labels(
     return drawn_from[[int(generator(seed, stream, i).integers(len(drawn_from))) for i in indices]]
 
 
+def take_turns(indices: Sequence[int], num_labels: int) -> NDArray[np.int64]:
+    """Labels [len(indices)] of prompts, which take turns, so that each is drawn equally often."""
+    return np.array(indices, np.int64) % num_labels
+
+
 def draw_start(
     seed: int,
     indices: Sequence[int],
@@ -61,14 +66,24 @@ def draw_start(
     num_classes: int,
     device: torch.device,
     classes: Sequence[int] | None = None,
+    in_turn: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """What samples to look at or measure start from, by `indices`, apart from the noise of any training data.
 
     Returns standard normal noise float32 [B, *shape] and labels int64 [B] (None without classes) on `device`. Labels
-    are of `classes`, by default of all.
+    are of `classes`, by default of all; `in_turn` they are those of prompts.
     """
     noise = torch.from_numpy(draw_noise(seed, indices, shape, Stream.EVALUATION_NOISE)).to(device)
     if not num_classes:
         return noise, None
-    label = draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL, classes)
+    label = start_labels(seed, indices, num_classes, classes, in_turn)
     return noise, torch.from_numpy(label).to(device)
+
+
+def start_labels(
+    seed: int, indices: Sequence[int], num_classes: int, classes: Sequence[int] | None = None, in_turn: bool = False
+) -> NDArray[np.int64]:
+    """The labels of `draw_start`, int64 [len(indices)]."""
+    if in_turn:
+        return take_turns(indices, num_classes)
+    return draw_labels(seed, indices, num_classes, Stream.EVALUATION_LABEL, classes)

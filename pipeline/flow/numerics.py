@@ -42,18 +42,27 @@ NUM_THREADS = 1
 
 
 @contextmanager
-def fixed_numerics(precision: Precision = "fp32") -> Iterator[None]:
-    """One thread; float32 products in TF32 only if `precision` says so."""
-    threads, before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    is_tf32 = precision == "tf32"
-    torch.set_num_threads(NUM_THREADS)
+def fixed_products(precision: Precision = "fp32") -> Iterator[None]:
+    """Float32 products and convolutions in TF32 only if `precision` says so, and deterministic convolutions."""
+    before, is_tf32 = torch.get_float32_matmul_precision(), precision == "tf32"
     torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32):
             yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def fixed_numerics(precision: Precision = "fp32") -> Iterator[None]:
+    """One thread, and the products of `precision`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    try:
+        with fixed_products(precision):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_precision(velocity: Velocity, precision: Precision) -> Velocity:

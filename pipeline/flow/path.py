@@ -41,6 +41,11 @@ def uniform_times(num_steps: int, start: float = 1.0, end: float = 0.0) -> Tenso
     return torch.linspace(start, end, num_steps + 1, dtype=torch.float64)
 
 
+def step_times(num_steps: int, start: float = 1.0, end: float = 0.0, shift: float = 1.0) -> Tensor:
+    """`num_steps` + 1 float64 times from `start` down to `end`, even ones `shifted`: with 2, two steps meet at 2/3."""
+    return end + (start - end) * shifted(uniform_times(num_steps), shift)
+
+
 def shifted(t: Times, shift: float) -> Times:
     """Times moved towards the noise: shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv 2403.03206, Eq. 23).
 

@@ -1,8 +1,10 @@
 """Which solver, and how accurate. Nothing here needs torch, so that a configuration is checked at once."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.common.config import Unit
 
 # Of a teacher's products: its state, the solver and what is stored stay float32 or better.
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -21,12 +23,21 @@ class Solver(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal[ADAPTIVE + FIXED] = "dopri5"  # type: ignore[valid-type]
-    rtol: float | None = None
-    atol: float | None = None
-    num_steps: int | None = None
+    name: Literal[ADAPTIVE + FIXED] = Field(  # type: ignore[valid-type]
+        default="dopri5",
+        description="Solver; the first five adapt their steps to the tolerances, the others take fixed steps.",
+    )
+    rtol: float | None = Field(default=None, description="Relative tolerance of an adaptive solver.")
+    atol: float | None = Field(default=None, description="Absolute tolerance of an adaptive solver.")
+    num_steps: Annotated[int | None, Unit("steps")] = Field(
+        default=None, description="Number of steps of a fixed-step solver, which needs one."
+    )
     # Left out of a plan where it is not set, so that plans from before keep their digests.
-    cautious: bool = Field(default=False, exclude_if=lambda cautious: not cautious)
+    cautious: bool = Field(
+        default=False,
+        exclude_if=lambda cautious: not cautious,
+        description="Never let dopri5 try a longer step right after a rejected one.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +71,7 @@ class Solver(BaseModel):
     def flags(self) -> str:
         """The command-line flags of `generate` for this solver."""
         if not self.is_adaptive:
-            return f"--solver {self.name} --num-steps {self.num_steps}"
+            return f"--solver {self.name} --steps {self.num_steps}"
         control = " --set solver.cautious=true" if self.cautious else ""
         return f"--solver {self.name} --rtol {_short(self.rtol)} --atol {_short(self.atol)}{control}"
 

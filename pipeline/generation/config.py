@@ -1,14 +1,14 @@
 """What `traflow-pipeline generate` takes. Nothing here needs torch, so that a configuration is checked at once."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.common.config import PathText, parse_count
+from pipeline.common.config import PathText, Unit, parse_count
 from pipeline.flow.solver_config import Precision, Solver
 from pipeline.storage.store import Location
 
-Compile = Literal["auto"] | bool
+Compile = Literal["auto", "graphs"] | bool
 
 
 def _split(value: object) -> object:
@@ -45,39 +45,73 @@ class GenerateConfig(BaseModel):
 
     `out`, `n`, `workers`, `gpus_per_worker`, `executor`, `address` and `compile` may change from run to run; all other
     fields define the plan. Compiled code rounds otherwise, as another kind of machine does: the markers say which.
-    `prompts` is a file, .txt or .jsonl, for a pipeline of diffusers; `size` is that of its pictures, [height, width],
-    and `shift` moves the times towards the noise, by default as the pipeline does.
-    Labels are drawn from `classes`; by default from those that the teacher was trained on, where that is known, else
-    from all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: PathText
-    n: Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
-    out: Location
-    guidance_scale: float = Field(default=1.0, ge=0)
+    groups: ClassVar = {
+        "teacher": "What is generated",
+        "states": "What is stored",
+        "solver": "Accuracy",
+        "dtype": "Files",
+        "workers": "Where it runs",
+    }
+
+    teacher: PathText = Field(description="Name that `teachers` lists, path, diffusers:PATH or module:factory.")
+    n: Annotated[int, Unit("trajectories"), BeforeValidator(parse_count)] = Field(
+        ge=1, description="Number of trajectories, such as 4096, 16k or 1M; a larger number extends the data set."
+    )
+    out: Location = Field(description="Folder or URL of the data set; an existing one of the same plan is resumed.")
+    guidance_scale: float = Field(default=1.0, ge=0, description="Scale of classifier-free guidance; 1 means none.")
     classes: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split), AfterValidator(_increasing)
-    ] = None
-    prompts: PathText | None = None
-    negative_prompt: str | None = None
-    size: PictureSize | None = None
-    shift: float | None = Field(default=None, gt=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    states: int = Field(default=8, ge=0)
-    velocities: bool = True
-    solver: Solver = Solver()
-    precision: Precision = "fp32"
-    dtype: Literal["float16", "float32"] = "float16"
-    shard_size: int = Field(default=1024, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    block_size: int = Field(default=64, ge=1)
-    workers: int | None = Field(default=None, ge=1)
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    executor: Literal["ray", "inline"] = "ray"
-    address: str | None = None
-    compile: Compile = "auto"
+    ] = Field(default=None, description="Classes to draw labels from; by default those that were trained, else all.")
+    prompts: PathText | None = Field(
+        default=None, description="File of prompts for a diffusers pipeline: .txt with one a line, or .jsonl."
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="Prompt that guidance leads away from; by default the pipeline's own."
+    )
+    size: Annotated[PictureSize | None, Unit("pixels")] = Field(
+        default=None, description="Height and width of a diffusers pipeline's pictures; by default its own."
+    )
+    shift: float | None = Field(
+        default=None, gt=0, description="Shift of the times towards the noise; by default the pipeline's own, else 1."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, labels and jittered times.")
+    states: int = Field(
+        default=8, ge=0, description="Number of states to store on each trajectory, between noise and sample."
+    )
+    velocities: bool = Field(
+        default=True,
+        description="Store the teacher's velocity at each state; a config that leaves the key out, beside a train "
+        "section, stores them only if the recipe needs them.",
+    )
+    solver: Solver = Field(default=Solver(), description="Solver of the teacher's ODE; a name alone is enough.")
+    precision: Precision = Field(default="fp32", description="Precision of the teacher's matrix products.")
+    dtype: Literal["float16", "float32"] = Field(default="float16", description="Type in which states are stored.")
+    shard_size: Annotated[int, Unit("trajectories")] = Field(default=1024, ge=1, description="Length of a shard.")
+    batch_size: Annotated[int, Unit("trajectories")] = Field(
+        default=256, ge=1, description="Size of an integration batch, in which an adaptive solver takes common steps."
+    )
+    block_size: Annotated[int, Unit("trajectories")] = Field(
+        default=64, ge=1, description="Length of a block, the part of a shard that a reader fetches at once."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Number of Ray actors; by default one per GPU, or one per CPU without GPUs."
+    )
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="GPUs of each actor: 0.25 puts four on one GPU, 0 uses CPUs only."
+    )
+    executor: Literal["ray", "inline"] = Field(
+        default="ray", description="Work on Ray actors, or inline: in this process."
+    )
+    address: str | None = Field(
+        default=None, description="Address of a running Ray cluster; by default RAY_ADDRESS, else a local one."
+    )
+    compile: Compile = Field(
+        default="auto", description="Compile the teacher; auto does so for a large network on a GPU."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

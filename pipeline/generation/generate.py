@@ -31,11 +31,12 @@ from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
 from pipeline.generation.backlog import Backlog, Failure, Piece, Result
 from pipeline.generation.config import GenerateConfig as GenerateConfig
+from pipeline.generation.heartbeat import sweep_heartbeats
 from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
 from pipeline.storage.store import Store, absolute, open_store
-from pipeline.teachers.compilation import check_compiler
+from pipeline.teachers.compilation import check_compiler, check_graphs
 from pipeline.teachers.loading import DiffusersSource, TeacherSource, resolve
 from pipeline.teachers.teacher import Teacher
 
@@ -180,7 +181,9 @@ def check_device(config: GenerateConfig) -> None:
     device = device_of(config)
     if device is not None:
         check_precision(config.precision, device)
-        if config.compile is True:
+        if config.compile == "graphs":
+            check_graphs(device)
+        if config.compile in (True, "graphs"):
             check_compiler(device)
 
 
@@ -241,6 +244,8 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSour
     ledger = read_ledger(config, store, plan, existing)
     try:
         store.sweep()
+        if existing is not None:
+            sweep_heartbeats(store)
         dataset = DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute)
         if dataset != existing:
             write_dataset(store, dataset)

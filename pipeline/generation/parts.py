@@ -28,6 +28,7 @@ from pipeline.generation.generate import (
     plan_of,
     report,
 )
+from pipeline.generation.heartbeat import beating
 from pipeline.storage.lease import Held
 from pipeline.storage.store import Store, open_store
 
@@ -46,9 +47,9 @@ class Part:
         Raises:
             BadInput: it names none.
         """
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise BadInput(f"--part {text}: wanted a number from 1 on and how many there are, such as 3/16")
+            raise BadInput(f"--part {text}: wanted K/N with K from 1 to N, such as 3/16")
         return cls(int(match[1]), int(match[2]))
 
     def share(self, shards: Shards) -> Shards:
@@ -77,7 +78,7 @@ def generate_part(config: GenerateConfig, part: Part, steals: bool = False) -> M
     source, known, plan = plan_of(config, store)
     dataset = _begin(store, DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute))
     shards = plan.shards(config.n)
-    with stoppable(STOPPING) as stop:
+    with stoppable(STOPPING) as stop, beating(store, part.number, part.count):
         own, others = _left(store, part.share(shards)), list[Shard]()
         if own and known:
             check_teacher(config, source, known)

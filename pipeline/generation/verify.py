@@ -50,6 +50,7 @@ from pipeline.dataset.shards import (
 from pipeline.flow.numerics import fixed_numerics, has_precision, numerics_of
 from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.generate import CONFIG
+from pipeline.generation.heartbeat import FILE as HEARTBEAT_FILE
 from pipeline.generation.shard import draw_batch, failed_batch_name, solve_batch
 from pipeline.storage.lease import LEASE
 from pipeline.storage.store import READ_ATTEMPTS, Store, is_aside, read_again
@@ -350,6 +351,7 @@ def _foreign_files(dataset: DataSet, sizes: Iterable[str]) -> Iterator[Fault]:
     for name in sorted(sizes):
         shard, chunk = SHARD_FILE.fullmatch(name), CHUNK_FILE.fullmatch(name)
         is_ours = name in {PLAN, CONFIG, MANIFEST, LEASE} | table
+        is_ours |= HEARTBEAT_FILE.fullmatch(name) is not None
         is_ours |= shard is not None and int(shard[1]) < num_shards
         is_ours |= chunk is not None and int(chunk[1]) < num_chunks
         if not is_ours and not is_aside(name) and not _is_failed_batch(name):

@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from pipeline.common.environment import PROGRAM, installed_version
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, one_line
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import connected, last_line, worker_slots
@@ -54,10 +54,7 @@ class Job:
 
 def program_version() -> str:
     """The installed version of this program; "of a source tree" if none is installed."""
-    try:
-        return version("traflow-pipeline")
-    except PackageNotFoundError:
-        return "of a source tree"
+    return installed_version(PROGRAM) or "of a source tree"
 
 
 class Unfit(WorkFailed):

@@ -46,8 +46,10 @@ __all__ = [
     "SongUNetConfig",
     "build",
     "described",
+    "draws_in_turn",
     "lay_out",
     "load",
+    "num_labels",
     "parse_config",
     "parse_own",
     "picture_shape",
@@ -111,6 +113,18 @@ def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:
     if not isinstance(config, DiffusersConfig) or not config.is_latent:
         return config.shape
     return (3, *config.image_size) if can_decode else ()
+
+
+def num_labels(network: Network) -> int:
+    """The number of its labels: its classes, or the prompts of its conditions."""
+    if isinstance(network, DiffusersNetwork) and network.conditions is not None:
+        return len(network.conditions)
+    return network.config.num_classes
+
+
+def draws_in_turn(network: Network | None) -> bool:
+    """Whether the labels of `network` are prompts, which take turns."""
+    return isinstance(network, DiffusersNetwork) and network.family.takes_prompts
 
 
 def lay_out(network: Laid, compiled: bool = False) -> Laid:

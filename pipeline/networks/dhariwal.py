@@ -1,23 +1,28 @@
 """DhariwalUNet: the ADM U-Net of Dhariwal & Nichol (2021, arXiv 2105.05233), as EDM's Table 1 parametrises it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.common.config import Unit
 from pipeline.networks.layers import BlockStyle, Init, PositionalFeatures, TimeEmbedding
-from pipeline.networks.unet import UNet, UNetConfig
+from pipeline.networks.unet import ATTENTION_RESOLUTIONS, UNet, UNetConfig
 
 INIT = Init(xavier=False)
 
 
 class DhariwalUNetConfig(UNetConfig):
-    """`UNetConfig`; attention has heads of `channels_per_head` channels, and a norm's group at least so many."""
+    """`UNetConfig`, and the sizes of attention heads and of normalisation groups."""
 
-    family: Literal["dhariwal"] = "dhariwal"
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    channels_per_head: int = Field(default=64, ge=1)
-    min_channels_per_group: int = Field(default=4, ge=1)
+    family: Literal["dhariwal"] = Field(default="dhariwal", description="The ADM U-Net.")
+    attention_resolutions: Annotated[tuple[int, ...], Unit("pixels")] = Field(
+        default=(32, 16, 8), description=ATTENTION_RESOLUTIONS
+    )
+    channels_per_head: int = Field(default=64, ge=1, description="Channels of an attention head.")
+    min_channels_per_group: int = Field(
+        default=4, ge=1, description="Least number of channels in a group of the group normalisation."
+    )
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -20,6 +20,17 @@ from pipeline.networks.layers import TimeEmbedding
 
 ConventionName = Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm", "adm", "adm-linear"]
 
+# The sentences of keys that every family declares for itself.
+ABOUT = {
+    "dropout": "Probability of dropping a feature in training.",
+    "num_classes": "Number of classes; 0 makes an unconditional network.",
+    "label_dropout": "Probability of dropping a label in training, so that the network also answers without one.",
+    "convention": "What the network predicts: flow is the velocity; docs/how-to/teacher.md has the others.",
+    "sigma_data": "Standard deviation of the data in the convention edm.",
+    "time_scale": "Factor of the noise label that the network sees.",
+    "second_time": "Take a second time, the one a jump goes to, as a student does.",
+}
+
 
 class FlowNetworkConfig(BaseModel):
     """The configuration of a network over arrays of `shape`, whatever its family.
@@ -150,9 +161,13 @@ class FlowNetwork(nn.Module):
         """The features [B, ...] of the array x [B, *shape], layer by layer."""
         raise NotImplementedError
 
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        """From the features that `encode` found to an array [B, *shape]."""
+        raise NotImplementedError
+
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
         """From array to array: [B, *shape] -> [B, *shape]."""
-        raise NotImplementedError
+        return self.decode(self.encode(x, embedding), embedding)
 
     def features(self, x: Tensor, t: Tensor, label: Tensor | None) -> list[Tensor]:
         """What `encode` finds in the state x [B, *shape] at t [B]."""
@@ -164,6 +179,16 @@ class FlowNetwork(nn.Module):
 
         self.convention.velocity(predict, x, match_dims(t, x))
         return found
+
+    def velocity_and_features(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The velocity at the state x [B, *shape] at t [B], and the `features` on the way to it, in one evaluation."""
+        embedding, found = self.embedding(t, None, label, None), list[Tensor]()
+
+        def predict(scaled: Tensor) -> Tensor:
+            found.extend(self.encode(scaled, embedding))
+            return self.decode(found, embedding)
+
+        return self.convention.velocity(predict, x, match_dims(t, x)), found
 
     def forward(
         self,

@@ -7,33 +7,33 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.networks.flow_network import ConventionName, FlowNetwork, FlowNetworkConfig
+from pipeline.networks.flow_network import ABOUT, ConventionName, FlowNetwork, FlowNetworkConfig
 from pipeline.networks.layers import Init, PositionalFeatures, TimeEmbedding
 
 INIT = Init(xavier=False)
 
 
 class MlpConfig(FlowNetworkConfig):
-    """`num_blocks` residual blocks of `width` over the values of an array of `shape`, which may be left to the data.
-
-    Times are embedded as in the U-Nets, in 4 `channels`. `num_classes`, `label_dropout`, `convention`, `time_scale` and
-    `second_time` mean what they mean there.
-    """
+    """Residual blocks over the values of an array of `shape`; times are embedded as in the U-Nets."""
 
     of_data: ClassVar[tuple[str, ...]] = ("shape", "num_classes")
 
-    family: Literal["mlp"] = "mlp"
-    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()  # (): left out
-    width: int = Field(default=256, ge=1)
-    num_blocks: int = Field(default=4, ge=1)
-    channels: int = Field(default=64, ge=4, multiple_of=2)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    num_classes: int = Field(default=0, ge=0, le=2**20)
-    label_dropout: float = Field(default=0.0, ge=0, lt=1)
-    convention: ConventionName = "flow"
-    sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
-    time_scale: float = Field(default=16.0, gt=0)
-    second_time: bool = False
+    family: Literal["mlp"] = Field(default="mlp", description="A residual network for arrays of any shape.")
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="Shape of an array; left out, it is that of the data."
+    )
+    width: int = Field(default=256, ge=1, description="Features of a residual block.")
+    num_blocks: int = Field(default=4, ge=1, description="Number of residual blocks.")
+    channels: int = Field(
+        default=64, ge=4, multiple_of=2, description="Sines and cosines of the time; its embedding has 4 times as many."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description=ABOUT["dropout"])
+    num_classes: int = Field(default=0, ge=0, le=2**20, description=ABOUT["num_classes"])
+    label_dropout: float = Field(default=0.0, ge=0, lt=1, description=ABOUT["label_dropout"])
+    convention: ConventionName = Field(default="flow", description=ABOUT["convention"])
+    sigma_data: float = Field(default=0.5, gt=0, description=ABOUT["sigma_data"])
+    time_scale: float = Field(default=16.0, gt=0, description=ABOUT["time_scale"])
+    second_time: bool = Field(default=False, description=ABOUT["second_time"])
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,7 +106,6 @@ class Mlp(FlowNetwork):
             features.append(block(features[-1], embedding))
         return features
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.encode(x, embedding)[-1]
-        out: Tensor = self.layer_out(F.silu(self.norm_out(h)))
-        return out.reshape(x.shape)
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        out: Tensor = self.layer_out(F.silu(self.norm_out(features[-1])))
+        return out.reshape(-1, *self.config.shape)

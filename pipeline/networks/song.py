@@ -34,11 +34,19 @@ class SongUNetConfig(UNetConfig):
     NCSN++ has time_embedding fourier, encoder residual and resample_filter (1, 3, 3, 1).
     """
 
-    family: Literal["song"] = "song"
-    time_embedding: Literal["positional", "fourier"] = "positional"
-    encoder: Literal["standard", "residual", "skip"] = "standard"
-    decoder: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1)
+    family: Literal["song"] = Field(default="song", description="DDPM++ or NCSN++; the default family.")
+    time_embedding: Literal["positional", "fourier"] = Field(
+        default="positional", description="Features of the time: DDPM++'s, or NCSN++'s random Fourier features."
+    )
+    encoder: Literal["standard", "residual", "skip"] = Field(
+        default="standard", description="How the image joins each level: not at all, or as in NCSN++."
+    )
+    decoder: Literal["standard", "skip"] = Field(
+        default="standard", description="Whether the output is a sum over the levels (skip)."
+    )
+    resample_filter: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 1), description="Taps of the filter that halves and doubles sides; NCSN++ has [1, 3, 3, 1]."
+    )
 
     @model_validator(mode="after")
     def _check_filter(self) -> Self:

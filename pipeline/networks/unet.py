@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.networks.flow_network import ConventionName, FlowNetwork, FlowNetworkConfig
+from pipeline.common.config import Unit
+from pipeline.networks.flow_network import ABOUT, ConventionName, FlowNetwork, FlowNetworkConfig
 from pipeline.networks.layers import Block, BlockStyle, Resampling
 
 Resolution = int | tuple[int, int]
+ATTENTION_RESOLUTIONS = "Shorter sides at which a level attends."
 
 
 def _sides(resolution: object) -> object:
@@ -27,29 +29,36 @@ class UNetConfig(FlowNetworkConfig):
     Images are [image_channels, resolution, resolution], or [image_channels, H, W] where `resolution` is (H, W). Level i
     of the U-Net has `channels` * `channel_mult[i]` channels and sides of 1 / 2^i; it attends where the shorter side is
     in `attention_resolutions`. A configuration that leaves out `resolution` or `image_channels` takes them, and its
-    `num_classes`, from the data; a complete one is as it says. `num_classes` = 0 makes an unconditional network; one
-    that was trained with `label_dropout` also answers without a label. `augment_dim` > 0 takes augmentation labels, as
-    EDM's do.
-    `convention` says what the network predicts (see `convention.py`); it sees `time_scale` times the noise label.
+    `num_classes`, from the data; a complete one is as it says.
     """
 
     of_data: ClassVar[tuple[str, ...]] = ("resolution", "image_channels", "num_classes")
 
-    resolution: Annotated[Resolution, BeforeValidator(_sides)] = 0  # 0: left out
-    image_channels: Annotated[int, Field(ge=1)] = 0
-    channels: int = Field(default=128, ge=4)
-    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 2, 2), min_length=1)
-    num_blocks: int = Field(default=4, ge=1)
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    num_classes: int = Field(default=0, ge=0, le=2**20)
-    label_dropout: float = Field(default=0.0, ge=0, lt=1)
-    augment_dim: int = Field(default=0, ge=0)
+    resolution: Annotated[Resolution, Unit("pixels"), BeforeValidator(_sides)] = Field(
+        default=0, description="Side of an image, or [height, width]; left out, it is that of the data."
+    )
+    image_channels: Annotated[int, Field(ge=1)] = Field(
+        default=0, description="Channels of an image; left out, they are those of the data."
+    )
+    channels: int = Field(default=128, ge=4, description="Channels that each level's channel_mult multiplies.")
+    channel_mult: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(2, 2, 2), min_length=1, description="Factor of the channels on each level; a level halves the sides."
+    )
+    num_blocks: int = Field(default=4, ge=1, description="Number of residual blocks on each level.")
+    attention_resolutions: Annotated[tuple[int, ...], Unit("pixels")] = Field(
+        default=(16,), description=ATTENTION_RESOLUTIONS
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description=ABOUT["dropout"])
+    num_classes: int = Field(default=0, ge=0, le=2**20, description=ABOUT["num_classes"])
+    label_dropout: float = Field(default=0.0, ge=0, lt=1, description=ABOUT["label_dropout"])
+    augment_dim: int = Field(
+        default=0, ge=0, description="Length of EDM's augmentation labels, which published teachers take; 0: none."
+    )
     # "adm" has the cosine schedule: files older than "adm-linear" say it so.
-    convention: ConventionName = "flow"
-    sigma_data: float = Field(default=0.5, gt=0)  # of the convention edm
-    time_scale: float = Field(default=1000.0, gt=0)
-    second_time: bool = False
+    convention: ConventionName = Field(default="flow", description=ABOUT["convention"])
+    sigma_data: float = Field(default=0.5, gt=0, description=ABOUT["sigma_data"])
+    time_scale: float = Field(default=1000.0, gt=0, description=ABOUT["time_scale"])
+    second_time: bool = Field(default=False, description=ABOUT["second_time"])
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -157,10 +166,9 @@ class UNet(FlowNetwork):
             features.append(x)
         return features
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """From image to image: [B, C, H, W] -> [B, C, H, W]."""
-        skips, image_out = self.encode(x, embedding), None
-        x = skips[-1]
+    def decode(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+        """From the encoder's features to an image [B, C, H, W]."""
+        skips, x, image_out = [*features], features[-1], None
         for refine in self.middle:
             x = refine(x, embedding)
         for i, (decode, takes_skip) in enumerate(zip(self.decoder, self.takes_skip, strict=True)):

@@ -122,16 +122,7 @@ def hold_lease(store: Store) -> Iterator[Lease]:
 
 
 def _acquire(store: Store) -> Holder:
-    process = os.getpid()
-    ours = Holder(
-        host=socket.gethostname(),
-        machine=_machine(),
-        process=process,
-        process_start=_process_start(process) or "",
-        since=datetime.now(UTC).strftime(SINCE),
-        token=uuid.uuid4().hex,
-    )
-    taken_over = False
+    ours, taken_over = this_process(), False
     while not store.create(LEASE, _payload(ours)) or (taken_over and not _is_kept(store, ours)):
         holder = _read(store)
         if holder is None:
@@ -141,6 +132,19 @@ def _acquire(store: Store) -> Holder:
         store.remove(LEASE)
         taken_over = True
     return ours
+
+
+def this_process() -> Holder:
+    """This process, as a holder that begins now."""
+    process = os.getpid()
+    return Holder(
+        host=socket.gethostname(),
+        machine=_machine(),
+        process=process,
+        process_start=_process_start(process) or "",
+        since=datetime.now(UTC).strftime(SINCE),
+        token=uuid.uuid4().hex,
+    )
 
 
 def _is_kept(store: Store, ours: Holder) -> bool:

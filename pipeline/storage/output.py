@@ -16,7 +16,7 @@ class Output(Enum):
 
     DATA = ("plan.json",)
     TRAINING = ("checkpoints/", "log.jsonl")
-    REPORT = ("metrics.json", "evaluate.yaml", "samples/")
+    REPORT = ("metrics.json", "evaluate.yaml", "samples/", "conditions/")
     RUN = ("run.yaml",)  # last: its stages may lie in the same folder
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -31,8 +31,10 @@ MAPPED_FILES = 64  # kept open; the usual limit of a process is 1024
 REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1e6
 READ_ATTEMPTS = 3  # where the store fails, or something else comes: a part, or a page about an error
+WRITE_ATTEMPTS = 3
 PAUSE_SECONDS = 1.0  # after a failure; then twice as long
 
+Result = TypeVar("Result")
 Payload = TypeVar("Payload", bytes, memoryview)
 
 # In configurations: a path or a URL, for `open_store`.
@@ -159,11 +161,13 @@ class Folder:
 
     def write(self, name: str, payload: bytes) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / name, payload)
+        _again_if_swept(lambda: write_atomic(self.path / name, payload))
 
     def create(self, name: str, payload: bytes) -> bool:
-        path = self.path / name
         self.path.mkdir(parents=True, exist_ok=True)
+        return _again_if_swept(lambda: self._create(self.path / name, payload))
+
+    def _create(self, path: Path, payload: bytes) -> bool:
         aside = _write_aside(path, payload)
         try:
             os.link(aside, path)  # unlike a rename, it fails if `path` exists
@@ -288,7 +292,9 @@ class Bucket:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    return OSError(getattr(error, "errno", None) or errno.EIO, one_line(error))
+    # Azure's go on with the page that came, which may repeat the request that was signed.
+    message = one_line(error).partition(" RequestId:")[0]
+    return OSError(getattr(error, "errno", None) or errno.EIO, message)
 
 
 def read_again(store: Store, read: Callable[[], Payload], is_whole: Callable[[Payload], bool]) -> Payload:
@@ -312,6 +318,14 @@ def read_again(store: Store, read: Callable[[], Payload], is_whole: Callable[[Pa
             if store.is_local or is_whole(payload):
                 break
     return payload
+
+
+def _again_if_swept(write: Callable[[], Result]) -> Result:
+    """What `write` returns, which is called again if a driver that begins has swept its temporary file away."""
+    for _ in range(WRITE_ATTEMPTS - 1):
+        with suppress(FileNotFoundError):
+            return write()
+    return write()
 
 
 def write_atomic(path: Path, payload: bytes) -> None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from rich.table import Table
 
 from pipeline.common.config import validate
-from pipeline.common.errors import BadInput, reason
-from pipeline.common.safe_yaml import parse_yaml, read_text
+from pipeline.common.errors import BadInput
+from pipeline.common.safe_yaml import read_yaml
 from pipeline.networks import NetworkConfig
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.cache import cache_folder
@@ -146,11 +146,9 @@ def read_entry(path: Path, argument: str) -> NamedTeacher:
         BadInput: it cannot be read, or is not valid.
     """
     try:
-        content = parse_yaml(read_text(path))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({reason(error)})") from error
+        content = read_yaml(path)
     except ValueError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from error
+        raise BadInput(f"{error}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path}: wanted the fields of a teacher's entry: {', '.join(Entry.model_fields)}")
     entry = validate(Entry, content, str(path))

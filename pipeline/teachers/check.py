@@ -155,7 +155,7 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
         SolverFailed: the integration failed.
         WorkFailed: the teacher raised an error.
     """
-    noise, label = draw_start(teacher, num_samples, seed, device)
+    noise, label = first_records(teacher, num_samples, seed, device)
     times = uniform_times(NUM_INTERVALS, teacher.t_start, teacher.t_end)
     with fixed_numerics(), torch.no_grad(), errors_named_after(teacher):
         solution = integrate(teacher.velocity, teacher.t_start * noise, times, label, SOLVER)
@@ -202,7 +202,7 @@ def _opposes(a: Tensor, b: Tensor) -> bool:
     return bool(a @ b < -0.1 * a.norm() * b.norm())
 
 
-def draw_start(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def first_records(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The noise [B, *shape], and the labels [B] of a teacher with classes, of the first records of `seed`."""
     indices = range(num_samples)
     noise = torch.from_numpy(draw_noise(seed, indices, teacher.shape)).to(device)

@@ -173,6 +173,11 @@ class TeacherSource(ABC):
         table = None if plan.conditions is None else ConditionTable(store, plan.conditions)
         return self.load(device, plan.guidance_scale, quiet, self._size(plan.shape), table, precision)
 
+    def shown_shape(self, plan: Plan) -> tuple[int, ...]:
+        """The shape of a sample of `plan` as it is shown: of latents, that of the picture."""
+        size = self._size(plan.shape) if plan.latents else None
+        return plan.shape if size is None else (3, *size)
+
     def _size(self, shape: tuple[int, ...]) -> Size | None:
         """The size of the pictures of samples of `shape`, where `load` takes one."""
         return None
@@ -186,13 +191,13 @@ class TeacherSource(ABC):
         self._refuse(size, num_prompts)
         return self.load(guidance_scale=guidance_scale, quiet=quiet)
 
-    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
-        """The rows of the condition table of the prompts in the file `path`; None for a teacher without prompts.
+    def prompts(self, given: str | tuple[str, ...] | None, negative: str | None) -> Prompts | None:
+        """The rows of the condition table of the prompts that are `given`, or in a file; None for a teacher without.
 
         Raises:
             BadInput: there are none where they are wanted, or some where they are not.
         """
-        if path is not None or negative is not None:
+        if given is not None or negative is not None:
             raise BadInput(f"teacher {self.text} takes no prompts: leave --prompts and --negative-prompt out")
         return None
 
@@ -397,15 +402,16 @@ class DiffusersSource(TeacherSource):
         height, width = (side * self.folder.scale for side in shape[-2:])
         return height, width
 
-    def prompts(self, path: str | None, negative: str | None) -> Prompts | None:
-        from pipeline.teachers.diffusers.prompts import make_prompts, read_prompts
+    def prompts(self, given: str | tuple[str, ...] | None, negative: str | None) -> Prompts | None:
+        from pipeline.teachers.diffusers.prompts import check_prompts, make_prompts, read_prompts
 
         family = self.folder.family(self.folder.network_config)
         if not family.takes_prompts:
-            return super().prompts(path, negative)
-        if path is None:
+            return super().prompts(given, negative)
+        if given is None:
             raise BadInput(f"teacher {self.text} draws from prompts: give --prompts FILE, a .txt or .jsonl file")
-        return make_prompts(read_prompts(path), negative, family.takes_negative, f"teacher {self.text}")
+        read = read_prompts(given) if isinstance(given, str) else check_prompts(given, "--prompt")
+        return make_prompts(read, negative, family.takes_negative, f"teacher {self.text}")
 
     def identify(self, prompts: Prompts, precision: Precision = "fp32") -> ConditionSet:
         from pipeline.teachers.diffusers.teacher import check_precision
@@ -548,7 +554,8 @@ def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tup
 def _format_of(weights: Path) -> str:
     if weights.suffix in (".pth", ".pt"):
         raise BadInput(
-            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry (see README)"
+            f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry "
+            "(docs/how-to/teacher.md)"
         )
     return "edm" if weights.suffix == ".pkl" else "safetensors"
 

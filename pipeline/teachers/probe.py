@@ -1,6 +1,6 @@
 """Measure the cost of accuracy with a teacher: evaluations, error and time of each solver setting and precision.
 
-Where asked, each is measured twice, the second time with the teacher compiled.
+Where asked, each is measured again with the teacher compiled, and on a GPU once more with it replayed as CUDA graphs.
 """
 
 import time
@@ -18,8 +18,8 @@ from pipeline.dataset.plan import stratified_times
 from pipeline.flow.numerics import Precision, check_precision, fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, SolverFailed, integrate
-from pipeline.teachers.check import draw_start
-from pipeline.teachers.compilation import check_compilable, compile_teacher
+from pipeline.teachers.check import first_records
+from pipeline.teachers.compilation import Compiled, check_compilable, compile_teacher, ways_to_run
 from pipeline.teachers.precision import as_on_gpu
 from pipeline.teachers.teacher import Teacher, errors_named_after
 
@@ -47,7 +47,7 @@ class Point:
     p90: float  # the 90th-percentile error, by which settings are compared
     worst: float
     seconds: float  # wall time per sample
-    compiled: bool | None = None  # None: only one of both was measured
+    compiled: Compiled | None = None  # None: nothing else was measured
 
     @property
     def flags(self) -> str:
@@ -58,8 +58,9 @@ class Point:
 
     @property
     def arithmetic(self) -> str:
-        """The precision, and whether the teacher was compiled."""
-        return f"{self.precision}, compiled" if self.compiled else self.precision
+        """The precision, and how the teacher was compiled, if it was."""
+        kernels = {"graphs": ", CUDA graphs", True: ", compiled"}.get(self.compiled or "", "")
+        return f"{self.precision}{kernels}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def probe(
 ) -> ProbeResult:
     """Integrate the first `num_samples` records of `seed` in one batch by each of `solvers` in each of `precisions`.
 
-    If `compiled`, all of it again with the teacher compiled, and `teacher` stays so.
+    If `compiled`, all of it again with the teacher compiled, in all `ways_to_run`, and `teacher` stays so.
     All are measured against a tight reference, dopri5 at 1e-7 with its state in float64 and its teacher in fp32. A
     fixed-step solver steps on the jittered times of `num_states` states, as in `generate`, or of as many as it has
     steps between. A precision that the device lacks is imitated: its errors and evaluations count, its seconds mean
@@ -172,7 +173,7 @@ def probe(
         check_compilable(teacher, device)
         for precision in precisions:
             check_precision(precision, device)
-    noise, classes = draw_start(teacher, num_samples, seed, device)
+    noise, classes = first_records(teacher, num_samples, seed, device)
     start = teacher.t_start * noise
 
     def widened(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -185,17 +186,17 @@ def probe(
         reference = integrate(widened, start.double(), whole, classes, REFERENCE)
     end, is_complete = reference.states[-1], True
     try:
-        for is_compiled, precision, solver in product((False, True) if compiled else (None,), precisions, solvers):
-            if is_compiled:
-                teacher = compile_teacher(teacher, device, not teacher.compiled)
-            times = _times(teacher, seed, solver, num_states)
-            try:
-                point = _measure(teacher, solver, precision, start, times, classes, end)
-                points.append(replace(point, compiled=is_compiled))
-            except SolverFailed as error:
-                refusals.append(f"{error}, in {precision}")
-            if advance:
-                advance(1)
+        for way in ways_to_run(device) if compiled else (None,):
+            measured = compile_teacher(teacher, device, way or False)
+            for precision, solver in product(precisions, solvers):
+                times = _times(teacher, seed, solver, num_states)
+                try:
+                    point = _measure(measured, solver, precision, start, times, classes, end)
+                    points.append(replace(point, compiled=way))
+                except SolverFailed as error:
+                    refusals.append(f"{error}, in {precision}")
+                if advance:
+                    advance(1)
     except KeyboardInterrupt:
         is_complete = False
     by_seconds = compiled or (device.type == "cuda" and len(precisions) > 1)

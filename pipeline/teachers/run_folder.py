@@ -72,7 +72,8 @@ def find_weights(path: Path, name: str = WEIGHTS) -> Path:
     if any((path / file).is_file() for file in DIFFUSERS):
         raise BadInput(
             f"{path}: this is a folder of the diffusers library, which is not read as it is: load it in a function of "
-            "your own, by its subfolder such as unet or transformer, and name that as module:factory (docs/teachers.md)"
+            "your own, by its subfolder such as unet or transformer, and name that as module:factory "
+            "(docs/how-to/teacher.md)"
         )
     raise BadInput(
         f"{path}: wanted a .safetensors file, or the folder of a run, a checkpoint or an export; it holds no {name}"

@@ -1,16 +1,20 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from eval.config import EvaluateConfig
 from eval.evaluate import evaluate
 from eval.metrics import sample_chunks
+from eval.metrics.distances import ReferenceStats, moments
+from eval.metrics.nearest import nearest_images
 from eval.report import files
 from eval.results import Report, read_report
 from eval.sampling.samplers import Sampler
@@ -18,6 +22,7 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.storage.store import open_store
 from tests.support.command import on_ranks
 from tests.support.problems import make_data, save_tiny_teacher
+from tests.support.spaces import pixels
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
 from trainer.train import train
@@ -220,7 +225,7 @@ def test_weights_other_than_the_first_average_are_named(root: Path, tmp_path: Pa
         ({"steps": ((1.0, 0.5),)}, "wanted times that fall from 1 to 0"),
         ({"checkpoint": "nowhere"}, "wanted a checkpoint, the folder or URL of a run"),
         ({"data": "nowhere"}, "nowhere"),
-        ({"precision": "tf32"}, "precision tf32: wanted an NVIDIA GPU"),
+        ({"precision": "tf32"}, "precision tf32: wanted a GPU that has it"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -276,6 +281,58 @@ def test_the_teacher_s_few_step_samplers_take_the_student_s_steps_by_default() -
     assert (config.baselines, config.baseline_grids) == (("euler", "midpoint", "heun"), ("even",))
     assert config.evaluations == (1, 2, 3)
     assert config.model_copy(update={"baseline_evaluations": (5,)}).evaluations == (5,)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of a teacher with classes, with three checkpoints; and images to measure against."""
+    folder = tmp_path_factory.mktemp("classes")
+    data = make_data(folder, teacher=str(save_tiny_teacher(folder / "classes.safetensors", num_classes=3)))
+    trainer = {"num_steps": 6, "batch_size": 8, "log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 3}
+    train(TrainConfig.model_validate({"data": data, "out": folder / "run", "device": "cpu", "trainer": trainer}))
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images)
+    return folder
+
+
+def test_other_checkpoints_are_scored_by_their_training_step(classes: Path, tmp_path: Path) -> None:
+    report = run(classes, tmp_path / "all", checkpoints="all", baselines=())
+    assert [(each.step, [row.sampler for row in each.rows]) for each in report.other_checkpoints] == [
+        *((2, ["1 step", "2 steps"]), (4, ["1 step", "2 steps"])),
+    ]
+    alone = run(classes, tmp_path / "alone", checkpoint=classes / "run/checkpoints/step-000002", baselines=())
+    (first, _), own = report.other_checkpoints, alone.rows_of("student")
+    assert [row.scores["fd-pixels"].values[:1] for row in own] == [row.scores["fd-pixels"].values for row in first.rows]
+    assert [row.rmse for row in own] == [row.rmse for row in first.rows]
+    assert "Quality during the training" in (tmp_path / "all" / files.PAGE).read_text()
+    assert run(classes, tmp_path / "all", checkpoints="2,4", baselines=()).other_checkpoints == report.other_checkpoints
+
+
+def test_checkpoints_that_are_not_there_are_refused(classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"checkpoints: wanted steps of .*run: 2, 4, 6; not 3"):
+        run(classes, tmp_path / "out", checkpoints="3")
+    with pytest.raises(ValueError, match="checkpoints"):
+        run(classes, tmp_path / "out", checkpoints="some")
+
+
+def test_the_page_has_rows_of_each_class_and_the_nearest_images(classes: Path, tmp_path: Path) -> None:
+    run(classes, tmp_path, baselines=())
+    page = (tmp_path / files.PAGE).read_text()
+    assert "Samples of each class" in page
+    assert page.count('role="img" aria-label="6 samples: 2"') == 2  # of the student and of the teacher
+    assert "nearest of 60 images" in page
+
+
+def test_the_nearest_image_of_a_copy_is_what_it_copies() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
+    space = pixels(torch.device("cpu"))
+    features = space.extract(images).features
+    stats = ReferenceStats("pixels", moments(features), features, len(images))
+    found = nearest_images("student", images[[7, 3]], images, space, stats)
+    assert found is not None
+    assert np.array_equal(found.neighbours[:, 0], images[[7, 3]])
+    assert (found.neighbours.shape, found.num_images) == ((2, 3, 1, 4, 4), 60)
+    assert nearest_images("student", images[:1], images, space, replace(stats, features=None)) is None
 
 
 def test_what_is_no_picture_is_compared_with_its_teacher_alone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1
 @contextmanager
 def google(environment: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket of gcp-storage-emulator."""
-    pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install 'traflow-pipeline[gcs]'")
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install '.[gcs]'")
     server_of = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
     server = server_of.create_server("127.0.0.1", free_port(), in_memory=True, default_bucket=BUCKET)
     server.start()
@@ -37,7 +37,7 @@ def google(environment: pytest.MonkeyPatch) -> Iterator[str]:
 @contextmanager
 def azure(environment: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty container of Azurite."""
-    pytest.importorskip("adlfs", reason="adlfs is not installed: pip install 'traflow-pipeline[azure]'")
+    pytest.importorskip("adlfs", reason="adlfs is not installed: pip install '.[azure]'")
     program = shutil.which("azurite-blob")
     if program is None:
         pytest.skip("azurite is not installed: npm install --global azurite")

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.metrics.nearest import NearestImages
+from eval.report.pictures import Pictures
 from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
 from pipeline.common.image_grid import Images
 
@@ -191,6 +193,23 @@ def pictures(report: Report, num_images: int = 16) -> dict[str, Images]:
     """Noise for each row, the same in each."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, 1, 8, 8), np.uint8)
     return {row.title: images for row in report.rows}
+
+
+def every_picture(shape: tuple[int, ...] = (1, 8, 8), num_images: int = 64) -> Pictures:
+    """Noise for everything that a page can show of `digits_report`, as images of `shape`."""
+    report, random = digits_report(), np.random.default_rng(0)
+
+    def images(*size: int) -> Images:
+        return random.integers(0, 256, (*size, *shape), np.uint8)
+
+    return Pictures(
+        samples={row.title: images(num_images) for row in report.rows},
+        paths={f"{model}, noise {n}": images(9) for n in (1, 2, 3) for model in ("teacher", "student")},
+        classes={
+            title: {f"{n} name": images(6) for n in range(10)} for title in ("student, 1 step", "teacher, dopri5 1e-5")
+        },
+        nearest=NearestImages("student, 1 step", images(6), images(6, 3), 1797, DIGITS.title),
+    )
 
 
 HOSTILE = "<script>alert(1)</script>"

@@ -23,8 +23,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the three stages of the quickstart have run, made small."""
     folder = tmp_path_factory.mktemp("quick")
     run(folder, "generate", "--config", "quickstart", "--n", 512, "--workers", 2)
-    call(folder, "train", "--config", "quickstart", "--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
-    short = ("--num-samples", 256, "--set", "teacher_solver.rtol=1e-3", "--set", "num_trajectories=64")
+    call(folder, "train", "--config", "quickstart", "--steps", "60", "--batch-size", "32")
+    short = ("--n", 256, "--set", "teacher_solver.rtol=1e-3", "--set", "num_trajectories=64")
     call(folder, "evaluate", "--config", "quickstart", *short, "--set", "baselines=euler,midpoint")
     return folder
 
@@ -40,14 +40,24 @@ def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
     assert "Fréchet" in (out / "report.html").read_text()
     for picture in ("grid.png", "grid-all.png", "strips.png", "train/samples.png"):
         assert Image.open(out / picture).width > 300
-    call(quick, "compare", "runs/quickstart", "runs/quickstart", "--out", "both.html")
+    said = call(
+        quick, "compare", "runs/quickstart", "runs/quickstart", "--out", "both.html", "--csv", "both.csv"
+    ).stdout
+    assert "8 steps" in said
     assert "Fréchet" in (quick / "both.html").read_text()
+    assert (quick / "both.csv").read_text().startswith("run,model,sampler,evaluations,fd-digits,fd-digits_sd,")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["generation"]["num_records"], metrics["generation"]["solver"]) == (512, "rk4 9")
+    assert 0 < metrics["training_work"]["hours"] < 1
+    assert 0 < metrics["evaluation_work"]["hours"] < 1
+    for text in ((out / "report.md").read_text(), (out / "train" / "MODEL_CARD.md").read_text()):
+        assert "512 records of 8 states, rk4 9, 36 evaluations each" in text
 
 
 def test_every_stage_says_so_when_it_is_complete(quick: Path) -> None:
     again = call(quick, "generate", "--config", "quickstart", "--n", 512)
     assert "nothing to do" in again.stdout
-    flags = ("--set", "trainer.num_steps=60", "--set", "trainer.batch_size=32")
+    flags = ("--steps", "60", "--batch-size", "32")
     assert "nothing to do" in call(quick, "train", "--config", "quickstart", *flags).stdout
 
 
@@ -57,7 +67,7 @@ def test_the_resolved_config_repeats_the_command(quick: Path) -> None:
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path) -> None:
-    flags = ("--out", tmp_path / "run", "--set", "trainer.num_steps=100000", "--set", "trainer.checkpoint_every=1")
+    flags = ("--out", tmp_path / "run", "--steps", "100000", "--set", "trainer.checkpoint_every=1")
     command = [str(SCRIPT), "train", "--config", "quickstart", *map(str, flags)]
     process = subprocess.Popen(
         command,
@@ -83,7 +93,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(quick: Path, tmp_path: Path)
 )
 def test_generate_stops_within_a_shard_and_goes_on_later(tmp_path: Path, number: signal.Signals, executor: str) -> None:
     data = tmp_path / "data"
-    cheap = ("--n", 1024, "--states", 2, "--num-steps", 3, "--set", "shard_size=64")
+    cheap = ("--n", 1024, "--states", 2, "--steps", 3, "--set", "shard_size=64")
     flags = ("--config", "quickstart", *cheap, "--out", data)
     process = subprocess.Popen(
         [str(SCRIPT), "generate", *map(str, flags), "--executor", executor],
@@ -148,7 +158,7 @@ def test_verify_names_what_is_wrong_and_repair_lets_generate_fill_it(tmp_path: P
 
 
 def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
-    said = call(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--rows", 4).stdout
+    said = call(quick, "inspect", "runs/quickstart/data", "--out", tmp_path / "a" / "few.png", "--n", 4).stdout
     for part in ("512 of 512", "straightness", "rk4 9", "digest"):
         assert part in said
     found = call(quick, "inspect", "runs/quickstart/data", "--out", "runs", code=2)
@@ -167,7 +177,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_probe_recommends_a_solver_that_generate_takes(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path / "mine.safetensors")
-    flags = ("--teacher", "mine.safetensors", "--num-samples", 4, "--max-error", 0.05)
+    flags = ("--teacher", "mine.safetensors", "--n", 4, "--max-error", 0.05)
     said = call(tmp_path, "probe", *flags).stdout
     recommended = next(line for line in said.splitlines() if line.startswith("fewest evaluations")).partition(": ")[2]
     sizes = ("--states", 0, "--set", "shard_size=4", "--set", "batch_size=4", "--set", "block_size=4")
@@ -186,7 +196,7 @@ def test_a_shard_that_fails_its_checksum_stops_the_training(quick: Path, tmp_pat
     whole = shard.read_bytes()
     try:
         shard.write_bytes(whole[:700] + b"?" + whole[701:])
-        flags = ("--out", tmp_path / "run", "--set", "trainer.num_steps=60")
+        flags = ("--out", tmp_path / "run", "--steps", "60")
         found = call(quick, "train", "--config", "quickstart", *flags, code=1)
     finally:
         shard.write_bytes(whole)
@@ -232,7 +242,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["sample", "status", "run", "evaluate --out report --checkpoint"])
+@pytest.mark.parametrize("command", ["sample", "status", "run", "evaluate --out report"])
 def test_what_the_system_refuses_is_one_line(tmp_path: Path, command: str) -> None:
     found = call(tmp_path, *command.split(), "a" * 300, code=1)
     assert_one_line(found, "File name too long")
@@ -253,7 +263,7 @@ def test_a_teacher_of_the_users_own_file_goes_the_whole_way(tmp_path: Path) -> N
     save_tiny_teacher(tmp_path / "mine.safetensors", num_classes=3)
     flags = ("--executor", "inline", "--states", 2, "--set", "shard_size=64", "--set", "batch_size=64")
     call(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 64, "--out", "data", *flags)
-    call(tmp_path, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
+    call(tmp_path, "train", "--data", "data", "--out", "run", "--steps", "2")
     call(tmp_path, "sample", "run", "--n", 4, "--out", "mine.png")
     assert (tmp_path / "mine.png").exists()
 
@@ -274,7 +284,7 @@ def test_a_factory_in_the_users_folder_is_found_by_ray_and_by_the_trainer(tmp_pa
     (tmp_path / "my_flow.py").write_text(MY_FLOW)
     sizes = ("--set", "shard_size=32", "--set", "batch_size=32", "--set", "block_size=32")
     run(tmp_path, "generate", "--teacher", "my_flow:load", "--n", 64, "--states", 2, "--out", "data", *sizes)
-    steps = ("--set", "trainer.num_steps=2")
+    steps = ("--steps", "2")
     found = call(tmp_path, "train", "--data", "data", "--out", "run", *steps, code=2)
     assert_one_line(found, "has no network to start from", "give 'network'")
     network = "network={resolution: 4, image_channels: 1, channels: 8, channel_mult: [1]}"
@@ -314,7 +324,7 @@ AT_ONCE = {
     "generate --config quickstart --solver rk45": "solver.name: wanted 'dopri5'",
     "generate --teecher digits": "--teecher; did you mean '--teacher'?",
     "evaluate --config quickstart --set stesp=1": "did you mean 'steps'?",
-    "evaluate --num-samples 4q": "wanted a count such as 4096",
+    "evaluate --n 4q": "wanted a count such as 4096",
     "run quickstart --set train.trainer.lrr=1": "did you mean 'train.trainer.lr'?",
     "run quickstart --set evaluate.stesp=1": "did you mean 'evaluate.steps'?",
     "run quikstart": "did you mean 'quickstart'?",
@@ -355,7 +365,7 @@ def test_a_misspelt_teacher_is_answered_with_the_one_that_was_meant(tmp_path: Pa
 def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path / "mine.safetensors")
     sizes = ("--set", "shard_size=8", "--set", "batch_size=8", "--set", "block_size=8", "--executor", "inline")
-    out = ("--out", "my 'data' :100:", "--solver", "euler", "--num-steps", 2, "--states", 1)
+    out = ("--out", "my 'data' :100:", "--solver", "euler", "--steps", 2, "--states", 1)
     said = call(tmp_path, "generate", "--teacher", "mine.safetensors", "--n", 8, *out, *sizes).stdout
     (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
     assert "my 'data' :100:" in shlex.split(line)

@@ -3,12 +3,15 @@
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from pipeline.common.errors import BadInput
-from pipeline.storage.lease import LEASE, hold_lease
+from pipeline.generation.heartbeat import Heartbeat
+from pipeline.storage.lease import LEASE, hold_lease, this_process
 from pipeline.storage.store import open_store
 from tests.support.command import call
 from tests.support.problems import make_data
@@ -44,6 +47,21 @@ def test_a_data_set(data: Path) -> None:
         assert f"running (host {os.uname().nodename}, process {os.getpid()}, since {since})" in said
     finally:
         (data / "away").rename(marker)
+
+
+def test_parts_at_work_and_lost_are_named(data: Path, tmp_path: Path) -> None:
+    here = Path(copytree(data, tmp_path / "data"))
+    (here / "shard-000001.json").unlink()
+    for number, process in ((1, 2**22 + 1), (2, os.getpid())):
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 320))
+        holder = this_process().model_copy(update={"process": process, "since": since})
+        text = Heartbeat(holder=holder, seen=datetime.now(UTC)).model_dump_json()
+        (here / f"part-{number}-of-3.json").write_text(text)
+    host = os.uname().nodename
+    assert ", 1 of 2 shards, 0 samples/s, 5:2" in folder_status(str(here))
+    assert folder_status(str(here)).endswith(f"running (part 2 of 3 on {host}; lost: part 1 of 3 on {host})")
+    (here / "part-2-of-3.json").unlink()
+    assert folder_status(str(here)).endswith(f"stopped (lost: part 1 of 3 on {host})")
 
 
 def test_a_training_at_work_stopped_and_complete(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_check_shows_decoded_pictures(
     pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "SOLVER", Solver(name="euler", num_steps=32))
-    flags = ["--prompts", write_prompts(tmp_path), "--num-samples", 4, "--out", tmp_path / "check.png"]
+    flags = ["--prompts", write_prompts(tmp_path), "--n", 4, "--out", tmp_path / "check.png"]
     call(tmp_path, "teachers", "check", f"diffusers:{pipelines('sd3')}", *flags)
     assert Image.open(tmp_path / "check.png").mode == "RGB"
 
@@ -41,7 +41,7 @@ def test_a_data_set_of_prompts_is_verified_and_shown_in_pixels(
 ) -> None:
     generate(prompted(tmp_path, pipelines("sd3")))
     assert "row 3, encoded again: every bit the same" in call(tmp_path, "verify", tmp_path / "data").stdout
-    found = call(tmp_path, "inspect", tmp_path / "data", "--out", tmp_path / "data.png", "--rows", 2)
+    found = call(tmp_path, "inspect", tmp_path / "data", "--out", tmp_path / "data.png", "--n", 2)
     assert "2 trajectories from noise to sample" in found.stdout
     assert Image.open(tmp_path / "data.png").size[1] > 0
 
@@ -59,16 +59,16 @@ def test_samples_are_saved_as_latents_and_drawn_as_pixels(teacher: list[object],
 
 def test_size_and_shift_are_part_of_the_plan(teacher: list[object], tmp_path: Path) -> None:
     flags = [*teacher, "--n", 4, "--out", tmp_path / "data", "--states", 1, "--executor", "inline", "--size", "8x12"]
-    call(tmp_path, "generate", *flags, *SMALL, "--shift", 2, "--solver", "euler", "--num-steps", 3)
+    call(tmp_path, "generate", *flags, *SMALL, "--shift", 2, "--solver", "euler", "--steps", 3)
     plan = read_manifest(Folder(tmp_path / "data")).plan
     assert (plan.shape, plan.shift, plan.latents) == ((4, 8, 12), 2.0, True)
-    found = call(tmp_path, "generate", *flags, *SMALL, "--solver", "euler", "--num-steps", 3, code=2)
+    found = call(tmp_path, "generate", *flags, *SMALL, "--solver", "euler", "--steps", 3, code=2)
     assert_one_line(found, "shift: 2.0 there, 3.0 asked")
 
 
 def test_dry_run_counts_the_condition_table(teacher: list[object], tmp_path: Path) -> None:
     flags = [*teacher, "--n", "1k", "--out", tmp_path / "data", "--executor", "inline", "--dry-run"]
-    found = call(tmp_path, "generate", *flags, *SMALL, "--solver", "euler", "--num-steps", 9)
+    found = call(tmp_path, "generate", *flags, *SMALL, "--solver", "euler", "--steps", 9)
     assert "besides of conditions, for 3 prompts" in found.stdout
     assert not (tmp_path / "data").exists()
 

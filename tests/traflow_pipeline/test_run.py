@@ -13,6 +13,7 @@ from tests.support.runs import write_config
 from traflow_pipeline.named_code import remember
 from traflow_pipeline.run import Run, open_run, read_run, run_stages, save_run, stage_status
 from trainer.checkpoints import checkpoint
+from trainer.checkpoints.model import find_model
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_run_that_was_moved_is_complete_from_any_folder(
     complete(Path("moved"), "ignored")
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["moved"]
     assert not (tmp_path / "run").exists()
-    assert open_models("moved", "ema", "none", torch.device("cpu")).training_data == "moved/data"
+    assert open_models(find_model("moved"), "none", torch.device("cpu")).training_data == "moved/data"
 
 
 def test_a_run_of_before_keeps_its_paths(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.support.command import assert_one_line, call
 from tests.support.problems import save_tiny_teacher
 from traflow_pipeline.sample_folder import save_folder
 from traflow_pipeline.sample_source import SampleSource
-from traflow_pipeline.samples import save
+from traflow_pipeline.samples import names_folder, save
 
 TWICE = Sampler("student", "twice", lambda noise, label: (0.5 * noise, 1))
 
@@ -138,10 +138,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "teacher"
 
 
-@pytest.mark.parametrize("flag", ["--label", "--class"])
-def test_the_command_draws_one_class(run: Path, tmp_path: Path, flag: str) -> None:
-    call(tmp_path, "sample", run, "--n", 5, flag, 3, "--steps", 2, "--out", "x.npz")
+def test_the_command_draws_one_class(run: Path, tmp_path: Path) -> None:
+    call(tmp_path, "sample", run, "--n", 5, "--class", 3, "--steps", 2, "--out", "x.npz")
     assert np.load(tmp_path / "x.npz")["labels"].tolist() == [3] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"), [("pics", True), ("pics_0.5", True), ("v1.", True), ("pics.png", False), ("pics.txt", False)]
+)
+def test_a_number_after_a_dot_is_no_suffix(name: str, is_folder: bool, tmp_path: Path) -> None:
+    assert names_folder(tmp_path / name) == is_folder
 
 
 def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
@@ -154,7 +160,7 @@ def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--label", "10"], ["label: wanted 0 to 9, got 10"]),
+        (["--class", "10"], ["label: wanted 0 to 9, got 10"]),
         (["--teacher", "digits"], ["one of them only"]),
         (["--solver", "rk45"], ["solver", "rk45", "dopri5"]),
         (["--out", "x.txt"], ["x.txt: wanted a picture"]),

@@ -13,14 +13,21 @@ def velocities(recipe: str | None, generate: dict[str, Any] | None = None, **tra
     return follow_recipe(sections)["generate"].get("velocities")
 
 
-@pytest.mark.parametrize(("recipe", "needed"), [("anchored", False), (None, False), ("scot", True), ("reflow", False)])
+@pytest.mark.parametrize(
+    ("recipe", "needed"), [("anchored", False), (None, False), ("half-steps", True), ("reflow", False)]
+)
 def test_velocities_are_stored_where_the_recipe_needs_them(recipe: str | None, needed: bool) -> None:
     assert velocities(recipe) is needed
 
 
 def test_a_config_that_says_itself_whether_to_store_velocities_is_left() -> None:
     assert velocities("anchored", {"velocities": True}) is True
-    assert velocities("scot", {"velocities": False}) is False
+    assert velocities("half-steps", {"velocities": False}) is False
+
+
+def test_a_config_can_take_back_what_its_base_says_of_velocities() -> None:
+    assert velocities("anchored", {"velocities": None}) is False
+    assert velocities("flow-matching", {"velocities": None}) is None
 
 
 def test_training_that_does_not_read_these_data_decides_nothing() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ from tests.support import slow_teacher, slurm_cluster
 from tests.support.command import assert_one_line, call, on_ranks
 from tests.support.runs import write_config
 from tests.support.slurm_cluster import said, wait_until
-from traflow_pipeline.run import Run, open_run, run_stages
+from traflow_pipeline.run import Run, open_run, run_stages, save_run
 from traflow_pipeline.slurm import job_scripts, submit
+from traflow_pipeline.slurm_config import seconds_of
 from trainer.checkpoints import checkpoint
 
 
@@ -48,12 +50,41 @@ def test_generation_is_an_array_training_is_torchrun_and_evaluation_a_process(tm
     assert "#SBATCH --array=1-16%4\n" in scripts["generate"]
     assert "#SBATCH --gpus-per-node=1\n" in scripts["generate"]
     work = f'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {sys.executable} -m traflow_pipeline run {tmp_path}/run'
-    assert f"{work} --only generate --part " in scripts["generate"]
+    named = "--set evaluate.features=tests.support.spaces:pixels"
+    assert f"{work} --only generate {named} --part " in scripts["generate"]
     assert "#SBATCH --nodes=2\n" in scripts["train"]
     assert "#SBATCH --gpus-per-node=8\n#SBATCH" in scripts["train"]
     assert "#SBATCH --cpus-per-task=48\n" in scripts["train"]
     assert "-m torch.distributed.run --nnodes=2 --nproc-per-node=8 " in scripts["train"]
-    assert f"{work} --only evaluate &" in scripts["evaluate"]
+    assert f"{work} --only evaluate {named} &" in scripts["evaluate"]
+
+
+def test_a_job_names_the_users_own_code_to_a_machine_that_does_not_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path)
+    sections = yaml.safe_load(config.read_text())
+    sections["generate"]["teacher"] = "tests.support.problems:gaussian"
+    config.write_text(yaml.safe_dump({"generate": sections["generate"]}))
+    run = open_run(str(config), str(tmp_path / "run"), [], None, anywhere=True)
+    save_run(run)
+    command = re.search(r"-m traflow_pipeline (run .*) --part", job_scripts(run)["generate"])
+    assert command is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of the node"))
+    unnamed = call(tmp_path, "run", tmp_path / "run", "--only", "generate", code=2)
+    assert_one_line(
+        unnamed, "names 'tests.support.problems:gaussian' as generate.teacher, code that you have not named"
+    )
+    call(tmp_path, *shlex.split(command[1]))
+    assert (tmp_path / "run" / "data" / "manifest.parquet").exists()
+
+
+def test_the_files_of_jobs_hold_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": "not-to-be-told", "WANDB_API_KEY": "nor-this", "RAY_AUTH_TOKEN": "nor-that"}
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    text = "".join(job_scripts(open_here(tmp_path)).values())
+    assert not [word for pair in secrets.items() for word in pair if word in text]
 
 
 def test_without_gpus_or_requeue_none_is_asked_for(tmp_path: Path) -> None:
@@ -75,10 +106,15 @@ def test_dry_run_prints_the_files_and_writes_nothing(tmp_path: Path) -> None:
     ("section", "fault"),
     [
         ({"parts": 0}, r"slurm\.parts: wanted 1 or more, got 0"),
-        ({"time": "soon"}, r"slurm\.time"),
+        ({"time": "soon"}, r"slurm\.time: wanted minutes, hours:minutes:seconds or days-hours, .*, got 'soon'"),
+        ({"partition": "a b"}, r"slurm\.partition: wanted a name without spaces, got 'a b'"),
         ({"time": 43200}, r'slurm\.time: wanted a limit in quotes, such as "12:00:00"'),
+        (
+            {"time": "3"},
+            "jobs of 3 that stop 120 s before their limit, or 60 s earlier, as Slurm may, would never work",
+        ),
         ({"gpu": 1}, r"unknown key 'slurm\.gpu'.*did you mean 'slurm\.gpus'"),
-        ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch"),
+        ({"sbatch": ["constraint=a100"]}, r"slurm\.sbatch.*: wanted an option of sbatch, such as --constraint=a100"),
         ({"gpus": 2, "ranks": 4}, "4 ranks on 2 GPUs of a node"),
     ],
 )
@@ -88,11 +124,32 @@ def test_a_section_that_is_wrong_is_refused(tmp_path: Path, section: dict[str, o
 
 
 @pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("9", 540),
+        ("9:30", 570),
+        ("12:00:00", 43200),
+        ("1-12", 129600),
+        ("1-0:30", 88200),
+        ("2-00:00:01", 172801),
+        ("0", 0),
+    ],
+)
+def test_a_limit_is_read_as_slurm_reads_it(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+
+
+@pytest.mark.parametrize(
     ("flags", "fault"),
     [
         (("--dry-run",), "--dry-run: wanted --submit slurm too"),
         (("--part", "1/2"), "--part: wanted --only generate too"),
         (("--submit", "slurm"), "wanted sbatch on the PATH"),
+        (("--submit", "slurm", "--only", "train"), "no --only, --part, --on or --address"),
+        (
+            ("--submit", "slum"),
+            "--submit slum: wanted slurm, or the address of a Ray dashboard",
+        ),
         (("--submit", "slurm", "--out", "s3://bucket/run"), "wanted a run in a folder that every node reaches"),
     ],
 )
@@ -146,6 +203,14 @@ def test_a_job_that_slurm_refuses_is_said(fake_slurm: Path) -> None:
     (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(WorkFailed, match=r"generate: Slurm refused sbatch \(sbatch: error: invalid partition\)"):
         submit(open_here(fake_slurm))
+
+
+def test_answers_that_are_not_slurms_are_said_or_passed_over(fake_slurm: Path) -> None:
+    (fake_slurm / "live").write_text("a line of another kind\n\nalone\n")
+    (fake_slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho welcome to the cluster\n")
+    with pytest.raises(WorkFailed, match="generate: wanted the number of a job from sbatch; it said 'welcome to the"):
+        submit(open_here(fake_slurm))
+    assert "job" not in call(fake_slurm, "status", "run").stdout
 
 
 def test_nothing_is_submitted_where_slurm_does_not_say_what_is_there(fake_slurm: Path) -> None:

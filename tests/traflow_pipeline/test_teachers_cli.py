@@ -17,7 +17,7 @@ from tests.support.originals import TINY_ADM, TINY_EDM, TINY_SCORE_SDE, write_en
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (
-    *("--states", 1, "--solver", "rk4", "--num-steps", 2),
+    *("--states", 1, "--solver", "rk4", "--steps", 2),
     *("--set", "shard_size=2", "--set", "batch_size=2", "--set", "block_size=2"),
 )
 
@@ -47,7 +47,7 @@ def test_a_student_begins_as_an_edm_teacher_and_goes_the_whole_way_on_ray(own_fo
     folder = own_folder.parent
     call(folder, "generate", "--teacher", "tiny-edm-vp", "--n", 8, "--out", "data", "--workers", 1, *SIZES)
     call(folder, "verify", "data")
-    call(folder, "train", "--data", "data", "--out", "run", "--set", "trainer.num_steps=2")
+    call(folder, "train", "--data", "data", "--out", "run", "--steps", "2")
     call(folder, "sample", "run", "--n", 4, "--steps", 2, "--out", "samples.png")
     assert Image.open(folder / "samples.png").width > 40
 
@@ -68,12 +68,12 @@ def test_guidance_is_part_of_the_plan_and_refused_where_a_teacher_was_not_traine
 
 def test_check_says_whether_a_teacher_turns_noise_into_data_and_draws_it(own_folder: Path) -> None:
     folder = own_folder.parent
-    found = call(folder, "teachers", "check", "digits", "--num-samples", 4)
+    found = call(folder, "teachers", "check", "digits", "--n", 4)
     for text in ("turns noise into data", "yes", "evaluations of dopri5 1e-5", "straightness", "188,769"):
         assert text in found.stdout
     assert Image.open(folder / "teacher.png").width > 40
     write_entry("slimflow", own_folder)  # random weights: whatever they do, it is not data
-    found = call(folder, "teachers", "check", "tiny-slimflow", "--num-samples", 2, code=1)
+    found = call(folder, "teachers", "check", "tiny-slimflow", "--n", 2, code=1)
     assert_one_line(found, "tiny-slimflow", "does not end in data", "data_range")
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from eval.config import EvaluateConfig
 from pipeline import networks
-from pipeline.common.config import CONFIGS, load_section, validate
+from pipeline.common.config import CONFIGS, load_section, load_sections, validate
 from pipeline.generation.generate import GenerateConfig
+from traflow_pipeline.settings import follow_recipe
 from trainer.config import TrainConfig
 
 MODELS: dict[str, Any] = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
@@ -31,8 +31,8 @@ NAMES = sorted(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_section_of_every_config_is_one(name: str) -> None:
-    for command in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()):
-        validate(MODELS[command], load_section(name, command), command)
+    for command, section in follow_recipe(load_sections(name)).items():
+        validate(MODELS[command], section, command)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -108,7 +108,7 @@ def test_ranks_that_are_not_set_up_whole_are_said(data: Path, tmp_path: Path, mo
 @pytest.mark.cluster
 def test_ray_starts_the_ranks(data: Path, tmp_path: Path) -> None:
     command = arguments(data, tmp_path / "run")
-    assert "next: traflow-pipeline evaluate" in run(tmp_path, *command, "--on", "ray", "--num-workers", 2).stdout
+    assert "next: traflow-pipeline evaluate" in run(tmp_path, *command, "--on", "ray", "--workers", 2).stdout
     call(tmp_path, *arguments(data, tmp_path / "one"))
     assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"))
 
@@ -130,7 +130,7 @@ def test_ranks_on_ray_save_when_their_machine_goes_away_and_when_the_command_is_
             assert process.poll() is None
             time.sleep(0.02)
 
-    command = [str(SCRIPT), *settings(10**6), "--on", "ray", "--num-workers", "2"]
+    command = [str(SCRIPT), *settings(10**6), "--on", "ray", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log, lease = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "driver.json"
     wait_for(log.exists, 120)
@@ -159,7 +159,7 @@ def test_as_many_places_as_share_a_batch_evenly_are_used(tmp_path: Path) -> None
 def test_ray_begins_again_after_a_lost_worker_and_ends_as_one_that_lost_none(data: Path, tmp_path: Path) -> None:
     settings = {"num_steps": 600, "checkpoint_every": 20, "log_every": 5}
     command = arguments(data, tmp_path / "run", **settings)
-    process = subprocess.Popen([str(SCRIPT), *command, "--on", "ray", "--num-workers", "2"])
+    process = subprocess.Popen([str(SCRIPT), *command, "--on", "ray", "--workers", "2"])
     checkpoints = tmp_path / "run" / "checkpoints"
     deadline = time.monotonic() + 200
     while not (checkpoints.exists() and any(checkpoints.glob("step-*"))):

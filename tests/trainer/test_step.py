@@ -1,5 +1,6 @@
 """A step is few, large operations, and never waits for the device."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,25 @@ def test_a_step_of_the_15m_student_is_a_third_of_the_operations(data: Path) -> N
     network = load_section("cifar10-15m", "train")["network"] | {"second_time": True}
     operations, _ = one_step(data, "anchored", network)
     assert operations.num_kernels <= OPERATIONS_BEFORE / 3
+
+
+def test_a_student_takes_its_own_steps_only_and_what_terms_train_takes_all(data: Path) -> None:
+    config = TrainConfig.model_validate(
+        {"data": data, "out": data.parent / "run", "recipe": "dmd2", "trainer": {"num_steps": 6, "batch_size": 4}}
+    )
+    ranks, task = Ranks(0, 1, CPU), prepare(config, CPU)
+    state = initial_state(config, task.network, CPU, task.owned)
+    objective = Objective(task.network, state.averages[0].network, task.teacher, task.owned)
+    phase = config.recipe.phases[0]
+    networks_of = {"student": task.network, **{term.title: task.owned[term.title] for term in phase.training}}
+    moved: dict[str, list[bool]] = {name: [] for name in networks_of}
+    for step in range(6):
+        before = {name: copy.deepcopy(network.state_dict()) for name, network in networks_of.items()}
+        take_step(config, ranks, state, objective, phase, read_input(config, task, ranks, step), step)
+        for name, network in networks_of.items():
+            moved[name].append(any(not torch.equal(x, before[name][key]) for key, x in network.state_dict().items()))
+    assert moved.pop("student") == [True, False, False, False, False, True]
+    assert [*moved.values()] == [[True] * 6] * 2
 
 
 def test_a_step_draws_nothing_and_waits_for_nothing(data: Path) -> None:

@@ -42,7 +42,9 @@ def test_each_value_is_there_at_each_step_once(tmp_path: Path, resumes: bool) ->
         train(training)
     events = read(training.out)
     terms = [term.title for term in training.recipe.terms]
-    assert set(events.Tags()["scalars"]) == {*terms, "grad_norm", "images_per_second", "stall", "lr"}
+    assert set(events.Tags()["scalars"]) == {
+        *(*terms, "loss", "grad_norm", "images_seen", "images_per_second", "stall", "memory_bytes", "lr"),
+    }
     for tag in events.Tags()["scalars"]:
         assert [event.step for event in events.Scalars(tag)] == list(range(1, NUM_STEPS + 1)), tag
 

@@ -1,5 +1,7 @@
 import json
+import platform
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,35 @@ def test_every_recipe_trains(data: Path, tmp_path: Path, name: str) -> None:
     assert set(recipe(name).phase(5, 6).titles) <= set(log[-1])
 
 
-@pytest.mark.parametrize("name", ["anchored", "anchored-adversarial", "distribution-matching", "progressive"])
+def test_the_log_has_the_time_the_images_seen_the_sum_that_is_minimised_and_the_memory(
+    data: Path, tmp_path: Path
+) -> None:
+    before = time.time()
+    train(config(data, tmp_path / "run", recipe="anchored"))
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    parts = (last["output"], last["velocity"], last["soft-consistency"])
+    assert last["loss"] == pytest.approx(parts[0] + 0.1 * parts[1] + 0.1 * parts[2])
+    assert last["images_seen"] == 6 * 8
+    assert before - 1 <= last["time"] <= time.time() + 1
+    assert last["memory_bytes"] > 2**20
+
+
+def test_a_checkpoint_says_on_what_it_was_made(data: Path, tmp_path: Path) -> None:
+    folder = train(config(data, tmp_path / "run"))
+    info = checkpoint.read_info(folder)
+    assert info.ranks == 1
+    assert info.environment is not None
+    assert info.environment.python == platform.python_version()
+    stored = json.loads((folder / "checkpoint.json").read_text())
+    del stored["environment"], stored["ranks"]  # as in older ones
+    (folder / "checkpoint.json").write_text(json.dumps(stored))
+    assert checkpoint.read_info(folder).environment is None
+
+
+RESUMED = ["anchored", "anchored-adversarial", "continuous-consistency", "dmd2", "progressive"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_path: Path, name: str) -> None:
     whole = train(config(data, tmp_path / "whole", recipe=name))
     broken = tmp_path / "broken"
@@ -91,11 +121,15 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(data: Path, tmp_pa
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     logs = [(run / "log.jsonl").read_text().splitlines() for run in (tmp_path / "whole", broken)]
-    losses = [
-        [{k: v for k, v in json.loads(line).items() if k not in {"images_per_second", "stall"}} for line in log]
-        for log in logs
-    ]
+    measured = {"time", "images_per_second", "stall", "memory_bytes"}
+    losses = [[{k: v for k, v in json.loads(line).items() if k not in measured} for line in log] for log in logs]
     assert losses[0] == losses[1]
+
+
+def test_how_a_recipe_spaces_steps_decides_no_weights(data: Path, tmp_path: Path) -> None:
+    terms = {"phases": [{"terms": [{"loss": "output"}]}]}
+    done = train(config(data, tmp_path / "run", recipe=terms))
+    assert train(config(data, tmp_path / "run", recipe=terms | {"step_shift": 2.0})) == done
 
 
 def test_a_discriminator_may_take_its_real_samples_from_images(data: Path, tmp_path: Path) -> None:

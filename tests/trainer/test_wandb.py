@@ -13,7 +13,7 @@ from tests.support.problems import make_data
 from trainer.config import TrainConfig
 from trainer.train import train
 
-wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'traflow-pipeline[wandb]'")
+wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install '.[wandb]'")
 FILE_HEADER, BLOCK, HEADER = 7, 2**15, 7  # bytes; the file is a LevelDB log
 FULL, LAST = 1, 4  # types of a chunk that ends a record
 

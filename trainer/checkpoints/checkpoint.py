@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline import networks
+from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.networks import Network
 from pipeline.storage.hashing import file_sha256
@@ -55,11 +56,14 @@ class CheckpointInfo(BaseModel):
     start_sha256: str | None = None  # of the weights that the run started from, where `start` names a model
     t_start: float = 1.0
     t_end: float = 0.0
+    step_shift: float = Field(default=1.0, gt=0, exclude_if=lambda shift: shift == 1)  # of the student's times
     guidance_scale: float = 1.0  # of the teacher
     data_range: tuple[float, float] = (-1.0, 1.0)
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
     # Of the files of perceptual distances, by the distance; left out where there is none.
     distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
+    environment: Environment | None = Field(default=None, exclude_if=lambda known: known is None)
+    ranks: int | None = Field(default=None, exclude_if=lambda ranks: ranks is None)
     config: dict[str, Any]  # the resolved configuration
     files: dict[FileName, str] = {}  # the sha256 of each
 

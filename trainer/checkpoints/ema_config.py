@@ -1,8 +1,10 @@
 """Which average of the weights. Nothing here needs torch, so that a configuration is checked at once."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.common.config import Unit
 
 KINDS = ("decay", "half_life_images", "sigma_rel")
 # The paper's half-life, and EDM's ramp-up (Karras et al. 2022, arXiv 2206.00364, training code).
@@ -13,19 +15,36 @@ MAX_SIGMA_REL = 0.28  # gamma is near 0 here, a plain mean; no profile is wider 
 class EmaConfig(BaseModel):
     """One average, of exactly one of three kinds; without a kind it is `DEFAULT`.
 
-    - `decay`: the share of the old average in each step, whatever the batch.
-    - `half_life_images`: its weights halve every so many images. With `ramp_up` the half-life is at most this part of
-      the images seen, so that the start is forgotten.
-    - `sigma_rel`: a power function of this width, relative to the images seen; the kind `reconstruct` works with.
+    The kinds are `decay`, `half_life_images` (with or without `ramp_up`), and `sigma_rel`, with which `reconstruct`
+    works.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(default="ema", pattern="^[A-Za-z0-9_-]+$")  # part of a file's name
-    decay: float | None = Field(default=None, gt=0, lt=1)
-    half_life_images: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    ramp_up: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    sigma_rel: float | None = Field(default=None, gt=0, lt=MAX_SIGMA_REL)
+    name: str = Field(
+        default="ema", pattern="^[A-Za-z0-9_-]+$", description="Name of the average, which `--weights` takes."
+    )
+    decay: float | None = Field(
+        default=None, gt=0, lt=1, description="Share of the old average in each step, whatever the batch size."
+    )
+    half_life_images: Annotated[float | None, Unit("images")] = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Images after which a step's weight has halved: 10 million by default, with ramp_up 0.05.",
+    )
+    ramp_up: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Bound of the half-life as a fraction of the images seen, so that the start is forgotten.",
+    )
+    sigma_rel: float | None = Field(
+        default=None,
+        gt=0,
+        lt=MAX_SIGMA_REL,
+        description="Width of a power-function average relative to the images seen; `average` makes others of two.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -68,7 +68,7 @@ def local(location: str) -> Path:
         return _download_file(location)
     if run and is_step(step):
         return _download_step(run, step)
-    found = _find_run(location)
+    found = find_run(location)
     return download_run(found, local_copy_of(found))
 
 
@@ -80,7 +80,7 @@ def local_snapshots(location: str) -> Path:
     """
     if not is_url(location):
         return Path(location).expanduser()
-    found = _find_run(location)
+    found = find_run(location)
     run, source = download_run(found, local_copy_of(found)), f"{found}/{snapshots.FOLDER}"
     mark = snapshots.DESCRIPTION
     try:
@@ -94,7 +94,7 @@ def local_snapshots(location: str) -> Path:
     return run
 
 
-def _find_run(location: str) -> str:
+def find_run(location: str) -> str:
     """The training at the URL `location`, or the one of the whole run there."""
     runs = (location, f"{location.rstrip('/')}/{STAGE}")
     return next((candidate for candidate in runs if _has_steps(candidate)), location)

@@ -1,4 +1,4 @@
-"""Networks that a term of a recipe owns: a discriminator, the score of a student's samples, a student of before.
+"""Networks that a term of a recipe owns: a discriminator, a weighting, a score, a student of before.
 
 They are trained beside the student, by losses of their own and with optimisers of their own, or copied from it; they
 are saved with it, and resumed bit for bit.
@@ -16,6 +16,7 @@ from pipeline.networks import FlowNetwork
 from trainer.data.image_set import ImageSet, to_float
 
 HEAD_CHANNELS = 32
+NUM_FREQUENCIES = 8  # of a weighting
 
 
 class Discriminator(nn.Module):
@@ -65,6 +66,27 @@ def _head(feature: Tensor) -> nn.Module:
         nn.SiLU(),
         nn.Conv2d(HEAD_CHANNELS, 1, 1),
     )
+
+
+class Weighting(nn.Module):
+    """The logarithm of a loss's weight at t [B]: a linear function of sines and cosines of t (EDM2, arXiv 2312.02696).
+
+    It starts as 0, the same weight at every time.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.pi * torch.arange(1, NUM_FREQUENCIES + 1), persistent=False)
+        self.linear = nn.Linear(2 * NUM_FREQUENCIES, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        phases = t.float()[:, None] * self.frequencies
+        log_weight: Tensor = self.linear(torch.cat([phases.sin(), phases.cos()], dim=1))
+        return log_weight[:, 0]
 
 
 def held(network: nn.Module) -> Callable[..., Tensor]:

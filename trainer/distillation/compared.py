@@ -1,13 +1,13 @@
 """The terms of the methods that TraFlow is compared with."""
 
 import copy
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.common.config import PathText
+from pipeline.common.config import PathText, Unit
 from pipeline.common.errors import BadInput
 from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import FlowNetwork, Network
@@ -61,7 +61,9 @@ class ConsistencyTraining(BaseTerm):
     """
 
     loss: Literal["consistency-training"] = "consistency-training"
-    max_steps: int = Field(default=150, ge=2)
+    max_steps: Annotated[int, Unit("steps")] = Field(
+        default=150, ge=2, description="Number of steps that the discretisation grows to."
+    )
     distance: DistanceConfig = L2
 
     draws_noise: ClassVar[bool] = True
@@ -84,11 +86,28 @@ class ConsistencyTraining(BaseTerm):
         return losses.consistency_loss(x_t, t, x_u, u, end, batch.label, "ema", self.distance)
 
 
+class Denoising(BaseTerm):
+    """Denoising score matching at s = t, on lines from the teacher's samples to fresh noise, as the teacher had it.
+
+    |F(x_t, t, t) - (noise - x)|^2: the error of the data that is predicted over t^2 (CTM's L_DSM, arXiv 2310.02279; the
+    flow-matching part of shortcut models, arXiv 2410.12557, Eq. 5).
+    """
+
+    loss: Literal["denoising"] = "denoising"
+
+    draws_noise: ClassVar[bool] = True
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        noise, x = draws.normal(), batch.x[:, -1]
+        t = draws.times(batch.times[:, -1], batch.times[:, 0], "uniform")
+        return losses.velocity_loss(interpolate(x, noise, t), t, noise - x, batch.label)
+
+
 class Bootstrap(BaseTerm):
     """BOOT: from the noise alone; the student at s is taught by itself at t = s + `step` and the live teacher there."""
 
     loss: Literal["bootstrap"] = "bootstrap"
-    step: float = Field(default=0.04, gt=0, lt=1)
+    step: float = Field(default=0.04, gt=0, lt=1, description="Difference of the two times.")
 
     @property
     def cost(self) -> float:
@@ -119,7 +138,7 @@ class Progressive(Owner):
     """
 
     loss: Literal["progressive"] = "progressive"
-    steps: int = Field(ge=1)
+    steps: Annotated[int, Unit("steps")] = Field(ge=1, description="Number of steps of the phase's student.")
 
     draws_noise: ClassVar[bool] = True
 
@@ -143,7 +162,9 @@ class AnnealedReflow(BaseTerm):
     """
 
     loss: Literal["annealed-reflow"] = "annealed-reflow"
-    annealing: float = Field(default=0.5, gt=0, le=1)
+    annealing: float = Field(
+        default=0.5, gt=0, le=1, description="Fraction of the training over which other noise fades out."
+    )
 
     draws_noise: ClassVar[bool] = True
 
@@ -155,8 +176,11 @@ class AnnealedReflow(BaseTerm):
         return losses.velocity_loss(x_t, t, noise - batch.x[:, -1], batch.label)
 
 
-class Guided(BaseTerm):
-    """SlimFlow's flow-guided distillation, from fresh noise with the live teacher."""
+class Guided(Owner):
+    """SlimFlow's flow-guided distillation, from fresh noise: the guide is the student as it was when the phase began.
+
+    That is the 2-rectified flow that annealing reflow left, as in SlimFlow's own code.
+    """
 
     loss: Literal["guided"] = "guided"
 
@@ -166,17 +190,18 @@ class Guided(BaseTerm):
     def cost(self) -> float:
         return TRAINED + 1
 
-    @property
-    def needs_teacher(self) -> bool:
-        return True
-
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        assert models.teacher is not None
+        guide = models.owned[self.title]
         low, high = (torch.full_like(batch.times[:, 0], time) for time in GUIDE_TIMES)
         u = draws.times(low, high, "uniform")
         start, end = batch.times[:, 0], batch.times[:, -1]
         x = match_dims(start, batch.noise) * draws.normal()
-        return compared_losses.guided_loss(models.teacher, x, start, end, u, batch.label)
+
+        def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+            found: Tensor = guide(x, t, t, label)
+            return found
+
+        return compared_losses.guided_loss(velocity, x, start, end, u, batch.label)
 
 
 class TrajectoryConsistency(BaseTerm):
@@ -204,10 +229,17 @@ class TrajectoryConsistency(BaseTerm):
 
 
 class Shortcut(BaseTerm):
-    """Shortcut models' self-consistency on the line from noise to sample, at steps of 1 / 2^k above 1 / `max_steps`."""
+    """Shortcut models' self-consistency, at steps of 1 / 2^k above 1 / `max_steps`.
+
+    The teacher's samples are the data; states are on lines from them to fresh noise.
+    """
 
     loss: Literal["shortcut"] = "shortcut"
-    max_steps: int = Field(default=128, ge=2)
+    max_steps: Annotated[int, Unit("steps")] = Field(
+        default=128, ge=2, description="Number of the shortest steps that a flow is divided into."
+    )
+
+    draws_noise: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:
@@ -222,7 +254,7 @@ class Shortcut(BaseTerm):
         count = 2 ** draws.integers(0, self.max_steps.bit_length() - 1)
         place = draws.integers(0, count).to(start.dtype)
         t, m, s = (start + (end - start) * (place + part) / count for part in (0, 0.5, 1))
-        x_t = interpolate(batch.x[:, -1], batch.noise, t)
+        x_t = interpolate(batch.x[:, -1], draws.normal(), t)
         return compared_losses.shortcut_loss(x_t, t, m, s, batch.label)
 
 
@@ -253,8 +285,10 @@ class Adversarial(TrainingOwner):
     """
 
     loss: Literal["adversarial"] = "adversarial"
-    max_time: float = Field(default=0.6, gt=0, le=1)
-    images: PathText | None = None
+    max_time: float = Field(default=0.6, gt=0, le=1, description="Largest time to which samples are noised.")
+    images: PathText | None = Field(
+        default=None, description="Images to tell samples from; by default the teacher's stored samples."
+    )
 
     draws_noise: ClassVar[bool] = True
 
@@ -286,7 +320,10 @@ class Adversarial(TrainingOwner):
 
 
 class DistributionMatching(TrainingOwner):
-    """DMD2's two scores: the live teacher's, and that of the student's samples, which starts as the teacher's."""
+    """DMD's two scores: the live teacher's, and that of the student's samples, which starts as the teacher's.
+
+    DMD2 gives the score five updates to one of the student: the phase's `student_every`.
+    """
 
     loss: Literal["distribution-matching"] = "distribution-matching"
 

@@ -29,7 +29,7 @@ def bootstrap_loss(
     first_velocity: Tensor,
     label: Tensor | None,
 ) -> Loss:
-    """BOOT (Gu et al. 2023, arXiv 2306.05544, Eqs. 8 and 9): from noise alone, the student at s from itself at t > s.
+    """BOOT (Gu et al. 2023, arXiv 2306.05544, Section 3): from noise alone, the student at s from itself at t > s.
 
     BOOT's network predicts the signal y_t = (x_t - t noise) / (1 - t), which is noise - F(noise, 1, t). One step of the
     teacher's v = v(x_t, t) at the student's own x_t = G(noise, 1, t) takes it to y_s, here exactly as Euler's step
@@ -61,8 +61,9 @@ def progressive_loss(before: MeanVelocity, x_t: Tensor, t: Tensor, m: Tensor, s:
 def guided_loss(velocity: Velocity, x: Tensor, start: Tensor, end: Tensor, u: Tensor, label: Tensor | None) -> Loss:
     """SlimFlow's flow-guided distillation (Zhu et al. 2024, arXiv 2407.12718, Section 3.2): two steps guide the one.
 
-    The student's single step F = F(x, start, end) goes to u; from there the teacher steps to the end. No gradient goes
-    through that target. Their one-step loss on the teacher's pairs is the output loss.
+    The student's single step F = F(x, start, end) goes to u; from there the guide, a 2-rectified flow of this
+    `velocity`, steps to the end. No gradient goes through that target (`teacher_loss_new` in their code). Their
+    one-step loss on the teacher's pairs is the output loss.
     """
     (mean_velocity,) = yield (Query(x, start, end, label),)
     with torch.no_grad():
@@ -82,7 +83,7 @@ def trajectory_consistency_loss(
     label: Tensor | None,
     distance: Distance = squared_error,
 ) -> Loss:
-    """CTM's soft consistency (Kim et al. 2023, arXiv 2310.02279, Eqs. 5 to 7): compared after a jump to the end.
+    """CTM's soft consistency matching (Kim et al. 2023, arXiv 2310.02279), and SCoT's Eq. 4: compared at the end.
 
     d(G_ema(G(x_t, t, s), s, 0), G_ema(G_ema(x_u, u, s), s, 0)), with x_u on the teacher's trajectory from x_t. The
     first G_ema is held constant, but the gradient goes through it to G(x_t, t, s).
@@ -116,7 +117,8 @@ def score_distillation_loss(
 
     With x = G(noise, 1, 0) and x_u on the line from x to its own noise, x moves towards the teacher's data there, x_u -
     u v(x_u, u): half the squared difference, whose gradient in x is u (v - (noise - x)). The noise is the sample's own,
-    not drawn anew, which is FlowDreamer's coupling.
+    not drawn anew: FlowDreamer pushes x back along the flow to find it (its unique couple matching), and here it is
+    known.
     """
     jump = Query(match_dims(start, noise) * noise, start, end, label)
     (mean_velocity,) = yield (jump,)
@@ -165,11 +167,11 @@ def distribution_matching_loss(
     u: Tensor,
     label: Tensor | None,
 ) -> Loss:
-    """Distribution matching (DMD2, Yin et al. 2024, arXiv 2405.14867; DMD, arXiv 2311.18828, Eqs. 7 and 8): [2, B].
+    """Distribution matching (DMD, Yin et al. 2023, arXiv 2311.18828, Eqs. 7 and 8; DMD2, arXiv 2405.14867): [2, B].
 
     x = G(start, t, end) is noised to x_u by other `noise`. Teacher and `score`, the flow of the student's samples, say
     which data x_u comes from; x moves by their difference over the mean |x - the teacher's|. The second loss trains the
-    score on x by flow matching. One update of the score to one of the student, where DMD2 takes five.
+    score on x by flow matching.
     """
     jump = Query(start, t, end, label)
     (mean_velocity,) = yield (jump,)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.common.config import Unit
 from pipeline.common.errors import BadInput
 from pipeline.common.progress import say
 from pipeline.storage.hashing import file_sha256
@@ -34,8 +35,12 @@ class DistanceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["l2", "huber", "lpips-squeeze", "lpips-alex", "lpips-vgg"] = "l2"
-    resize: int | None = Field(default=None, ge=32)
+    name: Literal["l2", "huber", "lpips-squeeze", "lpips-alex", "lpips-vgg"] = Field(
+        default="l2", description="Mean square, pseudo-Huber, or LPIPS with its backbone."
+    )
+    resize: Annotated[int | None, Unit("pixels")] = Field(
+        default=None, ge=32, description="Side to which images are resized for LPIPS; by default they are not."
+    )
 
     @model_validator(mode="before")
     @classmethod

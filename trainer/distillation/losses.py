@@ -87,7 +87,7 @@ def consistency_loss(
 def lagrangian_loss(velocity: Velocity | None, x_t: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Loss:
     """|dG(x_t, t, s)/ds - v(G(x_t, t, s), s)|^2, the velocity v where the student arrives.
 
-    With the teacher's `velocity` it is Lagrangian map distillation (Boffi et al. 2024, arXiv 2406.07507, Eq. 12). With
+    With the teacher's `velocity` it is Lagrangian map distillation (Boffi et al. 2024, arXiv 2406.07507). With
     None v is the student's own, F(x, s, s): Lagrangian self-distillation (Boffi et al. 2025, arXiv 2505.18825), which
     another loss must teach the velocity. No gradient goes through v.
     """
@@ -113,16 +113,25 @@ def eulerian_loss(
 ) -> Loss:
     """|F - sg(F + g)|^2 with g = v - F + r (s - t) dF/dt, which at r = 1 is dG(x_t, t, s)/dt along the `velocity` v.
 
-    Eulerian map distillation (Align Your Flow, arXiv 2506.14603, Eq. 6 and Section 3.2): an exact G does not change as
-    (x_t, t) moves along a trajectory. With s = 0 it is the consistency loss in continuous time (sCM, arXiv 2410.11081;
-    on stored trajectories, TBCM, arXiv 2511.20410); where s = t, velocity matching. `normalise` divides g by its root
-    mean square plus 0.1, and the `rate` r [B] in [0, 1] of the warm-up weighs the derivative: sCM's stabilisations.
+    Eulerian map distillation (AYF-EMD of Align Your Flow, arXiv 2506.14603, Algorithm 1, with the weight 1 / (t - s)):
+    an exact G does not change as (x_t, t) moves along a trajectory. With s = 0 it is the consistency loss in continuous
+    time (sCM, arXiv 2410.11081, Section 4.2; on stored trajectories, TBCM, arXiv 2511.20410); where s = t, velocity
+    matching. `normalise` divides g by its root mean square plus 0.1, where sCM has its norm; the `rate` r [B] in [0, 1]
+    of the warm-up weighs the derivative.
     """
     mean_velocity, change = yield from _along(x_t, t, s, velocity, label)
     slope = velocity - mean_velocity + match_dims(rate * (s - t), x_t) * change
     if normalise:
         slope = slope / (match_dims(slope.square().flatten(1).mean(1).sqrt(), x_t) + TANGENT_C)
     return squared_error(mean_velocity, (mean_velocity + slope).detach())
+
+
+def weighted_loss(error: Tensor, log_weight: Tensor) -> Tensor:
+    """exp(w) error of the student, and exp(w) error - w of the weighting that gives w [B]: [2, B].
+
+    sCM's adaptive weighting (arXiv 2410.11081, Eq. 8), at whose minimum the error of every time weighs the same.
+    """
+    return torch.stack([log_weight.detach().exp() * error, log_weight.exp() * error.detach() - log_weight])
 
 
 def meanflow_loss(x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor, label: Tensor | None) -> Loss:

@@ -49,6 +49,10 @@ class Objective(nn.Module):
         return torch.stack(of_terms + [value[1].mean() for value in values if value.ndim == 2])
 
 
-def weighted(phase: Phase, values: Tensor) -> Tensor:
-    """The weighted sum of the losses. Weights stay numbers: a tensor would be copied to the device."""
-    return torch.stack([weight * value for weight, value in zip(phase.weights, values, strict=True)]).sum()
+def weighted(phase: Phase, values: Tensor, student: bool = True) -> Tensor:
+    """The weighted sum of the losses, without those of the student if it is not its turn.
+
+    Weights stay numbers: a tensor would be copied to the device.
+    """
+    sums = [weight * value for weight, value in zip(phase.weights, values, strict=True)]
+    return torch.stack(sums if student else sums[len(phase.terms) :]).sum()

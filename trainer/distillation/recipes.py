@@ -1,18 +1,21 @@
 """Recipes: which losses, at which weights, over which times, in which phase of a training. Each is a YAML file."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 from pipeline.common.config import CONFIGS, expand_home
-from pipeline.common.errors import reason, suggest
-from pipeline.common.safe_yaml import parse_yaml, read_text
+from pipeline.common.errors import suggest
+from pipeline.common.safe_yaml import read_yaml
 from pipeline.dataset.plan import Plan
 from trainer.distillation import compared, terms
-from trainer.distillation.terms import TrainingOwner
+from trainer.distillation.terms import BACKWARD, TrainingOwner
 
 FOLDER = CONFIGS / "recipes"
+# At most so many values of a sample are few: points in the plane are, the 64 pixels of a digit are not.
+FEW_DIMENSIONS = 8
 
 
 Term = Annotated[
@@ -24,11 +27,13 @@ Term = Annotated[
     | terms.SoftConsistency
     | terms.Lagrangian
     | terms.Eulerian
+    | terms.ContinuousConsistency
     | terms.MeanFlow
     | terms.FlowMatching
     | terms.Reflow
     | compared.ConsistencyDistillation
     | compared.ConsistencyTraining
+    | compared.Denoising
     | compared.Bootstrap
     | compared.Progressive
     | compared.AnnealedReflow
@@ -43,18 +48,29 @@ Term = Annotated[
 
 
 class Phase(BaseModel):
-    """Losses minimised together during `share` of the training."""
+    """Losses minimised together during `share` of the training.
+
+    The student takes every `student_every`-th step only; the networks that terms train take all (two time scales).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    terms: tuple[Term, ...] = Field(min_length=1)
-    share: float = Field(default=1.0, gt=0, le=1)
+    terms: tuple[Term, ...] = Field(min_length=1, description="Losses that are added up, each with its weight.")
+    share: float = Field(default=1.0, gt=0, le=1, description="Fraction of the training.")
+    student_every: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda every: every == 1,
+        description="Steps from one of the student to its next; the networks that terms train take every step.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         titles = [term.title for term in self.terms]
         if len(set(titles)) < len(titles):
             raise ValueError(f"two terms of a phase have one name ({', '.join(titles)}): give them different ones")
+        if self.student_every > 1 and not self.training:
+            raise ValueError("student_every is for a phase with a term that trains a network of its own: leave it out")
         return self
 
     @property
@@ -67,6 +83,10 @@ class Phase(BaseModel):
         """The terms that train a network of their own."""
         return [term for term in self.terms if isinstance(term, TrainingOwner)]
 
+    def trains_student(self, step: int) -> bool:
+        """Whether the student takes `step` of the training."""
+        return step % self.student_every == 0
+
     @property
     def titles(self) -> list[str]:
         """The name of each loss in the log."""
@@ -75,17 +95,34 @@ class Phase(BaseModel):
     @property
     def cost(self) -> float:
         """The cost of a row of the batch, in evaluations of the network without a backward pass."""
-        return sum(term.cost / term.stride for term in self.terms)
+        backward = BACKWARD * (1 - 1 / self.student_every)  # which the student leaves out in the other steps
+        return sum((term.cost - backward) / term.stride for term in self.terms)
 
 
 class Recipe(BaseModel):
-    """What is trained, on what, and how: phases one after the other, whose shares add up to 1."""
+    """What is trained, on what, and how: phases one after the other, whose shares add up to 1.
+
+    A student is sampled in steps that are even after a shift of `step_shift` (`path.shifted`), which above 1 makes them
+    shorter near the noise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "custom"
-    about: str = ""
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    name: str = Field(default="custom", description="Name in reports; a file's own by default.")
+    about: str = Field(default="", description="What it is, in a line.")
+    phases: tuple[Phase, ...] = Field(min_length=1, description="Phases of the training, whose shares add up to 1.")
+    # Left out of what is written where it is 1: runs from before there was a choice resume.
+    step_shift: float = Field(
+        default=1.0,
+        gt=0,
+        exclude_if=lambda shift: shift == 1,
+        description="Shift of the even times of the student's steps towards the noise: with 2, two meet at t = 2/3.",
+    )
+    in_few_dimensions: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="The recipe that is taken in its place where a sample has at most eight values.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -143,6 +180,13 @@ class Recipe(BaseModel):
         """Whether `step` of `num_steps` is the first of a phase."""
         return step == 0 or self.phase(step, num_steps) is not self.phase(step - 1, num_steps)
 
+    def fitting(self, plan: Plan) -> "Recipe":
+        """This recipe, or the one `in_few_dimensions` where data of `plan` are such and lack nothing that it needs."""
+        if self.in_few_dimensions is None or math.prod(plan.shape) > FEW_DIMENSIONS:
+            return self
+        other = Recipe.model_validate(load_recipe(self.in_few_dimensions))
+        return self if other.lack(plan) else other
+
     def lack(self, plan: Plan) -> str:
         """What this recipe needs that data of `plan` lack, as a phrase; empty if nothing."""
         if self.needs_velocities and not plan.velocities:
@@ -172,12 +216,7 @@ def load_recipe(source: object) -> object:
         raise ValueError(
             f"no recipe {source!r}: wanted one of {', '.join(recipe_names())}, a YAML file, or phases{known}"
         )
-    try:
-        content = parse_yaml(read_text(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+    content = read_yaml(path)
     return {"name": path.stem, **content} if isinstance(content, dict) else content
 
 

@@ -3,6 +3,7 @@
 import copy
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from pipeline.flow.path import interpolate, match_dims
 from pipeline.networks import Network
 from trainer.data.stream import ImageBatch, TrajectoryBatch
 from trainer.distillation import losses
+from trainer.distillation.companions import Weighting
 from trainer.distillation.distance import DistanceConfig
 from trainer.distillation.models import Models
 from trainer.distillation.queries import Loss
@@ -17,9 +19,13 @@ from trainer.distillation.random_draws import TermDraws
 from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
 
 L2 = DistanceConfig()
+# The sentences of keys that several terms have.
+TIMES = "Distribution of the times."
+TARGET = "The network on the other side: the student itself, without a gradient (stopped), or its average."
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
-TRAINED, DERIVED = 3.0, 6.0
+BACKWARD = 2.0
+TRAINED, DERIVED = 1 + BACKWARD, 6.0
 ALONG = 4.0  # with a forward-mode derivative that is not trained through
 
 
@@ -32,10 +38,10 @@ class BaseTerm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: str
-    name: str = ""  # in the log; the loss's own if it is empty
-    weight: float = Field(default=1.0, ge=0)
-    first: int = Field(default=0, ge=0)
-    stride: int = Field(default=1, ge=1)
+    name: str = Field(default="", description="Name in the log; empty: the loss's own.")
+    weight: float = Field(default=1.0, ge=0, description="Weight of the loss in the sum.")
+    first: int = Field(default=0, ge=0, description="First row of the batch that the loss reads, below the stride.")
+    stride: int = Field(default=1, ge=1, description="Distance between the rows that it reads; 4 costs a quarter.")
 
     trains: ClassVar[Literal["student", "teacher"]] = "student"
     reads: ClassVar[Literal["trajectories", "images"]] = "trajectories"
@@ -104,7 +110,7 @@ class Owner(BaseTerm):
 class TrainingOwner(Owner):
     """A loss that trains a network of its own, at the rate `own_lr`, by a loss of its own: its values are [2, B]."""
 
-    own_lr: float = Field(default=1e-3, gt=0)
+    own_lr: float = Field(default=1e-3, gt=0, description="Learning rate of the loss's own network.")
 
 
 class Output(BaseTerm):
@@ -136,8 +142,10 @@ class VelocityTerm(BaseTerm):
     """Eq. 9: at a stored state with the teacher's own velocity, or on the line from sample to noise with theirs."""
 
     loss: Literal["velocity"] = "velocity"
-    at: Literal["states", "line"] = "states"
-    times: TimeSampler | None = None
+    at: Literal["states", "line"] = Field(
+        default="states", description="Where: at stored states, or on the line from sample to noise."
+    )
+    times: TimeSampler | None = Field(default=None, description="Distribution of the times on the line: uniform.")
     distance: DistanceConfig = L2
 
     @model_validator(mode="after")
@@ -164,14 +172,21 @@ class VelocityTerm(BaseTerm):
 
 
 class Derivative(BaseTerm):
-    """Table 1's velocity loss: the slope of G(x_1, 1, s) in s against the trajectory's mean velocity.
+    """The slope of G in s against the trajectory's mean velocity: of G(x_1, 1, s), Table 1's form, or at any t.
 
     The slope is a forward-mode derivative. The mean velocity is (x_start - x_end) / (t_start - t_end), which is noise -
-    sample where the flow runs from 1 to 0.
+    sample where the flow runs from 1 to 0. On the `line` from noise to sample it is SCoT's Eq. 2: of G(x_t, t, s) at
+    any t, and at any s after it.
     """
 
     loss: Literal["derivative"] = "derivative"
-    times: TimeSampler = "uniform"
+    times: TimeSampler = Field(default="uniform", description=TIMES)
+    # Left out of what is written where it is the noise: runs from before the choice resume.
+    at: Literal["noise", "line"] = Field(
+        default="noise",
+        exclude_if=lambda at: at == "noise",
+        description="Where the jump starts: the noise, or any state on the line from noise to sample.",
+    )
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -180,10 +195,13 @@ class Derivative(BaseTerm):
         return DERIVED
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        start, end = batch.times[:, 0], batch.times[:, -1]
-        s = draws.times(end, start, self.times)
-        velocity = (batch.x[:, 0] - batch.x[:, -1]) / match_dims(start - end, batch.x[:, 0])
-        return losses.derivative_loss(batch.x[:, 0], start, s, velocity, batch.label)
+        start, end, x_t = batch.times[:, 0], batch.times[:, -1], batch.x[:, 0]
+        velocity = (x_t - batch.x[:, -1]) / match_dims(start - end, x_t)
+        t = start
+        if self.at == "line":
+            t = draws.times(end, start, self.times)
+            x_t = batch.x[:, -1] + match_dims(t - end, x_t) * velocity
+        return losses.derivative_loss(x_t, t, draws.times(end, t, self.times), velocity, batch.label)
 
 
 class _TwoTimes(BaseTerm):
@@ -192,7 +210,9 @@ class _TwoTimes(BaseTerm):
     t is a stored time, or drawn by a sampler; the state there is then interpolated between the stored ones.
     """
 
-    times: TimeSampler | Literal["stored"] = "stored"
+    times: TimeSampler | Literal["stored"] = Field(
+        default="stored", description="Times t: the stored ones, or drawn, where the states are then interpolated."
+    )
 
     @property
     def needs_velocities(self) -> bool:
@@ -215,9 +235,11 @@ class Consistency(_TwoTimes):
     """
 
     loss: Literal["consistency"] = "consistency"
-    midpoint: Literal["student", "teacher"] = "student"
-    target: Literal["live", "stopped", "ema"] = "live"
-    weighting: Literal["none", "inverse-square"] = "none"
+    midpoint: Literal["student", "teacher"] = Field(default="student", description="Whose state at the midpoint.")
+    target: Literal["live", "stopped", "ema"] = Field(default="live", description=TARGET)
+    weighting: Literal["none", "inverse-square"] = Field(
+        default="none", description="Divide by (t - s)^2, which compares mean velocities, or not."
+    )
     distance: DistanceConfig = L2
 
     @property
@@ -256,7 +278,7 @@ class SoftConsistency(BaseTerm):
     """Eq. 11 over stored states: t any but the last, s any after it, u any after t up to s itself."""
 
     loss: Literal["soft-consistency"] = "soft-consistency"
-    target: Literal["stopped", "ema"] = "stopped"
+    target: Literal["stopped", "ema"] = Field(default="stopped", description=TARGET)
     distance: DistanceConfig = L2
 
     @property
@@ -281,7 +303,11 @@ class Lagrangian(_TwoTimes):
 
     loss: Literal["lagrangian"] = "lagrangian"
     # Left out of what is written where it is the teacher: runs from before the choice resume.
-    target: Literal["teacher", "student"] = Field(default="teacher", exclude_if=lambda target: target == "teacher")
+    target: Literal["teacher", "student"] = Field(
+        default="teacher",
+        exclude_if=lambda target: target == "teacher",
+        description="Whose velocity at the state where the student arrives.",
+    )
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -305,7 +331,9 @@ class _AlongStates(BaseTerm):
     With `until` end s is the end of the flow.
     """
 
-    until: Literal["any", "end"] = "any"
+    until: Literal["any", "end"] = Field(
+        default="any", description="Where a jump ends: at any time after t, or at the end of the flow."
+    )
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -330,13 +358,42 @@ class Eulerian(_AlongStates):
     """Eulerian map distillation on stored states; the derivative is warmed up over `warmup` of the training."""
 
     loss: Literal["eulerian"] = "eulerian"
-    normalise: bool = True
-    warmup: float = Field(default=0.1, ge=0, le=1)
+    normalise: bool = Field(default=True, description="Scale the derivative to a bounded norm.")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="Fraction of the training over which the derivative is warmed up."
+    )
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         x_t, t, s, velocity = self.draw_state(batch, draws)
-        rate = (draws.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
+        rate = _warm_up(draws, self.warmup)
         return losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate, self.normalise)
+
+
+class ContinuousConsistency(_AlongStates, TrainingOwner):
+    """Consistency in continuous time on stored states, with every stabilisation of sCM: what it owns is the weighting.
+
+    The derivative is warmed up over `warmup` of the training.
+    """
+
+    loss: Literal["continuous-consistency"] = "continuous-consistency"
+    until: Literal["any", "end"] = "end"
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="Fraction of the training over which the derivative is warmed up."
+    )
+
+    def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
+        return Weighting()
+
+    def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
+        x_t, t, s, velocity = self.draw_state(batch, draws)
+        log_weight, rate = models.owned[self.title](t), _warm_up(draws, self.warmup)
+        error = yield from losses.eulerian_loss(x_t, t, s, velocity, batch.label, rate)
+        return losses.weighted_loss(error, log_weight)
+
+
+def _warm_up(draws: TermDraws, warmup: float) -> Tensor:
+    """How much of a derivative counts, [B], from 0 to 1 over the part `warmup` of the training."""
+    return (draws.progress / warmup).clamp(max=1) if warmup else torch.ones_like(draws.progress)
 
 
 class MeanFlow(_AlongStates):
@@ -353,7 +410,7 @@ class FlowMatching(BaseTerm):
     """A teacher on images: the velocity of straight lines from noise to data; labels dropped as its network says."""
 
     loss: Literal["flow-matching"] = "flow-matching"
-    times: TimeSampler = "uniform"
+    times: TimeSampler = Field(default="uniform", description=TIMES)
 
     trains: ClassVar[Literal["student", "teacher"]] = "teacher"
     reads: ClassVar[Literal["trajectories", "images"]] = "images"
@@ -369,7 +426,7 @@ class Reflow(BaseTerm):
     """A straighter teacher: flow matching on the noise and samples of another teacher's trajectories."""
 
     loss: Literal["reflow"] = "reflow"
-    times: TimeSampler = "uniform"
+    times: TimeSampler = Field(default="uniform", description=TIMES)
 
     trains: ClassVar[Literal["student", "teacher"]] = "teacher"
 

@@ -100,8 +100,9 @@ noise = rng.standard_normal(($num_images, $shape), dtype=np.float32)
 $draw_label
 
 def draw(num_steps):
-    \"\"\"$algorithm, on an even grid of times: num_steps evaluations.\"\"\"
-    times = np.linspace($t_start, $t_end, num_steps + 1, dtype=np.float32)
+    \"\"\"$algorithm: num_steps evaluations.\"\"\"
+    even = np.linspace(1, 0, num_steps + 1, dtype=np.float32)
+    times = $t_end + ($t_start - $t_end) * $spacing
     x = times[0] * noise
     for t, s in zip(times[:-1], times[1:]):
         x = $step
@@ -254,6 +255,7 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
         shape=", ".join(map(str, config.shape)),
         draw_label=label if config.num_classes else "",
         algorithm=ALGORITHM[info.trains],
+        spacing=_spacing(info.step_shift),
         t_start=info.t_start,
         t_end=info.t_end,
         step=call if info.trains == "student" else f"x + (s - t) * {call}",
@@ -262,6 +264,11 @@ def _example(form: Format, flow: ExportedFlow, info: CheckpointInfo, file: str) 
         high=high,
         save=_save_lines(config.shape[0], low, high) if drawable else 'np.save(f"{num_steps}-steps.npy", samples)',
     )
+
+
+def _spacing(shift: float) -> str:
+    """`path.shifted` of the example's even times, as an expression."""
+    return "even" if shift == 1 else f"{shift:g} * even / (1 + {shift - 1:g} * even)"
 
 
 def _save_lines(num_channels: int, low: float, high: float) -> str:

@@ -17,15 +17,19 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(default=64, ge=1)
-    alpha: float | None = Field(default=None, gt=0, description="by default the rank")
-    targets: tuple[str, ...] = Field(default=ATTENTION, min_length=1)
+    rank: int = Field(default=64, ge=1, description="Rank of the adapter's matrices.")
+    alpha: float | None = Field(
+        default=None, gt=0, description="Scale of the adapter, divided by the rank; by default the rank."
+    )
+    targets: tuple[str, ...] = Field(
+        default=ATTENTION, min_length=1, description="Endings of the names of the linear layers that get an adapter."
+    )
 
 
 def require_peft() -> None:
     """Raises `BadInput` if peft is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise BadInput("lora needs a package that is not installed, peft: pip install 'traflow-pipeline[diffusers]'")
+        raise BadInput("lora: wanted the package peft; pip install peft")
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig) -> None:

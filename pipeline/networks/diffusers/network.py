@@ -171,7 +171,10 @@ class DiffusersNetwork(nn.Module):
         if not self.family.takes_prompts:
             return {}
         if self.conditions is None:
-            raise BadInput("this network draws from prompts, and the condition table of its data is not here")
+            raise BadInput(
+                "this network draws from prompts, and the condition table of its data is not here: give prompts, for "
+                "example with sample --prompt TEXT"
+            )
         rows = self.family.collate([self.conditions.row(number) for number in label.tolist()])
         return {name: _moved(value, device) for name, value in rows.items()}
 

@@ -7,13 +7,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.common.environment import installed_version
 from pipeline.common.errors import BadInput, one_line
 from pipeline.storage.hashing import file_sha256
 
@@ -91,7 +91,7 @@ def load_base(kind: str, base: BaseWeights) -> Any:
 
 def versions(*packages: str) -> str:
     """The names and versions of installed `packages`."""
-    return ", ".join(f"{package} {version(package)}" for package in packages)
+    return ", ".join(f"{package} {installed_version(package)}" for package in packages)
 
 
 @contextmanager

@@ -116,8 +116,7 @@ def require_packages(source: str) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(
-            f"teacher diffusers:{source} needs packages that are not installed, {' and '.join(missing)}: "
-            "pip install 'traflow-pipeline[diffusers]'"
+            f"teacher diffusers:{source}: wanted the packages {' and '.join(PACKAGES)}; pip install {' '.join(missing)}"
         )
 
 

@@ -23,11 +23,10 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: wanted text in UTF-8") from error
-    prompts = list(_parsed(path, lines) if path.suffix == ".jsonl" else lines)
+    prompts = tuple(_parsed(path, lines) if path.suffix == ".jsonl" else lines)
     if not prompts:
         raise BadInput(f"{path}: wanted prompts; it holds none")
-    _check(path, prompts)
-    return tuple(prompts)
+    return check_prompts(prompts, f"{path}, line")
 
 
 def _parsed(path: Path, lines: list[str]) -> Iterator[str]:
@@ -41,16 +40,21 @@ def _parsed(path: Path, lines: list[str]) -> Iterator[str]:
         yield prompt
 
 
-def _check(path: Path, prompts: list[str]) -> None:
-    """Raises `BadInput` if a prompt is empty, or repeats another one."""
-    first: dict[str, int] = {}
+def check_prompts(prompts: tuple[str, ...], place: str) -> tuple[str, ...]:
+    """`prompts`, which stand at `place` 1, 2 and so on.
+
+    Raises:
+        BadInput: one is empty, or repeats another one.
+    """
+    first, unit = dict[str, int](), place.split()[-1]
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
-            raise BadInput(f"{path}, line {number}: wanted a prompt; it is empty")
+            raise BadInput(f"{place} {number}: wanted a prompt; it is empty")
         if (before := first.setdefault(prompt, number)) != number:
             raise BadInput(
-                f"{path}, line {number}: it repeats line {before}; each prompt is drawn equally often: remove it"
+                f"{place} {number}: it repeats {unit} {before}; each prompt is drawn equally often: remove it"
             )
+    return prompts
 
 
 def make_prompts(prompts: tuple[str, ...], negative: str | None, takes_negative: bool, teacher: str) -> Prompts:

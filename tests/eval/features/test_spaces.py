@@ -10,6 +10,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,6 +67,20 @@ def test_its_features_tell_digits_from_noise_and_from_fewer_digits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 1, 8, 8), dtype=np.uint8)
     assert frechet_distance(even, moments(space.extract(noise).features)) > 10 * same
     assert frechet_distance(even, moments(found[1::2][digits.labels[1::2] < 5])) > 5 * same
+
+
+def test_a_classifier_of_digits_of_another_size_is_a_space_by_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, path = digit_classifier.DigitClassifier(12), tmp_path / "classifier.safetensors"
+    save_file(network.state_dict(), path)
+    space, images = load_space(str(path), CPU), pictures(3, size=12)[:, :1]
+    assert space.shape == (1, 12, 12)
+    with torch.no_grad():
+        wanted = network.features(torch.from_numpy(to_float(images)))
+    np.testing.assert_allclose(space.extract(images).features, wanted.numpy(), rtol=1e-5, atol=1e-6)
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(BadInput, match=r"classifier.safetensors: wanted a file that python -m eval.features.digit"):
+        load_space(str(path), CPU)
 
 
 def test_features_of_squeezenet_are_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +290,7 @@ def test_a_space_of_ones_own_is_a_factory() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", f"wanted one of {', '.join(FEATURES)}, or module:factory"),
+        ("resnet", f"wanted one of {', '.join(FEATURES)}, a digit classifier's .safetensors file, or module:factory"),
         ("no.such.module:factory", "wanted module:factory"),
         ("tests.eval.features.test_spaces:no_such_factory", "wanted module:factory"),
         ("tests.eval.features.test_spaces:not_a_space", "wanted an eval.features.spaces.FeatureSpace, got int"),

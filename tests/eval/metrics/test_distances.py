@@ -203,7 +203,7 @@ def test_scores_are_those_of_the_columns(space: str, has_features: bool) -> None
     found = score(sample, reference)
     assert list(found) == [m.key for m in columns(space, has_features, sample.probabilities is not None)]
     assert found[columns(space, True, False)[0].key] == pytest.approx(0, abs=1e-5)
-    missing = {key for entry in not_computed(40, reference) for key in entry.metrics}
+    missing = {key for entry in not_computed(40, reference.size) for key in entry.metrics}
     assert missing.isdisjoint(found)
     assert missing == (set() if has_features else set(distances.metric_keys([space])) - set(found))
 
@@ -213,7 +213,7 @@ def test_scores_are_those_of_the_columns(space: str, has_features: bool) -> None
 def test_with_too_few_of_either_a_metric_is_left_out_and_the_reason_is_given(num_samples: int, num_images: int) -> None:
     reference = measured(normal(num_images, 2))
     found = score(Extracted(normal(num_samples, 2)), reference)
-    left_out = {key: entry.reason for entry in not_computed(num_samples, reference) for key in entry.metrics}
+    left_out = {key: entry.reason for entry in not_computed(num_samples, reference.size) for key in entry.metrics}
     assert set(found) | set(left_out) == set(distances.metric_keys(["digits"]))
     assert not set(found) & set(left_out)
     assert np.isfinite(list(found.values())).all()
@@ -221,13 +221,13 @@ def test_with_too_few_of_either_a_metric_is_left_out_and_the_reason_is_given(num
 
 
 def test_a_singular_covariance_is_warned_of() -> None:
-    assert cautions(9, measured(normal(9, 8))) == []
-    (samples,) = cautions(8, measured(normal(9, 8)))
+    assert cautions(9, measured(normal(9, 8)).size) == []
+    (samples,) = cautions(8, measured(normal(9, 8)).size)
     assert "8 samples do not span 8 features" in samples
     assert "Fréchet distance in digits" in samples
-    (images,) = cautions(50, measured(normal(5, 8)))
+    (images,) = cautions(50, measured(normal(5, 8)).size)
     assert "5 images of the reference" in images
-    assert cautions(50, ReferenceStats("digits", moments(normal(5, 8)), None, None)) == []
+    assert cautions(50, ReferenceStats("digits", moments(normal(5, 8)), None, None).size) == []
 
 
 @given(st.integers(1, 100_000))

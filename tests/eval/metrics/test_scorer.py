@@ -184,6 +184,7 @@ def test_few_step_rows_are_measured_in_the_headlines_space_alone(tmp_path: Path)
 
     spaces = {name: watched(name) for name in ("pixels", "other")}
     work = scorer(tmp_path)
+    assert work.reference_stats is not None
     stats = work.reference_stats["pixels"]
     work = replace(
         work,

@@ -12,9 +12,19 @@ import numpy as np
 import pytest
 
 from eval.report import page
+from eval.report.pictures import Pictures
 from eval.results import Report
 from pipeline.common.image_grid import draw_rows
-from tests.support.reports import HOSTILE, bare_report, digits_report, hostile, inception_report, pictures, row
+from tests.support.reports import (
+    HOSTILE,
+    bare_report,
+    digits_report,
+    every_picture,
+    hostile,
+    inception_report,
+    pictures,
+    row,
+)
 
 WIDTHS = (360, 768, 1280)
 FLAGS = (
@@ -72,6 +82,10 @@ def comparison(report: Report) -> str:
     return page.render_comparison([("a", report, buffer.getvalue()), ("b", digits_report(seed=1), None)])
 
 
+def shown(report: Report) -> str:
+    return page.render(report, Pictures(samples=pictures(report)))
+
+
 def many_rows() -> Report:
     rows = [row("few-step", f"a sampler with a long name {n}", n, [99.0 / n, 100.0 / n]) for n in range(1, 41)]
     return digits_report(rows=tuple(rows))
@@ -83,11 +97,11 @@ def long_words() -> Report:
 
 
 PAGES = {
-    "digits": lambda: page.render(digits_report(), pictures(digits_report()), pictures(bare_report())),
-    "inception": lambda: page.render(inception_report(), pictures(inception_report())),
-    "bare": lambda: page.render(bare_report(), {}),
-    "40 rows": lambda: page.render(many_rows(), pictures(many_rows())),
-    "long words": lambda: page.render(long_words(), pictures(long_words())),
+    "digits": lambda: page.render(digits_report(), every_picture()),
+    "inception": lambda: shown(inception_report()),
+    "bare": lambda: page.render(bare_report()),
+    "40 rows": lambda: shown(many_rows()),
+    "long words": lambda: shown(long_words()),
     "comparison": lambda: comparison(digits_report()),
     "comparison of long words": lambda: comparison(long_words()),
 }
@@ -114,7 +128,7 @@ def test_a_wide_table_scrolls_in_its_own_box(browser: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>'])
 def test_what_the_page_is_given_is_shown_and_not_run(browser: Any, tmp_path: Path, text: str) -> None:
-    for html in (page.render(hostile(text), {}), comparison(hostile(text))):
+    for html in (page.render(hostile(text)), comparison(hostile(text))):
         address = opened(browser, tmp_path, html)
         assert text in browser.execute_script("return document.body.innerText")
         assert browser.execute_script("return document.scripts.length") == 0
@@ -156,6 +170,63 @@ def test_every_text_can_be_read_in_light_and_in_dark(browser: Any, tmp_path: Pat
         assert (luminance([float(part) for part in re.findall(r"[\d.]+", paper)]) > 0.5) == (scheme == "light")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_texts_of_charts_can_be_read_too(browser: Any, tmp_path: Path, scheme: str) -> None:
+    opened(browser, tmp_path, PAGES["digits"](), scheme=scheme)
+    colours = browser.execute_script(
+        "const rgb = colour => colour.match(/[\\d.]+/g).map(Number);"
+        "return [getComputedStyle(document.body).backgroundColor,"
+        " ...[...document.querySelectorAll('svg.chart text')].map(text => getComputedStyle(text).fill)].map(rgb)"
+    )
+    paper, *inks = (luminance(colour[:3]) for colour in colours)
+    assert len(inks) > 50
+    for ink in inks:
+        bright, dark = sorted([ink, paper], reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)], ids=str)
+def test_pictures_are_scaled_by_whole_factors_and_large_enough(
+    browser: Any, tmp_path: Path, shape: tuple[int, ...], width: int
+) -> None:
+    opened(browser, tmp_path, page.render(digits_report(), every_picture(shape)), width)
+    factors = browser.execute_script(
+        "return [...document.images].filter(image => image.getClientRects().length).map(image =>"
+        " [image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight, image.clientWidth])"
+    )
+    assert len(factors) > 200
+    for across, down, size in factors:
+        assert across == down == int(across) >= 1
+        assert size >= 40
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_strip_shows_the_same_whole_pictures_in_every_row(browser: Any, tmp_path: Path, width: int) -> None:
+    opened(browser, tmp_path, PAGES["digits"](), width)
+    strips = browser.execute_script(
+        "return [...document.querySelector('.strip').querySelectorAll('.images')].map(row => {"
+        " const box = row.getBoundingClientRect();"
+        " return [...row.children].map(image => image.getBoundingClientRect()).filter(image => image.top < box.bottom)"
+        "  .map(image => [image.left, box.bottom - image.bottom, box.right - image.right]); })"
+    )
+    assert len(strips) == 5
+    assert len(strips[0]) >= 5
+    for strip in strips:
+        assert [left for left, *_ in strip] == [left for left, *_ in strips[0]]
+        assert all(0 <= below < 4 and right >= 0 for _, below, right in strip)
+
+
+def test_what_scrolls_can_be_reached_by_the_keyboard_and_has_a_name(browser: Any, tmp_path: Path) -> None:
+    for name in ("digits", "comparison"):
+        opened(browser, tmp_path, PAGES[name]())
+        boxes = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].map(box => [box.tabIndex, box.ariaLabel])"
+        )
+        assert boxes
+        assert all(index == 0 and label for index, label in boxes)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_texts_of_a_chart_do_not_touch_and_are_large_enough(browser: Any, tmp_path: Path, width: int) -> None:
     opened(browser, tmp_path, PAGES["digits"](), width)
@@ -164,7 +235,7 @@ def test_the_texts_of_a_chart_do_not_touch_and_are_large_enough(browser: Any, tm
         "[...svg.querySelectorAll('text')].map(text => { const b = text.getBoundingClientRect();"
         " return [b.left, b.right, b.top + b.height / 4, b.bottom - b.height / 4, b.height]; }))"
     )
-    assert len(boxes) == 6  # one of each pair, and the small ones
+    assert len(boxes) == 7  # one of each pair, and the small ones
     for texts in boxes:
         for number, (left, right, top, bottom, height) in enumerate(texts):
             assert height >= 11

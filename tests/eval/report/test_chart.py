@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.report import chart
+from eval.report import chart, charts
 from eval.report.chart import Chart, Curve, Drawing, Point, Scale
+from eval.report.chart_labels import TEXT_WIDTH, Box
 from eval.results import Figure, Line, Report
 from tests.support.reports import bare_report, digits_report, row
 
@@ -14,7 +15,7 @@ SIZES = ((820, 380), (344, 300), (340, 200))
 
 
 def drawn(report: Report, size: tuple[int, int] = SIZES[0]) -> Drawing:
-    found = chart.headline_chart(report)
+    found = charts.headline_chart(report)
     assert found is not None
     return found.draw(*size)
 
@@ -33,9 +34,13 @@ def assert_inside(drawing: Drawing) -> None:
 def assert_spaced(drawing: Drawing) -> None:
     """No two texts of an axis touch."""
     for (a, left), (b, right) in zip(drawing.x_ticks, drawing.x_ticks[1:], strict=False):
-        assert b - a >= chart.TEXT_WIDTH * (len(left) + len(right)) / 2
+        assert b - a >= TEXT_WIDTH * (len(left) + len(right)) / 2
     for (a, _), (b, _) in zip(drawing.y_ticks, drawing.y_ticks[1:], strict=False):
         assert a - b >= 12
+    labels = [*drawing.notes, *(curve.label for curve in drawing.curves if curve.label is not None)]
+    for number, label in enumerate(labels):
+        assert label.box.is_inside(Box(drawing.left, 0, drawing.width, drawing.bottom))
+        assert not any(label.box.touches(other.box) for other in labels[:number])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -48,6 +53,45 @@ def test_the_chart_has_the_solver_the_best_euler_and_the_student(size: tuple[int
     assert [text for _, text in drawing.x_ticks] == ["1", "2", "4", "8", "120.9"]
     assert_inside(drawing)
     assert_spaced(drawing)
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_every_curve_has_its_name_beside_it(size: tuple[int, int]) -> None:
+    for found in (charts.headline_chart(digits_report()), charts.speed_chart(digits_report())):
+        assert found is not None
+        drawing = found.draw(*size)
+        assert drawing.is_labelled
+        assert_spaced(drawing)
+
+
+def test_names_without_room_leave_the_legend() -> None:
+    runs = [("a run with a name as long as its folder's path " * 3, digits_report()), ("b", digits_report())]
+    found = charts.comparison_chart(runs)
+    assert found is not None
+    assert not found.draw(*SIZES[0]).is_labelled
+
+
+def test_speed_is_to_the_right_and_the_student_s_points_have_their_evaluations() -> None:
+    found = charts.speed_chart(digits_report())
+    assert found is not None
+    *_, student = found.curves
+    assert [(point.x, point.note) for point in student.points] == [(11094, "1"), (6511, "2"), (4253, "4"), (2125, "8")]
+    assert found.title == "Fréchet distance against images per second (down and right is better)"
+    assert not any(point.note for curve in found.curves[:-1] for point in curve.points)
+    assert charts.speed_chart(bare_report(metrics=())) is None
+
+
+def test_checkpoints_have_a_curve_for_each_number_of_steps_over_training_steps() -> None:
+    student = [row("student", "1 step", 1, [9.0]), row("student", "2 steps", 2, [8.0])]
+    others = [{"step": 400, "rows": student}, {"step": 200, "rows": student[:1]}]
+    found = charts.history_chart(digits_report(other_checkpoints=others))
+    assert found is not None
+    points = {curve.name: [(point.x, point.y) for point in curve.points] for curve in found.curves}
+    assert points["1 step"] == [(200, 9.0), (400, 9.0), (800, pytest.approx(1.157, abs=0.001))]
+    assert [x for x, _ in points["2 steps"]] == [400, 800]
+    assert [x for x, _ in points["4 steps"]] == [800]
+    assert found.curves[-1].is_level
+    assert charts.history_chart(digits_report()) is None
 
 
 def test_both_axes_are_logarithmic_and_less_is_lower() -> None:
@@ -90,36 +134,50 @@ def test_a_single_point_has_a_chart(values: list[float]) -> None:
 
 def test_what_is_not_finite_is_left_out() -> None:
     rows = (row("student", "1 step", 1, [math.nan]), row("student", "2 steps", 2, [math.inf]))
-    assert chart.headline_chart(bare_report(rows=rows)) is None
+    assert charts.headline_chart(bare_report(rows=rows)) is None
     line = Line(name="loss", x=(0, 1, 2), y=(1.0, math.nan, 0.5))
-    (loss,) = chart.training_charts(bare_report(curves=(line,)))
+    (loss,) = charts.training_charts(bare_report(curves=(line,)))
     assert [point.x for point in loss.curves[0].points] == [0, 2]
 
 
 def test_without_a_metric_there_is_no_chart() -> None:
     report = bare_report(metrics=())
-    assert chart.headline_chart(report) is None
-    assert chart.comparison_chart([("run", report)]) is None
+    assert charts.headline_chart(report) is None
+    assert charts.comparison_chart([("run", report)]) is None
 
 
 def test_a_training_has_a_chart_for_each_curve_over_its_steps() -> None:
-    charts = chart.training_charts(digits_report())
-    assert [chart.title for chart in charts] == ["output", "velocity", "soft-consistency", "grad_norm"]
-    drawing = charts[0].draw(*SIZES[2])
+    found = charts.training_charts(digits_report())
+    assert [each.title for each in found] == [
+        *("One jump from noise to the sample (output)", "The teacher's velocity (velocity)"),
+        *(
+            "One jump against two, over stored states (soft-consistency)",
+            "Norm of the gradient, before clipping (grad_norm)",
+        ),
+    ]
+    drawing = found[0].draw(*SIZES[2])
     assert [text for _, text in drawing.x_ticks] == ["200", "400", "600", "800"]
     assert drawing.curves[0].marks == []  # a line alone
 
 
+def test_speed_and_memory_of_a_training_begin_at_zero_and_have_units() -> None:
+    lines = [Line(name=name, x=(1, 2), y=(2e9, 3e9)) for name in ("images_per_second", "memory_bytes")]
+    speed, memory = charts.training_charts(digits_report(curves=lines))
+    assert (memory.title, memory.curves[0].points[1].y) == ("Peak memory, GB (memory_bytes)", 3.0)
+    assert speed.title == "Images per second (images_per_second)"
+    assert not speed.y_logarithmic
+
+
 def test_the_error_of_the_velocity_starts_from_zero() -> None:
-    found = chart.velocity_chart(digits_report())
+    found = charts.velocity_chart(digits_report())
     assert found is not None
     assert found.draw(*SIZES[2]).y_ticks[0] == (SIZES[2][1] - chart.BOTTOM, "0")
-    assert chart.velocity_chart(bare_report()) is None
+    assert charts.velocity_chart(bare_report()) is None
 
 
 def test_runs_are_compared_by_the_first_ones_headline() -> None:
     other = digits_report(rows=(row("student", "1 step", 1, [], scores={"fd-digits": Figure(values=(7.0,))}),))
-    found = chart.comparison_chart([("a", digits_report()), ("b", other)])
+    found = charts.comparison_chart([("a", digits_report()), ("b", other)])
     assert found is not None
     assert [(curve.name, curve.style, len(curve.points)) for curve in found.curves] == [
         ("a", "run-0", 4),

@@ -2,6 +2,7 @@ import base64
 import re
 from html.parser import HTMLParser
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from eval.report import page
+from eval.report.pictures import Pictures
 from eval.results import Figure, Report
 from tests.support.reports import (
     DIGITS,
@@ -17,6 +19,7 @@ from tests.support.reports import (
     TRAINING,
     bare_report,
     digits_report,
+    every_picture,
     hostile,
     inception_report,
     pictures,
@@ -60,24 +63,24 @@ class Document(HTMLParser):
 
 
 def shown(report: Report, **more: Any) -> Document:
-    return Document(page.render(report, **{"pictures": pictures(report), **more}))
+    return Document(page.render(report, Pictures(**{"samples": pictures(report), **more})))
 
 
-def test_the_page_shows_the_solver_the_best_and_the_student_and_the_rest_on_demand() -> None:
-    html = page.render(digits_report(), pictures(digits_report()))
+def test_the_table_has_the_student_first_then_the_solver_and_the_best_and_the_rest_on_demand() -> None:
+    html = page.render(digits_report())
     before, _, after = html.partition("<details>")
     chosen, others = Document(before), Document(after.partition("</details>")[0])
-    names = [cells[0] for kind, cells in chosen.rows if kind and kind != "group"]
+    names = [cells[0] for kind, cells in chosen.rows if kind.split()[:1] in (["student"], ["solver"], ["few-step"])]
     assert names == [
-        *("dopri5 1e-5", "euler 1 ★", "midpoint 2 ★", "DPM-Solver++ 4 ★", "heun 8, EDM grid ★"),
         *("1 step", "2 steps", "4 steps", "8 steps"),
+        *("dopri5 1e-5", "euler 1 ★", "midpoint 2 ★", "DPM-Solver++ 4 ★", "heun 8, EDM grid ★"),
     ]
     assert "euler 8" in [cells[0] for _, cells in others.rows]
 
 
 def test_without_a_best_one_all_of_the_teachers_samplers_are_shown() -> None:
     rows = tuple(r.model_copy(update={"best": False}) for r in digits_report().rows)
-    document = shown(digits_report(rows=rows))
+    document = shown(digits_report(rows=rows), samples={})
     assert len([cells for kind, cells in document.rows if kind.split()[:1] == ["few-step"]]) == 7
     assert document.tags.count("details") == 1  # the configuration
 
@@ -89,7 +92,7 @@ def test_figures_over_ranges_have_their_spread_and_minimum() -> None:
 
 
 def test_the_page_needs_nothing_but_itself() -> None:
-    document = shown(digits_report(), strips=pictures(digits_report()))
+    document = shown(digits_report(), paths=pictures(digits_report()))
     assert document.links
     assert all(link.startswith("data:") for link in document.links)
     assert not {"script", "iframe", "object", "embed", "form"} & set(document.tags)
@@ -97,18 +100,91 @@ def test_the_page_needs_nothing_but_itself() -> None:
     assert "url(" not in document.text
 
 
-def test_the_grid_is_of_the_rows_shown_and_the_other_of_all() -> None:
-    report = digits_report()
-    grid, everything, strips = shown(report, strips={"teacher": np.zeros((9, 1, 8, 8), np.uint8)}).pngs()
-    assert grid.height < everything.height
-    assert strips.height < grid.height
-    assert shown(bare_report()).pngs()[0].height == strips.height
+def test_the_strip_is_the_teacher_its_euler_and_the_student_in_one_two_and_four_evaluations() -> None:
+    html = page.render(digits_report(), every_picture())
+    strip = html.partition('class="tiles strip"')[2].partition("</details>")[0]
+    first, _, every = strip.partition("<details>")
+    assert re.findall(r"<b>(.*?)</b>", first) == [
+        *("Teacher, dopri5 1e-5", "Teacher, euler 1", "Student, 1 step", "Student, 2 steps", "Student, 4 steps"),
+    ]
+    assert "1 evaluation, Fréchet distance 229.60" in first
+    assert len(re.findall(r"<b>(.*?)</b>", every)) == len(digits_report().rows)
+
+
+def test_there_is_a_grid_of_each_of_the_student_s_rows_and_of_the_teacher() -> None:
+    html = page.render(digits_report(), every_picture())
+    grids = html.split('class="tiles grid"')[1:]
+    assert [re.findall(r'aria-label="(.*?), [\d.]+ eval', grid)[0] for grid in grids] == [
+        *("64 samples: student, 1 step", "64 samples: student, 2 steps", "64 samples: student, 4 steps"),
+        *("64 samples: student, 8 steps", "64 samples: teacher, dopri5 1e-5"),
+    ]
+
+
+def test_classes_neighbours_and_paths_have_their_places() -> None:
+    text = " ".join(shown(digits_report(), **vars(every_picture())).text.split())
+    for part in ("Samples of each class", "3 name", "From noise to image", "Student, noise 3"):
+        assert part in text, part
+    assert "the nearest of 1,797 images of the reference, scikit-learn's digits, by the Euclidean distance" in text
+    assert f"between features of {DIGITS.title}" in text
+
+
+def test_a_picture_keeps_every_pixel() -> None:
+    pictures = every_picture()
+    first, *_ = shown(digits_report(), **vars(pictures)).pngs()
+    assert np.array_equal(np.asarray(first), pictures.samples["teacher, dopri5 1e-5"][0, 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 512, 512)])
+def test_a_page_stays_below_two_megabytes(shape: tuple[int, ...]) -> None:
+    assert len(page.render(digits_report(), every_picture(shape, 16 if shape[1] > 64 else 64))) < 2_000_000
+
+
+def test_the_same_report_makes_the_same_bytes() -> None:
+    assert page.render(digits_report(), every_picture()) == page.render(digits_report(), every_picture())
+
+
+def test_points_in_the_plane_are_one_picture_a_row_and_no_grid() -> None:
+    cloud = np.full((1, 1, 96, 96), 255, np.uint8)
+    html = page.render(digits_report(), Pictures(samples={row.title: cloud for row in digits_report().rows}))
+    assert 'class="tiles single"' in html
+    assert "Random samples" not in html
 
 
 def test_without_pictures_there_are_none() -> None:
-    document = shown(digits_report(), pictures={})
+    document = shown(digits_report(), samples={})
     assert "img" not in document.tags
     assert "same noise down" not in document.text
+
+
+def test_the_page_names_things_and_no_paths() -> None:
+    training = {**TRAINING, "teacher": "/home/ada/models/tiny.safetensors", "config": {"data": "/home/ada/runs/a/data"}}
+    report = digits_report(
+        training=training,
+        checkpoint="runs/a/train/checkpoints/step-000800",
+        command="traflow-pipeline evaluate --config /home/ada/runs/a/report/evaluate.yaml",
+        warnings=("s3://bucket/runs/a: cannot be read", "put it into ~/.cache/traflow/weights.pt"),
+        reference={**digits_report().reference.model_dump(), "source": "/home/ada/images.npz"},
+    )
+    html = page.render(report)
+    for part in ("/home/ada", "runs/a", "s3://", "~/.cache/traflow"):
+        assert part not in html, part
+    text = Document(html).text
+    for part in (
+        "A student of “tiny.safetensors”",
+        "step-000800",
+        "--config evaluate.yaml",
+        "weights.pt",
+        "images.npz",
+    ):
+        assert part in text, part
+
+
+def test_headings_go_down_one_level_at_a_time() -> None:
+    tags = shown(digits_report(), **vars(every_picture())).tags
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_everything_that_is_there_has_its_place() -> None:
@@ -138,7 +214,7 @@ def test_trajectories_of_the_training_are_called_so(seen: bool, words: str) -> N
 
 
 def test_a_heat_map_is_darkest_at_the_largest_value_and_empty_where_there_is_none() -> None:
-    html = page.render(digits_report(), {})
+    html = page.render(digits_report())
     shares = {text: float(share) for share, text in re.findall(r'--share: ([\d.]+)">([\d.]+)</td>', html)}
     assert shares["0.150"] == page.DEEPEST == max(shares.values())
     assert shares["0.075"] == pytest.approx(page.DEEPEST / 2)
@@ -157,8 +233,8 @@ def test_a_heat_map_of_zeros_has_no_colour() -> None:
 def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
     report = hostile(text)
     clean, dirty = (
-        Document(page.render(digits_report(curves=digits_report().curves[:1]), {})),
-        Document(page.render(report, {})),
+        Document(page.render(digits_report(curves=digits_report().curves[:1]))),
+        Document(page.render(report)),
     )
     assert set(dirty.tags) == set(clean.tags)
     assert dirty.text.count(text) > 25
@@ -170,7 +246,8 @@ def test_what_the_page_is_given_is_shown_as_text(text: str) -> None:
 
 def test_a_value_over_other_features_is_never_called_fid() -> None:
     text = shown(digits_report(not_computed=())).text
-    assert text.count("FID") == text.count("is not an FID and not comparable with one") == 1
+    assert text.count("is not an FID and not comparable with one") == text.count("it is no FID") == 1
+    assert text.count("FID") == 2
     assert "no FID" not in shown(inception_report()).text
 
 

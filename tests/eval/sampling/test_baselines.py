@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.sampling.baselines import BASELINES, GRIDS, baseline_samplers, edm_times
+from eval.sampling.baselines import BASELINES, baseline_samplers
+from eval.sampling.grids import GRIDS, OWN, edm_times, own_times
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import shifted, uniform_times
 from pipeline.flow.solver import Solver, Velocity, integrate
 from pipeline.networks.convention import T_MAX, T_MIN
 from pipeline.teachers.teacher import OwnedVelocity, Teacher
@@ -198,3 +199,18 @@ def test_without_a_diffusers_that_knows_flows_only_its_own_samplers_are_refused(
     assert [sampler.name for sampler in found] == ["euler 4", "midpoint 4", "heun 4"]
     with pytest.raises(BadInput, match=r"baseline unipc: wanted diffusers 0\.32 or newer; pip install"):
         baseline_samplers(teacher(), 4, ["heun", "unipc"])
+
+
+def test_a_teachers_own_times_are_even_before_they_are_shifted() -> None:
+    times = own_times(4, 1.0, 0.0, 3.0)
+    torch.testing.assert_close(times, shifted(uniform_times(4), 3.0))
+    ends = own_times(4, 0.9, 0.1, 3.0)
+    assert (float(ends[0]), float(ends[-1])) == (0.9, 0.1)
+    torch.testing.assert_close(shifted(ends, 1 / 3.0).diff(), shifted(ends, 1 / 3.0).diff()[:1].expand(4))
+
+
+def test_the_own_grid_is_that_of_the_teachers_shift() -> None:
+    moved = replace(teacher(), shift=3.0)
+    found = [sampler.name for sampler in baseline_samplers(moved, 2, ["euler"], ["even", OWN])]
+    assert found == ["euler 2", "euler 2, own grid"]
+    assert [s.name for s in baseline_samplers(teacher(), 2, ["euler"], ["even", OWN])] == ["euler 2"]

@@ -238,18 +238,6 @@ def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_are_made(tmp
     assert len(list((tmp_path / "data").glob("shard-*.json"))) == 4
 
 
-def test_a_worker_of_another_version_says_so(tmp_path: Path) -> None:
-    plan = make_plan(config(tmp_path / "data"), FLOW.teacher())
-    worker = workers.Worker(
-        Job(plan, "tests.support.problems:gaussian", str(tmp_path / "data"), "0.0.1"), wants_gpu=False
-    )
-    failure = worker.make(plan.shards(20)[0])
-    assert isinstance(failure, Failure)
-    assert (
-        f"has traflow-pipeline {workers.program_version()}, the driver 0.0.1: install the same version" in failure.error
-    )
-
-
 @pytest.mark.cluster
 def test_a_part_of_a_gpu_makes_more_workers_and_a_gpu_that_torch_cannot_see_is_said(tmp_path: Path) -> None:
     machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "include_dashboard": False})

@@ -42,9 +42,9 @@ def test_shares_are_disjoint_and_cover_the_set() -> None:
     assert shares[2] == [2, 7, 12]
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4"])
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/\N{FULLWIDTH DIGIT FOUR}"])
 def test_what_is_no_part_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=f"--part {text}: wanted a number from 1 on"):
+    with pytest.raises(BadInput, match=f"--part {text}: wanted K/N with K from 1 to N"):
         Part.parse(text)
 
 
@@ -161,7 +161,7 @@ def test_parts_that_are_killed_at_random_and_run_again_beside_each_other_are_as_
     [
         (("--steal",), "--steal: wanted --part too"),
         (("--part", "1/2", "--workers", "2"), "--part works in this process, without Ray"),
-        (("--part", "3/2"), "--part 3/2: wanted a number from 1 on"),
+        (("--part", "3/2"), "--part 3/2: wanted K/N with K from 1 to N"),
     ],
 )
 def test_flags_that_do_not_fit_a_part_are_refused(tmp_path: Path, flags: tuple[str, ...], fault: str) -> None:

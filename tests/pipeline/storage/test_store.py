@@ -193,11 +193,36 @@ def test_errors_of_a_store_are_one_line_without_signatures(s3_server: str) -> No
     assert one_line(signed) == "GET https://host/a?X-Amz-Credential=...&X-Amz-Signature=... failed; secret_key=..."
 
 
+def test_of_an_answer_of_azure_only_what_it_says_is_told() -> None:
+    answer = "Server failed to authenticate.\nRequestId:1\nErrorCode:X\nContent: <Error>string to sign: GET</Error>"
+    assert stores._as_os_error(ValueError(answer)).strerror == "Server failed to authenticate."
+
+
 def test_an_absolute_location_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("data") == str(tmp_path / "data")
     assert absolute(f"file://{tmp_path}/data") == str(tmp_path / "data")
     assert absolute("s3://bucket/data") == "s3://bucket/data"
+
+
+@pytest.mark.parametrize("method", ["write", "create"])
+def test_a_write_whose_temporary_file_is_swept_away_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """By a driver that begins beside a part."""
+    write_aside, num_swept = stores._write_aside, [0]
+
+    def swept(path: Path, payload: bytes) -> Path:
+        aside = write_aside(path, payload)
+        if num_swept[0] < 2:
+            num_swept[0] += 1
+            stores.sweep(tmp_path)
+        return aside
+
+    monkeypatch.setattr(stores, "_write_aside", swept)
+    getattr(Folder(tmp_path), method)("file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert num_swept == [2]
 
 
 def test_a_folder_is_written_whole_and_replaced_whole(tmp_path: Path) -> None:

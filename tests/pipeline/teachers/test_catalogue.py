@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 
+import manual.teachers
 from eval.metrics.cost import count_flops
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
@@ -15,7 +16,6 @@ from pipeline.teachers import catalogue
 from pipeline.teachers.loading import fetch_file, load_teacher, resolve
 from tests.support.originals import original, write
 
-ROOT = Path(__file__).parents[3]
 TINY_FLOW = {
     "resolution": 16,
     "image_channels": 3,
@@ -125,12 +125,12 @@ def attentions(network: networks.Network) -> list[tuple[int, int]]:
     return seen
 
 
-def test_the_readme_shows_every_public_teacher() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_documentation_shows_every_public_teacher() -> None:
+    shown = manual.teachers.page()
     for known in catalogue.named_teachers().values():
         entry = known.entry
         assert entry.network is not None
-        row = next((line for line in readme.splitlines() if line.startswith(f"| `{known.name}` |")), "")
+        row = next((line for line in shown.splitlines() if line.startswith(f"| `{known.name}` |")), "")
         size = "x".join(map(str, entry.network.shape))
         for text in (entry.data_set, size, f"{entry.parameters:g} M", entry.licence.split(",")[0]):
             assert text in row, (known.name, text)

@@ -26,6 +26,28 @@ def test_a_cpu_compiles_only_when_told_to(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [{"dynamic": False}]
 
 
+def test_answers_of_cuda_graphs_are_kept_when_the_next_call_overwrites_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
+    monkeypatch.setattr("pipeline.teachers.compilation.check_graphs", lambda device: None)
+    buffer = torch.zeros(1, 1)
+
+    def replay(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        return buffer.copy_(t[:, None])
+
+    teacher = tiny_teacher()
+    object.__setattr__(teacher, "velocity", replay)  # as the graph of a network that is its own velocity would be
+    replayed = compile_teacher(teacher, CPU, "graphs")
+    first, second = (replayed.velocity(torch.zeros(1, 1), torch.tensor([t]), None) for t in (0.25, 0.5))
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}]
+    assert (first.item(), second.item(), replayed.compiled) == (0.25, 0.5, True)
+
+
+def test_cuda_graphs_are_refused_without_a_gpu() -> None:
+    with pytest.raises(BadInput, match="compile graphs: wanted a GPU, got a cpu: give compile auto, true or false"):
+        compile_teacher(tiny_teacher(), CPU, "graphs")
+
+
 def test_a_function_cannot_be_compiled() -> None:
     with pytest.raises(BadInput, match="compile: wanted a network of this program; teacher gaussian is a function"):
         compile_teacher(GaussianFlow().teacher(), CPU, True)

@@ -110,6 +110,17 @@ def test_a_compiled_teacher_is_compared_by_time_and_recommended_where_it_is_fast
     assert "fp32, compiled" in [point.arithmetic for point in found.points]
 
 
+def test_on_a_gpu_cuda_graphs_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    monkeypatch.setattr("pipeline.teachers.probe.ways_to_run", lambda device: (False, True, "graphs"))
+    monkeypatch.setattr("pipeline.teachers.compilation.check_graphs", lambda device: None)
+    teacher, solvers = of_network("tiny", "0" * 64, tiny_network(), CPU), choose_solvers("euler")
+    found = probe(teacher, 4, 0, CPU, solvers=solvers[:1], compiled=True)
+    assert [point.compiled for point in found.points] == [False, True, "graphs"]
+    assert found.points[-1].flags.endswith("--set compile=graphs")
+    assert found.points[-1].arithmetic == "fp32, CUDA graphs"
+
+
 def test_what_cannot_be_compiled_is_refused_before_anything_is_measured() -> None:
     with pytest.raises(BadInput, match="compile: wanted a network of this program; teacher gaussian is a function"):
         probe(GaussianFlow().teacher(), 4, 0, CPU, compiled=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.flow.path import interpolate
 from tests.support.problems import ExactStudent, GaussianFlow, loss_values, tiny_network
 from trainer.distillation import compared_losses, losses
-from trainer.distillation.companions import Discriminator, held
+from trainer.distillation.companions import Discriminator, Weighting, held
 from trainer.distillation.queries import Loss
 from trainer.distillation.student import from_teacher
 
@@ -146,6 +146,29 @@ def test_the_gradient_of_score_distillation_is_that_of_its_equation() -> None:
     with torch.no_grad():
         wanted = u * (FLOW.velocity(interpolate(x, NOISE, U), U) - (NOISE - x)) / x[0].numel()
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_a_learned_weight_makes_the_error_of_every_time_count_alike() -> None:
+    """At the weighting's minimum exp(w) is one over the error, so that each time's weighted error is 1."""
+    weighting, error = Weighting(), 0.05 + T**2
+    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.05)
+    ours, own = losses.weighted_loss(error, weighting(T))
+    torch.testing.assert_close(ours, error)
+    torch.testing.assert_close(own, error)
+    for _ in range(400):
+        loss = losses.weighted_loss(error, weighting(T))[1].mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(weighting(T).exp() * error, ONE, rtol=0.1, atol=0)
+
+
+def test_the_students_loss_does_not_train_its_weight_nor_the_weighting_the_student() -> None:
+    error, log_weight = T.clone().requires_grad_(), S.clone().requires_grad_()
+    ours, own = losses.weighted_loss(error, log_weight)
+    assert not torch.autograd.grad(ours.sum(), log_weight, retain_graph=True)[0].any()
+    assert not torch.autograd.grad(own.sum(), error)[0].any()
 
 
 def matching(student_flow: GaussianFlow, offset: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from pipeline.common.config import validate
 from pipeline.common.errors import BadInput
+from tests.support.plans import make_plan
 from tests.support.problems import GaussianFlow
 from trainer.config import TrainConfig
 from trainer.data.prefetch import Prefetcher
@@ -42,11 +43,22 @@ def test_every_recipe_of_the_paper_and_of_ours_is_here() -> None:
         ([{"terms": [{"loss": "velocity", "distance": "lpips-vgg"}]}], "velocities are no images"),
         ([{"terms": [{"loss": "outputs"}]}], "does not match any of the expected tags"),
         ([{"terms": [{"loss": "output"}, {"loss": "flow-matching"}]}], "not several"),
+        ([{"student_every": 5, "terms": [{"loss": "output"}]}], "leave it out"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(phases: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         recipe(*phases)
+
+
+def test_the_default_takes_another_recipe_for_points_if_their_velocities_are_stored() -> None:
+    anchored = Recipe.model_validate(load_recipe("anchored"))
+    points = make_plan(shape=(2,), velocities=True)
+    assert anchored.fitting(points).name == "anchored-states"
+    assert anchored.fitting(make_plan(shape=(2,), velocities=False)) is anchored
+    assert anchored.fitting(make_plan(shape=(1, 8, 8), velocities=True)) is anchored
+    trajectory = Recipe.model_validate(load_recipe("trajectory"))
+    assert trajectory.fitting(points) is trajectory
 
 
 def test_an_unknown_recipe_or_key_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -67,6 +79,9 @@ def test_a_recipe_costs_what_its_evaluations_do() -> None:
     assert recipe({"terms": [{"loss": "consistency", "target": "stopped"}]}).cost == 5
     assert recipe({"terms": [{"loss": "soft-consistency"}]}).cost == 4
     assert recipe({"terms": [{"loss": "lagrangian"}]}).cost == 7
+    matching = {"terms": [{"loss": "distribution-matching"}]}
+    assert recipe(matching).cost == 8
+    assert recipe(matching | {"student_every": 5}).cost == 8 - 2 * 4 / 5
     halves = [{"share": 0.5, "terms": [{"loss": "output"}]}, {"share": 0.5, "terms": [{"loss": "consistency"}]}]
     assert recipe(*halves).cost == 6
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline import networks
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times
 from pipeline.networks import FlowNetwork, FlowNetworkConfig
 from pipeline.networks.convention import T_MAX
 from tests.support.problems import FAMILIES, shaken, tiny_config, with_second_time
@@ -57,11 +57,13 @@ def run_example(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
-def algorithm_1(network: FlowNetwork, names: dict[str, Any], num_steps: int, t_start: float = 1.0) -> Tensor:
+def algorithm_1(
+    network: FlowNetwork, names: dict[str, Any], num_steps: int, t_start: float = 1.0, shift: float = 1.0
+) -> Tensor:
     """The student's own samples of the noise and labels that the example drew."""
     label = torch.from_numpy(names["label"]) if "label" in names else None
     noise = torch.from_numpy(names["noise"])
-    return sample(Student(network), noise, uniform_times(num_steps, t_start), label)
+    return sample(Student(network), noise, step_times(num_steps, t_start, shift=shift), label)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +108,13 @@ def test_onnxruntime_draws_the_images_of_students_of_every_kind_and_nothing_is_p
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    network = make_checkpoint(tmp_path / "checkpoint", config, t_start=t_start)
+    network = make_checkpoint(tmp_path / "checkpoint", config, t_start=t_start, step_shift=2.0)
     export(tmp_path / "checkpoint", "onnx", tmp_path / "out")
     assert capfd.readouterr() == ("", "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "student.onnx"]
     names = run_example(tmp_path / "out", monkeypatch)
     assert ("label" in names) == bool(config.num_classes)
-    drawn, wanted = torch.from_numpy(names["draw"](4)), algorithm_1(network, names, 4, t_start)
+    drawn, wanted = torch.from_numpy(names["draw"](4)), algorithm_1(network, names, 4, t_start, shift=2.0)
     assert (drawn - wanted).abs().max() < 1e-4 * wanted.abs().max().clamp(min=1)
 
 

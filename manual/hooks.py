@@ -1,0 +1,33 @@
+"""What mkdocs calls while it builds the site: adds generated pages, sets equations, refuses pages that fetch."""
+
+import re
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from manual import equations
+from manual.pages import PAGES
+
+# What a browser loads by itself from elsewhere; a link that a reader follows is none.
+FETCHED = re.compile(r'<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href)="?(?:https?:)?//[^\s">]+')
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each part of the reference."""
+    for path, make in PAGES.items():
+        files.append(File.generated(config, path, content=make()))
+    return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Set the equations of a page."""
+    return equations.to_mathml(html)
+
+
+def on_post_page(output: str, page: Page, **_: object) -> str:
+    """Refuse a page that needs the network to be read."""
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri}: wanted nothing that is fetched at view time; found {found[0]}")
+    return output

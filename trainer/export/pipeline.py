@@ -151,7 +151,10 @@ def write_any_step(model: Model, network: DiffusersNetwork, out: Path) -> Writte
         return torch.cat(samples)
 
     written = _best_scheduler(targets, drawn)
-    own = {"_class_name": [codes[0].pipeline, codes[0].pipeline_class], part: [codes[0].network, codes[0].network_class]}
+    own = {
+        "_class_name": [codes[0].pipeline, codes[0].pipeline_class],
+        part: [codes[0].network, codes[0].network_class],
+    }
     index = dict(folder.index) | {SCHEDULER: ["diffusers", written.scheduler.name]} | own
     (out / INDEX).write_text(json.dumps(index, indent=2))
     return written._replace(code=codes[0])

@@ -42,7 +42,7 @@ def test_every_flag_of_a_key_has_a_sentence_and_every_default_is_shown(tmp_path:
         assert part in said["generate"]
     for part in ("[default: 128]", "[default: 0.001]", "[default: anchored]", "--steps", "Other options"):
         assert part in said["train"]
-    for part in ("[default: 50000]", "[default: 1,2,4,8]"):
+    for part in ("by default 50k", "[default: 1,2,4,8]"):
         assert part in said["evaluate"]
 
 

@@ -21,6 +21,8 @@ from trainer.distillation.time_sampling import TIME_SAMPLERS, TimeSampler
 L2 = DistanceConfig()
 # The sentences of keys that several terms have.
 TIMES = "Distribution of the times."
+UNTIL = "Where a jump ends: at any time after t, or at the end of the flow."
+WARM_UP = "Fraction of the training over which the derivative is warmed up."
 TARGET = "The network on the other side: the student itself, without a gradient (stopped), or its average."
 MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
@@ -331,9 +333,7 @@ class _AlongStates(BaseTerm):
     With `until` end s is the end of the flow.
     """
 
-    until: Literal["any", "end"] = Field(
-        default="any", description="Where a jump ends: at any time after t, or at the end of the flow."
-    )
+    until: Literal["any", "end"] = Field(default="any", description=UNTIL)
 
     differentiates_forward: ClassVar[bool] = True
 
@@ -359,9 +359,7 @@ class Eulerian(_AlongStates):
 
     loss: Literal["eulerian"] = "eulerian"
     normalise: bool = Field(default=True, description="Scale the derivative to a bounded norm.")
-    warmup: float = Field(
-        default=0.1, ge=0, le=1, description="Fraction of the training over which the derivative is warmed up."
-    )
+    warmup: float = Field(default=0.1, ge=0, le=1, description=WARM_UP)
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
         x_t, t, s, velocity = self.draw_state(batch, draws)
@@ -376,10 +374,8 @@ class ContinuousConsistency(_AlongStates, TrainingOwner):
     """
 
     loss: Literal["continuous-consistency"] = "continuous-consistency"
-    until: Literal["any", "end"] = "end"
-    warmup: float = Field(
-        default=0.1, ge=0, le=1, description="Fraction of the training over which the derivative is warmed up."
-    )
+    until: Literal["any", "end"] = Field(default="end", description=UNTIL)
+    warmup: float = Field(default=0.1, ge=0, le=1, description=WARM_UP)
 
     def make_network(self, teacher: Network | None, student: Network) -> nn.Module:
         return Weighting()

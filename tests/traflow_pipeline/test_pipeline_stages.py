@@ -111,7 +111,7 @@ def test_a_student_of_classes_is_scored_in_pixels_beside_its_teacher(classes: Pa
 
 def test_prompts_for_a_student_without_any_are_refused(classes: Path, tmp_path: Path) -> None:
     path = write_prompts(tmp_path)
-    flags = ["--checkpoint", classes / "run", "--out", tmp_path / "out", "--device", "cpu", "--prompts", path]
+    flags = [classes / "run", "--out", tmp_path / "out", "--device", "cpu", "--prompts", path]
     assert_one_line(call(tmp_path, "evaluate", *flags, code=2), "takes no prompts: leave --prompts")
     sample = ["sample", classes / "run", "--device", "cpu", "--prompt", "a cat"]
     assert_one_line(call(tmp_path, *sample, code=2), "takes no prompts")

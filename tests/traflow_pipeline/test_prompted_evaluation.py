@@ -221,13 +221,13 @@ BAD_PROMPTS = {
 def test_prompts_that_are_not_held_out_are_refused(workplace: Path, tmp_path: Path, name: str) -> None:
     prompts, said = BAD_PROMPTS[name]
     path = write_prompts(tmp_path, prompts, name)
-    flags = ["--checkpoint", workplace / "run", "--out", tmp_path / "out", "--device", "cpu"]
+    flags = [workplace / "run", "--out", tmp_path / "out", "--device", "cpu"]
     assert_one_line(call(tmp_path, "evaluate", *flags, "--prompts", path, code=2), name, said)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_an_evaluation_of_prompts_lacks_is_one_line(workplace: Path, tmp_path: Path) -> None:
-    flags = ["evaluate", "--checkpoint", workplace / "run", "--out", tmp_path / "out", "--device", "cpu"]
+    flags = ["evaluate", workplace / "run", "--out", tmp_path / "out", "--device", "cpu"]
     held_out = ["--prompts", workplace / "held-out.txt"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "config.json").write_text('{"model_type": "clip"}')

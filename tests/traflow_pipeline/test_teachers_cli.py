@@ -123,7 +123,7 @@ DDPMScheduler().save_pretrained("my-unet")
 
 
 def test_the_documented_example_of_a_diffusers_model_is_found_by_ray(tmp_path: Path) -> None:
-    example = re.search(r"```python\n# my_ddpm\.py\n(.*?)```", (DOCS / "teachers.md").read_text(), re.DOTALL)
+    example = re.search(r"```python\n# my_ddpm\.py\n(.*?)```", (DOCS / "how-to" / "teacher.md").read_text(), re.DOTALL)
     assert example
     (tmp_path / "my_ddpm.py").write_text(example[1])
     here = Path.cwd()

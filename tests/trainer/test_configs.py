@@ -30,7 +30,8 @@ NAMES = sorted(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_section_of_every_config_is_one(name: str) -> None:
+def test_every_config_says_how_to_run_it_and_every_section_of_it_is_one(name: str) -> None:
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
     for command, section in follow_recipe(load_sections(name)).items():
         validate(MODELS[command], section, command)
 

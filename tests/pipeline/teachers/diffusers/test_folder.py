@@ -78,7 +78,7 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "diffusers" else object())
-    with pytest.raises(BadInput, match=r"not installed, diffusers: pip install 'traflow-pipeline\[diffusers\]'"):
+    with pytest.raises(BadInput, match="wanted the packages diffusers and transformers; pip install diffusers"):
         open_folder("somewhere")
 
 

@@ -1,4 +1,4 @@
-"""A pipeline's student in any number of even steps: the code of a network class and of a pipeline for the export.
+"""A pipeline's student in any number of steps: the code of a network class and of a pipeline for the export.
 
 The stock pipeline tells its network the time that a step starts at. The class counts from it, and from the number of
 steps that the pipeline's own class sets, the time that the step goes to, and embeds both.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.flow.path import shifted
 from pipeline.networks.diffusers import times
 from pipeline.networks.diffusers.family import Family
 from pipeline.networks.diffusers.weights import files_sha256
@@ -27,7 +28,7 @@ import diffusers
 
 
 class $network(diffusers.$stock):
-    """A few-step student, a $stock that also embeds the time that a step goes to, of `num_steps` even steps."""
+    """A few-step student, a $stock that also embeds the time that a step goes to, of `num_steps` steps."""
 
     num_steps = 4
 
@@ -39,12 +40,18 @@ class $network(diffusers.$stock):
 
     def forward(self, *arguments, **options):
         told = inspect.signature(super().forward).bind(*arguments, **options).arguments["$argument"]
-        step = ((told.float() - $told_offset) / $told_scale * self.num_steps).round()
-        t, s = step / self.num_steps, (step - 1) / self.num_steps
+        t = (told.float() - $told_offset) / $told_scale
+        step = (t / ($shift - ($shift - 1) * t) * self.num_steps).round()
+        t, s = self.time_of(step), self.time_of(step - 1)
         for module in self.modules():
             if isinstance(module, TimeEmbedder):
                 module.tell($clock_scale * t + $clock_offset, $clock_scale * s + $clock_offset)
         return super().forward(*arguments, **options)
+
+    def time_of(self, step):
+        """The time of the `step`, counted from the data: an even one, moved towards the noise."""
+        t = step / self.num_steps
+        return $shift * t / (1 + ($shift - 1) * t)
 ''')
 PIPELINE = Template('''"""A $pipeline whose network knows the number of steps."""
 
@@ -52,7 +59,7 @@ import diffusers
 
 
 class $name(diffusers.$pipeline):
-    """Draws in `num_inference_steps` even steps, any number."""
+    """Draws in any number of steps, `num_inference_steps`."""
 
     def __call__(self, *arguments, num_inference_steps=4, **options):
         self.$part.num_steps = num_inference_steps
@@ -68,8 +75,8 @@ class Told(NamedTuple):
     offset: float
 
 
-def told_by(pipeline: Any, network: torch.nn.Module, **call: Any) -> Told:
-    """What the stock `pipeline` tells `network` at the times 1 and 1/2, in two even steps."""
+def told_by(pipeline: Any, network: torch.nn.Module, shift: float, **call: Any) -> Told:
+    """What the stock `pipeline` tells `network` in two steps, at the time 1 and where they meet after `shift`."""
     seen: list[tuple[str, float]] = []
     signature = inspect.signature(network.forward)
 
@@ -84,8 +91,8 @@ def told_by(pipeline: Any, network: torch.nn.Module, **call: Any) -> Told:
             pipeline(**call)
     finally:
         hook.remove()
-    (name, at_one), (_, at_half) = seen
-    scale = 2 * (at_one - at_half)
+    (name, at_one), (_, at_middle) = seen
+    scale = (at_one - at_middle) / (1 - shifted(0.5, shift))
     return Told(name, scale, at_one - scale)
 
 
@@ -98,7 +105,7 @@ class Code(NamedTuple):
     pipeline_class: str
 
 
-def write_code(out: Path, family: Family, pipeline: str, told: Told) -> Code:
+def write_code(out: Path, family: Family, pipeline: str, told: Told, shift: float) -> Code:
     """Write the modules of the export in `out`, whose network is saved there, and name them in its configurations."""
     part = family.folder
     start, end = (float(family.clock(torch.tensor([t]))) for t in (0.0, 1.0))
@@ -112,6 +119,7 @@ def write_code(out: Path, family: Family, pipeline: str, told: Told) -> Code:
         told_offset=told.offset,
         clock_scale=end - start,
         clock_offset=start,
+        shift=shift,
     )
     (out / part / f"{code.network}.py").write_text(network)
     (out / f"{code.pipeline}.py").write_text(

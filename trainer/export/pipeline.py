@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
-from pipeline.flow.path import uniform_times
+from pipeline.flow.path import step_times
 from pipeline.networks.diffusers.adapter import adapter_layers, merge_adapter
 from pipeline.networks.diffusers.family import pack, unpack
 from pipeline.networks.diffusers.fold import folds, into_stock
@@ -62,7 +62,7 @@ def write(kind: str, model: Model, network: DiffusersNetwork, num_steps: int | N
 
 
 def write_pipeline(model: Model, network: DiffusersNetwork, num_steps: int, out: Path) -> Written:
-    """Write a stock pipeline that draws the student's samples of `num_steps` even steps; `network` is used up.
+    """Write a stock pipeline that draws the student's samples of `num_steps` steps; `network` is used up.
 
     Returns the scheduler that it draws by, and how far it is from Algorithm 1 (arXiv 2502.16972).
 
@@ -70,8 +70,8 @@ def write_pipeline(model: Model, network: DiffusersNetwork, num_steps: int, out:
         BadInput: the student's teacher has gone, or its grid has more steps than its embedder is wide.
         WorkFailed: no stock scheduler draws the same.
     """
-    folder, times = _check(model, network, num_steps), _times(network, num_steps)
-    targets = _targets(network, [times])
+    folder, times = _check(model, network, num_steps), _times(model, network, num_steps)
+    targets = _targets(model, network, [times])
     found = list(folds(network, times, _told(network, targets, num_steps)))
     _copy_parts(folder, out)
     stock: Any = into_stock(network, found)
@@ -98,10 +98,10 @@ def write_lora(model: Model, network: DiffusersNetwork, num_steps: int, out: Pat
     """
     if network.config.adapter is None:
         raise BadInput("--format lora: wanted a student trained as a lora; all its weights were: take diffusers")
-    folder, times = _check(model, network, num_steps), _times(network, num_steps)
+    folder, times = _check(model, network, num_steps), _times(model, network, num_steps)
     if not hasattr(getattr(_diffusers(), folder.pipeline), "load_lora_weights"):
         raise BadInput(f"--format lora: a {folder.pipeline} loads no LoRA: take diffusers")
-    targets = _targets(network, [times])
+    targets = _targets(model, network, [times])
     found = folds(network, times, _told(network, targets, num_steps))
     layers = adapter_layers(network.model) | {fold.layer: (fold.a, fold.b) for fold in found}
     save_file(dict(_named(folder, layers)), out / LORA_FILE, metadata={"format": "pt"})
@@ -117,7 +117,7 @@ def write_lora(model: Model, network: DiffusersNetwork, num_steps: int, out: Pat
 
 
 def write_any_step(model: Model, network: DiffusersNetwork, out: Path) -> Written:
-    """Write a pipeline whose network, by code beside it, takes any number of even steps; an adapter is used up.
+    """Write a pipeline whose network, by code beside it, takes any number of steps; an adapter is used up.
 
     Returns as `write_pipeline`, the error being the largest of several numbers of steps.
 
@@ -131,7 +131,8 @@ def write_any_step(model: Model, network: DiffusersNetwork, out: Path) -> Writte
             "made for one number of steps: take --format diffusers --steps N"
         )
     folder = _check(model, network, 1)
-    part, targets = folder.family.folder, _targets(network, [_times(network, n) for n in ANY_STEPS])
+    part, shift = folder.family.folder, model.info.step_shift
+    targets = _targets(model, network, [_times(model, network, n) for n in ANY_STEPS])
     _copy_parts(folder, out)
     if network.config.adapter is not None:
         merge_adapter(network.model)
@@ -142,8 +143,8 @@ def write_any_step(model: Model, network: DiffusersNetwork, out: Path) -> Writte
     def drawn(scheduler: Any) -> Tensor:
         pipeline = assemble(folder, model_of_two_times, _saved(scheduler, out))
         call = call_arguments(pipeline, network, _own_guidance(network), 2)
-        told = any_step.told_by(pipeline, model_of_two_times, **call)
-        codes[:] = [any_step.write_code(out, network.family, folder.pipeline, told)]
+        told = any_step.told_by(pipeline, model_of_two_times, shift, **call)
+        codes[:] = [any_step.write_code(out, network.family, folder.pipeline, told, shift)]
         loaded, samples = any_step.load_network(out, part, codes[0]), []
         for num_steps in ANY_STEPS:
             loaded.num_steps = num_steps
@@ -163,7 +164,7 @@ def write_any_step(model: Model, network: DiffusersNetwork, out: Path) -> Writte
 def _check(model: Model, network: DiffusersNetwork, num_steps: int) -> PipelineFolder:
     """The teacher's folder. Raises `BadInput` if the student cannot be a stock pipeline of `num_steps` steps."""
     folder = teacher_folder(model)
-    width = min(fold.a.shape[1] for fold in folds(network, _times(network, 1)))
+    width = min(fold.a.shape[1] for fold in folds(network, _times(model, network, 1)))
     if num_steps > width:
         raise BadInput(f"--steps {num_steps}: wanted {width} at most, the width of its timestep embedder")
     return folder
@@ -180,8 +181,8 @@ def teacher_folder(model: Model) -> PipelineFolder:
     return open_folder(model.info.teacher.removeprefix(DIFFUSERS))
 
 
-def _times(network: DiffusersNetwork, num_steps: int) -> Tensor:
-    return uniform_times(num_steps, network.config.t_start)
+def _times(model: Model, network: DiffusersNetwork, num_steps: int) -> Tensor:
+    return step_times(num_steps, network.config.t_start, shift=model.info.step_shift)
 
 
 def _told(network: DiffusersNetwork, targets: Sequence[Target], num_steps: int) -> Tensor | None:
@@ -194,11 +195,11 @@ def _told(network: DiffusersNetwork, targets: Sequence[Target], num_steps: int) 
     return steps
 
 
-def _targets(network: DiffusersNetwork, grids: Sequence[Tensor]) -> list[Target]:
+def _targets(model: Model, network: DiffusersNetwork, grids: Sequence[Tensor]) -> list[Target]:
     """What each scheduler is to draw on `grids` of times, before the network is changed."""
     return [
         Target(candidate, torch.cat([_algorithm_1(network, times, candidate.start) for times in grids]))
-        for candidate in candidates(network, grids[0])
+        for candidate in candidates(network, grids[0], model.info.step_shift)
     ]
 
 

@@ -43,11 +43,11 @@ $citation
 ```
 """)
 STEPS = Template(
-    "It is exact in $num_steps evaluations on an even grid of times, and in no other number: within $error of the "
+    "It is exact in $num_steps evaluations on its own grid of times, and in no other number: within $error of the "
     "largest value of what the student draws itself."
 )
 FREE_STEPS = Template(
-    "It draws in any number of even steps by code of its own, `$network.py` and `$pipeline.py`: within $error of the "
+    "It draws in any number of steps by code of its own, `$network.py` and `$pipeline.py`: within $error of the "
     "largest value of what the student draws itself, in $compared evaluations."
 )
 START = Template(

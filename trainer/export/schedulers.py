@@ -26,12 +26,15 @@ class Candidate(NamedTuple):
         return getattr(diffusers, self.name)(**self.settings)
 
 
-def candidates(network: DiffusersNetwork, times: Tensor) -> Iterator[Candidate]:
-    """Those that may step between `times` [N + 1], falling; which one a pipeline can take depends on what it passes."""
+def candidates(network: DiffusersNetwork, times: Tensor, shift: float) -> Iterator[Candidate]:
+    """Those that may step between `times` [N + 1], falling, even ones after `shift`.
+
+    Which one a pipeline can take depends on what it passes.
+    """
     schedule, t = network.config.schedule, float(times[0])
     if schedule is None:
-        yield Candidate("FlowMapEulerDiscreteScheduler", {"shift": 1.0})
-        yield Candidate("FlowMatchEulerDiscreteScheduler", {"shift": 1.0, "use_dynamic_shifting": False})
+        yield Candidate("FlowMapEulerDiscreteScheduler", {"shift": shift})
+        yield Candidate("FlowMatchEulerDiscreteScheduler", {"shift": shift, "use_dynamic_shifting": False})
         return
     settings = _settings(schedule, times)
     if t < 1:  # its states are x / (1 - t)

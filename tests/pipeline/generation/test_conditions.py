@@ -208,13 +208,14 @@ def test_text_encoders_that_do_not_fit_are_said(
 
 
 @pytest.mark.proof
-def test_two_workers_make_the_bytes_of_one(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
-    digests = []
-    for name, changes in {"one": {}, "two": {"executor": "ray", "workers": 2, "gpus_per_worker": 0}}.items():
-        (tmp_path / name).mkdir()
-        manifest = generate(prompted(tmp_path / name, pipelines("sd"), **changes))
-        digests.append((manifest.sha256, files(tmp_path / name / "data")))
-    assert digests[0] == digests[1]
+def test_two_and_four_workers_make_the_bytes_of_one(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2, 4):
+        (folder := tmp_path / str(workers)).mkdir()
+        changes = {} if workers == 1 else {"executor": "ray", "workers": workers, "gpus_per_worker": 0}
+        manifest = generate(prompted(folder, pipelines("sd"), **changes))
+        made.append((manifest.sha256, files(folder / "data")))
+    assert made[0] == made[1] == made[2]
 
 
 def test_plans_from_before_there_were_prompts_keep_their_digest() -> None:

@@ -49,8 +49,10 @@ CASES = [
 ]
 
 
-def student_of(folder: Path, workplace: Path, adapter: AdapterConfig | None) -> tuple[Model, DiffusersNetwork]:
-    """A student far from its start, and its description."""
+def student_of(
+    folder: Path, workplace: Path, adapter: AdapterConfig | None, shift: float = 1.0
+) -> tuple[Model, DiffusersNetwork]:
+    """A student far from its start, whose steps are even after `shift`, and its description."""
     source = source_of(folder)
     network = load_unchecked(source, conditions_of(source, workplace)).network
     assert isinstance(network, DiffusersNetwork)
@@ -60,15 +62,20 @@ def student_of(folder: Path, workplace: Path, adapter: AdapterConfig | None) -> 
         if parameter.requires_grad:
             scale = 0.5 if name.endswith("gate") else 0.05
             parameter.data += scale * torch.randn(parameter.shape, generator=generator)
-    info = CheckpointInfo(step=1, trains="student", recipe="trajectory", teacher=source.text, config={})
+    info = CheckpointInfo(
+        step=1, trains="student", recipe="trajectory", teacher=source.text, config={}, step_shift=shift
+    )
     network.requires_grad_(False)
     return Model(workplace / "ema.safetensors", info), network
 
 
-def samples_of(network: DiffusersNetwork, steps: int) -> dict[str, Tensor]:
+def samples_of(model: Model, network: DiffusersNetwork, steps: int) -> dict[str, Tensor]:
     """What Algorithm 1 draws from where each scheduler starts, as the pipeline has it."""
-    times = pipeline._times(network, steps)
-    drawn = {each.name: pipeline._algorithm_1(network, times, each.start) for each in candidates(network, times)}
+    times = pipeline._times(model, network, steps)
+    drawn = {
+        each.name: pipeline._algorithm_1(network, times, each.start)
+        for each in candidates(network, times, model.info.step_shift)
+    }
     return {name: pack(x) if network.family.is_packed else x for name, x in drawn.items()}
 
 
@@ -107,8 +114,10 @@ def errors(pipelines: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     for name, kind, steps in CASES:
         case = f"{name} {kind} {steps}"
         (out := folder / case).mkdir()
-        model, network = student_of(pipelines(name), folder, None if kind == "diffusers" else LORA)
-        samples = samples_of(network, steps)
+        is_shifted = kind != "diffusers" or steps == 4
+        adapter = None if kind == "diffusers" else LORA
+        model, network = student_of(pipelines(name), folder, adapter, 2.0 if is_shifted else 1.0)
+        samples = samples_of(model, network, steps)
         written = pipeline.write(kind, model, network, steps, out)
         wanted[case] = samples[written.scheduler.name]
         orders.append(order(case, pipelines(name), network, out, steps, written))

@@ -80,6 +80,11 @@ WORK = "samples"  # the folder of chunks and scores, inside the report's folder
 CONDITIONS = "conditions"  # that of the table of held-out prompts
 NUM_PROMPTS_SHOWN = 8  # on the page
 DIGITS = (1, 8, 8)
+SCANS = "digits"  # their reference, and the name of the embedded teacher
+OTHER_DATA = (
+    "The scans of digits are the reference of samples of 1x8x8 where none is given: if this teacher draws anything "
+    "else, give --reference."
+)
 NUM_NEAREST = 6  # samples beside the reference's images that are nearest to them
 MIN_LPIPS_PIXELS = 32  # smaller images are enlarged before LPIPS
 QUANTISER = "x in [-1, 1] to the byte floor(127.5 x + 128), clipped to 0 and 255, as EDM does"
@@ -182,7 +187,13 @@ def _reference_of(config: EvaluateConfig, shape: tuple[int, ...] | None) -> str 
     """The configured reference, or the default for samples of `shape`, where there is one."""
     if config.reference is None and config.prompts is not None:
         return TEACHER
-    return config.reference or ("digits" if shape == DIGITS else None)
+    return config.reference or (SCANS if shape == DIGITS else None)
+
+
+def cautions_of_default(config: EvaluateConfig, source: str, teacher: str | None) -> list[str]:
+    """What to say of the scans where they are the reference only because nobody named one."""
+    is_default = config.reference is None and source == SCANS
+    return [OTHER_DATA] if is_default and teacher not in (None, SCANS) else []
 
 
 def _default_features(shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -322,6 +333,7 @@ class _Evaluation:
         check_shape(reference.reference, self.models.picture_shape)
         self.not_computed += reference.not_computed
         self.warnings += reference.notes
+        self.warnings += cautions_of_default(self.config, source, self.models.info.teacher)
         for size in reference.sizes.values():
             self.not_computed += distances.not_computed(self.num_samples, size)
             self.warnings += distances.cautions(self.num_samples, size)

@@ -256,7 +256,9 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], SPEED]
     rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
     num_hidden = len(report.rows) - len(rows)
-    more = f"{num_hidden} more rows and all metrics: --all." if not is_whole and (num_hidden or metrics[1:]) else ""
+    more = ""
+    if not is_whole and (num_hidden or metrics[1:]):
+        more = f"{num_hidden} more rows and all metrics: --all." if num_hidden else "All metrics: --all."
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),

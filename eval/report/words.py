@@ -14,6 +14,8 @@ CURVES = {
     "soft-consistency": "One jump against two, over stored states",
     "lagrangian": "Lagrangian flow map",
     "eulerian": "Eulerian flow map",
+    "continuous-consistency": "Consistency in continuous time",
+    "denoising": "Denoising: the velocity of lines to fresh noise",
     "meanflow": "MeanFlow identity",
     "flow-matching": "Flow matching: the velocity from noise to data",
     "reflow": "Reflow: the velocity of straight lines",

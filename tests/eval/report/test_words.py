@@ -35,7 +35,7 @@ def test_a_curve_is_called_by_its_loss_and_its_name_in_the_log() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("put it into /root/.cache/traflow/w.pt: now", "put it into w.pt: now"),
+        ("put it into /home/me/.cache/traflow/w.pt: now", "put it into w.pt: now"),
         ("~/runs/a and ../runs/b, ./c/d", "a and b, d"),
         ("'s3://bucket/runs/a' (gs://b/c/d)", "'a' (d)"),
         ("1,235 images/s; ViT-L/14; and/or; 1/2; </script>", "1,235 images/s; ViT-L/14; and/or; 1/2; </script>"),

@@ -6,7 +6,7 @@
 generates the trajectories of a config, trains a student by each recipe and seed, and prints a Markdown table of
 Fréchet distances, as its section `evaluate` asks for: mean over the seeds, and half their range behind it. Compute is
 counted in evaluations of the network for a batch: 1 without a backward pass, 3 with one, 6 with a forward-mode
-derivative that is trained through, 4 with one that is not (`Recipe.cost`); each recipe gets as many steps as its losses
+derivative that is trained through, 5 with one that is not (`Recipe.cost`); each recipe gets as many steps as its losses
 leave room for. Results are kept in OUT/results.jsonl as they end, and rows that are there are not computed again: kill
 it, and start it again, with other recipes or seeds too. OUT/samples has a picture of each student's samples, a row for
 each number of evaluations.

@@ -89,10 +89,10 @@ def loss_values(loss: Loss, student: Student) -> Tensor:
     """The values of `loss` [B], where `student` answers its queries one by one."""
 
     def answer(query: Query) -> Tensor:
-        if query.tangent is not None:
-            return differentiate(student.mean_velocity, query)
         assert query.s is not None
         with torch.set_grad_enabled(query.source in ("live", "held-ema")):
+            if query.tangent is not None:
+                return differentiate(student.mean_velocity, query)
             return student.mean_velocity(query.x, query.t, query.s, query.label)
 
     return evaluate([loss], lambda queries: [answer(query) for query in queries])[0]

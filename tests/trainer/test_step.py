@@ -64,6 +64,14 @@ def test_all_terms_of_a_recipe_share_one_trained_call_and_one_of_the_target(data
     assert calls == [True, False]
 
 
+def test_a_derivative_records_gradients_only_where_it_is_trained_through(data: Path) -> None:
+    assert {name: one_step(data, name)[1] for name in ("eulerian", "meanflow", "lagrangian")} == {
+        "eulerian": [True, False],
+        "meanflow": [True, False],
+        "lagrangian": [True, True],  # the velocity beside it, and the derivative
+    }
+
+
 def test_no_recipe_calls_a_network_more_often_than_its_equations_chain(data: Path) -> None:
     # Eq. 10's student goes on from where it arrived at the midpoint: a second round, which only the target is asked in.
     calls = {name: one_step(data, name)[1] for name in set(recipe_names()) - {"flow-matching"}}

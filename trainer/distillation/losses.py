@@ -148,9 +148,14 @@ def meanflow_loss(x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor, label: Te
 def _along(
     x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor, label: Tensor | None
 ) -> Generator[tuple[Query, ...], list[Tensor], tuple[Tensor, Tensor]]:
-    """F(x_t, t, s), and its derivative as (x_t, t) moves along the velocity, through which no gradient goes."""
-    (answer,) = yield (Query(x_t, t, s, label, tangent=Tangent(velocity, t=1.0)),)
-    return answer[0], answer[1].detach()
+    """F(x_t, t, s), and its derivative as (x_t, t) moves along the velocity, through which no gradient goes.
+
+    They are asked for apart, since gradients of the derivative would be recorded with it and thrown away: on a CPU
+    that took 1.6 times as long (digits network, batch of 128, 2026-11-28).
+    """
+    moving = Tangent(velocity, t=1.0)
+    mean_velocity, answer = yield Query(x_t, t, s, label), Query(x_t, t, s, label, "stopped", moving)
+    return mean_velocity, answer[1]
 
 
 def flow_matching_loss(data: Tensor, noise: Tensor, t: Tensor, label: Tensor | None) -> Loss:

@@ -37,7 +37,8 @@ class Models:
                 answers |= dict(zip(numbers, found, strict=True))
         for i, query in enumerate(queries):
             if query.tangent is not None:
-                answers[i] = differentiate(self.network, query)
+                with torch.set_grad_enabled(query.source == "live" and torch.is_grad_enabled()):
+                    answers[i] = differentiate(self.network, query)
         return [answers[i] for i in range(len(queries))]
 
 
@@ -59,7 +60,10 @@ def _labels(queries: Sequence[Query]) -> Tensor | None:
 
 
 def differentiate(mean_velocity: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], query: Query) -> Tensor:
-    """F(x, t, s) and its derivative along the query's tangent, [2, B, C, H, W], both differentiable in the weights."""
+    """F(x, t, s) and its derivative along the query's tangent, [2, B, C, H, W].
+
+    Both are differentiable in the weights where gradients are recorded.
+    """
     assert query.s is not None
     assert query.tangent is not None
     tangent = query.tangent

@@ -28,7 +28,7 @@ MIN_STEP = 1e-3  # the shortest |t - s| that inverse-square weighting divides by
 # The cost of an evaluation with its backward pass, and with a forward-mode derivative too, in plain evaluations.
 BACKWARD = 2.0
 TRAINED, DERIVED = 1 + BACKWARD, 6.0
-ALONG = 4.0  # with a forward-mode derivative that is not trained through
+ALONG = TRAINED + 2  # with a forward-mode derivative beside it that is not trained through
 
 
 class BaseTerm(BaseModel):

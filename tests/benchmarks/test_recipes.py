@@ -25,19 +25,19 @@ def test_a_recipe_is_trained_for_the_units_that_its_losses_leave_and_scored(stud
     (study.out / "samples").mkdir()
     row = run(study, "anchored", 0, 12)
     assert row.num_steps == round(12 / recipe_of("anchored").cost)
-    assert set(row.distances) == {"1", "2"}
+    assert set(row.distances) == {"1", "2", "2 shifted"}
     assert (study.out / "samples" / "anchored-0.png").is_file()
     study.results.write_text(json.dumps(asdict(row)) + "\n")
     assert read(study.results) == [row]
-    assert f"| {row.distances['2']:.2f} |" in table(study, ["anchored"], [0], 12)
+    assert f"| {row.distances['1']:.2f} |" in table(study, ["anchored"], [0], 12)
 
 
-def test_a_row_of_the_table_has_the_mean_of_its_seeds_and_half_their_range(study: Study) -> None:
-    row = Row("trajectory", identity(study, "trajectory"), 0, 9, 3, 1.0, {"1": 2.0, "2": 1.0})
-    rows = [row, replace(row, seed=1, distances={"1": 4.0, "2": 1.0})]
+def test_a_row_of_the_table_has_the_mean_of_its_seeds_in_the_better_steps_and_half_their_range(study: Study) -> None:
+    row = Row("trajectory", identity(study, "trajectory"), 0, 9, 3, 1.0, {"1": 2.0, "2": 1.0, "2 shifted": 0.5})
+    rows = [row, replace(row, seed=1, distances={"1": 4.0, "2": 1.0, "2 shifted": 1.0})]
     study.results.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     last = table(study, ["trajectory"], [0, 1], 9).splitlines()[-1]
-    assert last == "| trajectory | pairs | 3.00 | 3 | 3.00 ± 1.00 | 1.00 ± 0.00 | 1 |"
+    assert last == "| trajectory | pairs | 3.00 | 3 | 3.00 ± 1.00 | 0.75 ± 0.25 (shifted) | 1 |"
 
 
 def test_a_result_is_of_its_recipe_and_of_what_the_config_trains_and_scores(study: Study) -> None:

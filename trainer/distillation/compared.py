@@ -56,8 +56,9 @@ class ConsistencyDistillation(BaseTerm):
 class ConsistencyTraining(BaseTerm):
     """Consistency training: neighbouring times of one line from sample to fresh noise (arXiv 2303.01469, Theorem 2).
 
-    No teacher's trajectory is used, only its samples as data. The N steps, even in t, grow as in their Appendix C, from
-    2 to `max_steps`: N(k) = ceil(sqrt(k ((m + 1)^2 - 4) + 4) - 1) + 1 at the part k of the training.
+    No teacher's trajectory is used, only its samples as data. The steps, even in t, grow from 1 to `max_steps` m as
+    those between the N(k) times of their Appendix C: N(k) - 1 = ceil(sqrt(k ((m + 1)^2 - 4) + 4) - 1) at the part k of
+    the training.
     """
 
     loss: Literal["consistency-training"] = "consistency-training"
@@ -77,8 +78,7 @@ class ConsistencyTraining(BaseTerm):
         return True
 
     def compute(self, models: Models, batch: TrajectoryBatch, draws: TermDraws) -> Loss:
-        grown = (draws.progress * ((self.max_steps + 1) ** 2 - 4) + 4).sqrt()
-        count = (grown - 1).ceil() + 1
+        count = ((draws.progress * ((self.max_steps + 1) ** 2 - 4) + 4).sqrt() - 1).ceil()
         start, end = batch.times[:, 0], batch.times[:, -1]
         i = draws.integers(1, count + 1).to(start.dtype)
         t, u = (end + (start - end) * place / count for place in (i, i - 1))
@@ -179,7 +179,7 @@ class AnnealedReflow(BaseTerm):
 class Guided(Owner):
     """SlimFlow's flow-guided distillation, from fresh noise: the guide is the student as it was when the phase began.
 
-    That is the 2-rectified flow that annealing reflow left, as in SlimFlow's own code.
+    That is the 2-rectified flow that annealing reflow left; SlimFlow's own code takes its average.
     """
 
     loss: Literal["guided"] = "guided"

@@ -48,7 +48,7 @@ def progressive_loss(before: MeanVelocity, x_t: Tensor, t: Tensor, m: Tensor, s:
     """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, Algorithm 2): one step does what two did before.
 
     `before` is the mean velocity of the student of twice as many steps. DDIM's step is Euler's on a rectified flow, so
-    the target is the mean velocity of its two steps. Errors are those of velocities (their Section 4, v-prediction).
+    the target is the mean velocity of its two steps. Errors are those of velocities (their Section 4, SNR+1).
     """
     with torch.no_grad():
         x_m = x_t + match_dims(m - t, x_t) * before(x_t, t, m, label)

@@ -54,7 +54,7 @@ from trainer.distillation.student import Student
 from trainer.distillation.terms import Owner
 from trainer.train import train
 
-UNITS = 2600.0
+UNITS = 2000.0
 SHIFTED = 2.0  # the shift of the uneven steps
 NUM_SHOWN = 16
 BATCH_SIZE = 256

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason, suggest
+from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason
+from pipeline.common.suggestions import meant, question, suggest
 from traflow_pipeline import stage_command
 from traflow_pipeline.installation import describe
 from traflow_pipeline.once import Group, Once
@@ -819,9 +820,13 @@ def main() -> None:
 
 
 def _usage(error: Any) -> str:
-    """The message of a mistake on the command line; a flag that is misspelt comes with the one that was meant."""
-    close = suggest(getattr(error, "option_name", ""), getattr(error, "possibilities", None) or ())
-    return f"{error.message}{close}" if close else str(error.format_message())
+    """The message of a mistake on the command line; an unknown flag comes with the flag or the key that was meant."""
+    name, command = getattr(error, "option_name", None), error.ctx and error.ctx.command
+    if name is None or command is None:
+        return str(error.format_message())
+    flags = [flag for parameter in command.params for flag in parameter.opts]
+    keys = command.assignments() if isinstance(command, StageCommand) else {}
+    return f"{error.message}{question(meant(name, {flag: flag for flag in flags}, keys))}"
 
 
 def _fail(message: str, code: int) -> int:

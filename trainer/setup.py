@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline import networks
-from pipeline.common.config import differences, explain
+from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
+from pipeline.common.faults import explain
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from eval.features import digit_classifier, weights
 from eval.features.weights import Unavailable
 from pipeline.common import plugins
-from pipeline.common.errors import BadInput, WorkFailed, one_line, suggest
+from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.image_grid import is_drawable
+from pipeline.common.suggestions import suggest
 from pipeline.storage.hashing import file_sha256
 from trainer.data.image_set import to_float
 from trainer.distillation.distance import fill_backbone, find_backbone

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from pipeline.common.config import explain, resolved
+from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
+from pipeline.common.faults import explain
 from pipeline.common.interrupt import stoppable
 from pipeline.common.progress import bar, say
 from pipeline.dataset.conditions import PROMPTS, Chunk, ConditionMarker, Prompts, missing_chunks

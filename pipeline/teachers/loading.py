@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pipeline.common import plugins
 from pipeline.common.config import differences
-from pipeline.common.errors import BadInput, reason, suggest
+from pipeline.common.errors import BadInput, reason
 from pipeline.common.progress import say
+from pipeline.common.suggestions import suggest
 from pipeline.dataset.conditions import ConditionTable, Prompts
 from pipeline.dataset.plan import ConditionSet, Plan
 from pipeline.flow.numerics import Precision

@@ -202,14 +202,14 @@ def verify(
         findings = verify.verify(store)
         if recheck and findings.num_whole:
             try:
-                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
+                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher ")
                 verify.recheck_table(store, findings, source, processor)
                 plan = findings.dataset.plan
                 flow = source.load_planned(plan, store, processor, precision=plan.precision)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
-                advice = "name the teacher with --teacher, or skip this with --recheck 0"
-                findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
+                told = f"{error}; --recheck 0 skips this"
+                findings.faults.append(verify.Fault("no batch was integrated again", told))
         for line in (*findings.notes, *findings.rechecks, *findings.faults):
             say(str(line))
         if not findings.faults:

@@ -329,15 +329,12 @@ def check_plan(config: TrainConfig, plan: Plan) -> None:
 
 def _load_teacher(config: TrainConfig, recorded: str, plan: Plan, store: Store) -> tuple[TeacherSource, Teacher]:
     """The teacher that the configuration names, else the one that the data's plan records."""
+    source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=")
     try:
-        source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=PATH")
         return source, source.load_planned(plan, store)
     except BadInput as error:
-        if config.teacher is not None:
-            raise
-        raise BadInput(
-            f"{config.data}: its teacher cannot be loaded; --set teacher=PATH says where it is ({error})"
-        ) from error
+        elsewhere = "" if config.teacher else "; --set teacher=PATH says where it is now"
+        raise BadInput(f"{config.data}: its teacher cannot be loaded: {error}{elsewhere}") from error
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher, provenance: Provenance) -> tuple[Student, str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from pipeline.common.errors import BadInput
 from pipeline.common.faults import MAX_SHOWN, explain
+from pipeline.common.module_files import name_instead
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.common.suggestions import suggest
 
@@ -25,8 +26,10 @@ def expand_home(value: object) -> object:
     """`value`, or for a path that begins with "~" the path in the home folder; a Path in a field of text is its text.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: there is no such user, or it is a function, whose name is wanted.
     """
+    if callable(value):
+        raise ValueError(name_instead(value))
     if not isinstance(value, str | Path):
         return value
     try:

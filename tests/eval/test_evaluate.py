@@ -358,7 +358,7 @@ def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
     other = save_tiny_teacher(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(BadInput, match="distilled from another teacher"):
         run(root, tmp_path / "out", teacher=str(other))
-    with pytest.raises(BadInput, match="teacher=none evaluates without it"):
+    with pytest.raises(BadInput, match="--teacher none evaluates without it"):
         run(root, tmp_path / "out", teacher="nowhere.safetensors")
 
 

@@ -331,8 +331,7 @@ AT_ONCE = {
     "run quickstart --set train.trainer.lrr=1": "did you mean 'train.trainer.lr'?",
     "run quickstart --set evaluate.stesp=1": "did you mean 'evaluate.steps'?",
     "run quikstart": "did you mean 'quickstart'?",
-    "run quickstart --set trian.seed=1": "--set trian: wanted a key of a stage: generate.KEY=..., train.KEY=..., evaluate.KEY=...; "
-    "did you mean 'train'?",
+    "run quickstart --set trian.seed=1": "evaluate.KEY=...; did you mean 'train'?",
     "genrate": "Did you mean 'generate'?",
     "teachers chek": "Did you mean 'check'?",
 }

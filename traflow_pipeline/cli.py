@@ -160,6 +160,7 @@ def generate(
     from pipeline.generation import generate as stage
     from pipeline.generation import parts
     from pipeline.generation.dry_run import dry_run
+    from traflow_pipeline import next_commands
 
     share = None if part is None else parts.Part.parse(part)
 
@@ -172,7 +173,7 @@ def generate(
         return
     size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
     say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
-    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --steps N")
+    say(next_commands.after_generate(settings, manifest.plan))
     say(f"digest {manifest.sha256}")
 
 
@@ -382,6 +383,7 @@ def train(
     context.params["data"] = data[0] if data else None
     settings = _settings(context, config, set_)
     from pipeline.common.progress import say
+    from traflow_pipeline import next_commands
     from trainer import preview
     from trainer import train as stage
     from trainer.dry_run import dry_run
@@ -398,11 +400,7 @@ def train(
         newest = stage.train(settings)
     picture = newest.parent.parent / preview.FILE
     say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
-    run, out = str(settings.mirror or settings.out), quote(str(settings.out))
-    if settings.recipe.trains == "student":
-        say(f"next: traflow-pipeline evaluate {quote(run)} --out {quote(f'{run}-report')}")
-    else:
-        say(f"next: traflow-pipeline generate --teacher {out} --n 100k --out {quote(f'{run}-data')}")
+    say(next_commands.after_train(settings))
 
 
 @app.command(cls=StageCommand, rich_help_panel=STAGES)

@@ -372,7 +372,7 @@ def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
     if isinstance(teacher.network, DiffusersNetwork):
         raise BadInput(f"recipe {config.recipe.name} trains a network of this program: give 'network'")
     if teacher.network is None:
-        family = "song" if len(teacher.shape) == 3 else "mlp"
+        family = networks.family_for(teacher.shape)
         raise BadInput(
             f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch, such as "
             f"--set network='{{family: {family}}}'"

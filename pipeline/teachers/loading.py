@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -120,6 +120,7 @@ class TeacherSource(ABC):
     """A teacher that the user named by `text` and that is not loaded yet."""
 
     text: str
+    is_function: ClassVar = False  # of the user's own
 
     @property
     @abstractmethod
@@ -351,6 +352,8 @@ class _FileSource(TeacherSource):
 @dataclass(frozen=True)
 class _FactorySource(TeacherSource):
     """A factory of the user's own, or nothing at all."""
+
+    is_function: ClassVar = True
 
     @property
     def absolute(self) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import traflow_pipeline as tp
 from eval.features.spaces import load_space
@@ -60,9 +61,11 @@ def test_a_file_without_such_functions_is_told_so_and_what_is_no_python_file_is_
 
 @pytest.mark.parametrize("source", ["my_flow", "my_flow.py", "my_flow.py:load"])
 def test_teachers_and_features_say_so(source: str) -> None:
-    for load in (load_teacher, load_space):
-        with pytest.raises(BadInput, match=rf"{source}: wanted module:factory; .* my_flow:load or my_flow:other"):
-            load(source, "cpu")  # type: ignore[operator]
+    said = rf"{source}: wanted module:factory; .* my_flow:load or my_flow:other"
+    with pytest.raises(BadInput, match=f"teacher {said}"):
+        load_teacher(source)
+    with pytest.raises(BadInput, match=f"features {said}"):
+        load_space(source, torch.device("cpu"))
 
 
 def test_a_function_that_is_misspelt_is_answered_with_the_one_that_was_meant(folder: Path) -> None:

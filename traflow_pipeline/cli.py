@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason
+from pipeline.common.plural import counted
 from pipeline.common.suggestions import meant, question, suggest
 from traflow_pipeline import stage_command
 from traflow_pipeline.installation import describe
@@ -171,8 +172,8 @@ def generate(
     manifest = stage.generate(settings) if share is None else parts.generate_part(settings, share, steals)
     if manifest is None:
         return
-    size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
-    say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
+    size, evaluations = format_bytes(manifest.num_bytes), counted(round(manifest.mean_nfe), "evaluation")
+    say(f"{manifest.store.location}: {counted(manifest.num_records, 'trajectory')}, {size}, {evaluations} each")
     say(next_commands.after_generate(settings, manifest.plan))
     say(f"digest {manifest.sha256}")
 
@@ -219,8 +220,7 @@ def verify(
         if not repair:
             raise WorkFailed(f"{data}: {findings}; {findings.advice}")
         verify.repair(store, findings)
-    num_removed = len(findings.bad_shards)
-    removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
+    removed = f"{counted(len(findings.bad_shards), 'bad shard')} removed"
     if findings.bad_chunks:
         removed += f", and {len(findings.bad_chunks)} of its conditions"
     raise WorkFailed(f"{data}: {findings}; {removed}: {findings.advice_when_repaired}")
@@ -268,7 +268,7 @@ def inspect(
         say(f"no picture: {lack}")
     else:
         save_rows(out, pictures)
-        say(f"{out}: {len(pictures)} trajectories from noise to sample")
+        say(f"{out}: from noise to sample, {', '.join(pictures)}")
 
 
 @app.command(rich_help_panel=TEACHERS)
@@ -330,7 +330,7 @@ def probe(
     console.print(result.table(best))
     for refusal in result.refusals:
         say(f"note: {refusal}")
-    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {result.reference_nfe} evaluations")
+    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {counted(result.reference_nfe, 'evaluation')}")
     less, least = ("less time", "least time") if result.by_seconds else ("fewer evaluations", "fewest evaluations")
     say(f"efficient: no other setting has both {less} and a lower 90th-percentile error")
     say(f"{least} with a 90th-percentile error of at most {max_error:.1e}: {best.flags}")
@@ -638,7 +638,10 @@ def compare(
     if paper is not None:
         typer.echo(files.paper_table(paper, reports))
     console.print(files.compare(reports, out, csv))
-    say(f"{out}: {len(reports)} evaluations on one page" + (f"; {csv}: their figures" if csv is not None else ""))
+    say(
+        f"{out}: {counted(len(reports), 'evaluation')} on one page"
+        + (f"; {csv}: their figures" if csv is not None else "")
+    )
 
 
 @app.command(rich_help_panel=MODELS)
@@ -704,7 +707,7 @@ def sample(
             save_folder(out, source, indices, seed, label, advance)
         else:
             save(out, source.batches(indices, seed, label, advance), n, source.shape, source.image_shape)
-    say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
+    say(f"{out}: {counted(n, 'sample')} of {source.name}, {source.sampler.name}")
 
 
 teachers = typer.Typer(
@@ -769,7 +772,7 @@ def check_teacher(
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
         save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
-        say(f"{out}: {n} samples")
+        say(f"{out}: {counted(n, 'sample')}")
     else:
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if not result.is_data_like:

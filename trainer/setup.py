@@ -11,6 +11,7 @@ from pipeline import networks
 from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
 from pipeline.common.faults import explain
+from pipeline.common.plural import counted
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
@@ -108,7 +109,9 @@ def _from_model(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(f"start: {config.start} has another network ({fields}): leave 'network' out")
     task.network.load_state_dict(trained.state_dict())
     provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
-    return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
+    return replace(
+        task, provenance=provenance, init_source=f"from {model.weights}, after {counted(model.info.step, 'step')}"
+    )
 
 
 def find_begun(config: TrainConfig) -> CheckpointInfo | None:

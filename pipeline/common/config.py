@@ -1,6 +1,6 @@
 """Configurations: a YAML file with a section per command, overridden by flags and --set, validated by one model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -17,6 +17,8 @@ from pipeline.common.suggestions import suggest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("generate", "train", "evaluate")
+LABELS = ("name", "family", "loss")  # keys by which a mapping is told from others
+MAX_SHOWN_FIELDS = 8  # that differ, in one message
 SLURM = "slurm"  # the section on where the commands run
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -198,16 +200,43 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
         raise BadInput(f"{command}: {explain(error, model, values, by_flag=command in COMMANDS)}") from error
 
 
-def differences(existing: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+def differences(existing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The fields in which two configurations differ, as "key: 1 there, 2 asked; ..."; empty if they are equal."""
-    fields = []
-    for key in [*asked, *(key for key in existing if key not in asked)]:
-        there, here = existing.get(key), asked.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            fields.append(differences(there, here, f"{prefix}{key}."))
-        elif there != here:
-            fields.append(f"{prefix}{key}: {there} there, {here} asked")
-    return "; ".join(filter(None, fields))
+    found = [f"{key}: {_brief(there)} there, {_brief(here)} asked" for key, there, here in _differing(existing, asked)]
+    more = [f"and {len(found) - MAX_SHOWN_FIELDS} more"] if len(found) > MAX_SHOWN_FIELDS else []
+    return "; ".join(found[:MAX_SHOWN_FIELDS] + more)
+
+
+def _differing(existing: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys below `key` at which two values differ, and both values; things of different names are not compared."""
+    if existing == asked:
+        return
+    there, here = _parts(existing), _parts(asked)
+    is_list = isinstance(existing, list) or isinstance(asked, list)
+    if not there or not here or (key and _name(there) != _name(here)) or (is_list and len(there) != len(here)):
+        yield key, existing, asked
+        return
+    for name in dict.fromkeys([*here, *there]):
+        yield from _differing(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+
+
+def _parts(value: Any) -> Mapping[str, Any]:
+    """What a mapping, or a list of mappings, is made of, by key or index; nothing of other values."""
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        return {str(i): item for i, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _name(value: Mapping[str, Any]) -> Any:
+    """What says which thing a mapping describes: a recipe, a solver, a network, a loss."""
+    return next((value[label] for label in LABELS if label in value), None)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping) and _name(value) is not None:
+        return str(_name(value))
+    text = f"{len(value)} entries" if isinstance(value, list) and len(str(value)) > MAX_SHOWN else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def resolved(config: BaseModel, command: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.common.plural import counted
 from pipeline.flow.noise import draw_labels, draw_noise
 from pipeline.flow.numerics import fixed_numerics
 from pipeline.flow.path import straightness, uniform_times
@@ -133,10 +134,8 @@ class TeacherCheck:
         shown.add_row("turns noise into data", "", "yes" if self.is_data_like else "NO")
         shown.add_row(f"evaluations of {SOLVER}", "", str(self.nfe))
         shown.add_row("straightness (0: straight)", "", f"{self.straightness:.4f}")
-        shape = (
-            f"{list(teacher.shape)}, {teacher.num_classes} classes" if teacher.num_classes else f"{list(teacher.shape)}"
-        )
-        shown.add_row("shape", "", shape)
+        classes = f", {counted(teacher.num_classes, 'class')}" if teacher.num_classes else ""
+        shown.add_row("shape", "", f"{list(teacher.shape)}{classes}")
         if teacher.classes:
             shown.add_row("trained on", "", describe(teacher.classes))
         if teacher.network is not None:

@@ -170,7 +170,7 @@ def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     said = call(tmp_path, "generate", "--config", "quickstart", "--dry-run").stdout
-    for part in ("8192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
+    for part in ("8,192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
         assert part in said
     assert list(tmp_path.iterdir()) == []
 

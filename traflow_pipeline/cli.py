@@ -607,7 +607,9 @@ def reference(
     source: Annotated[
         str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="IMAGES")
     ],
-    features: Annotated[str, typer.Option(help="Feature spaces, comma-separated.")] = "inception,inception-tf",
+    features: Annotated[
+        str, typer.Option(help="Feature spaces, separated by commas; `evaluate` lists them.")
+    ] = "inception,inception-tf",
     out: Annotated[
         Path | None,
         typer.Option(help="The .npz to write, for one feature space; default: one per space, in the cache."),

@@ -251,6 +251,13 @@ def write_resolved(path: Path, config: BaseModel, command: str) -> None:
     path.write_text(resolved(config, command))
 
 
+def split_list(value: object) -> object:
+    """ "3, 18" as a list, and 3 as one; the rest is for the model to check."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
+
+
 def parse_count(value: object) -> object:
     """ "4096", "16k" or "1M" (thousands, millions) as an integer; a value that is no text is returned unchanged.
 

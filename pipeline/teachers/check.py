@@ -106,20 +106,26 @@ class TeacherCheck:
     def _range_hint(self) -> str:
         low, high = self.teacher.data_range
         least, largest = self.data.least, self.data.largest
-        lie = f"they lie in [{least:.3g}, {largest:.3g}]"
+        lie = f"most lie in [{least:.3g}, {largest:.3g}]"
         if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white):
-            return f"{lie}, about as widely as noise: is that the data_range of its data, and {TIME_HINT}"
+            return f"{lie}, about as widely as noise: {self._declare}; else {TIME_HINT}"
         if largest - least > 2 * (high - low):
-            return f"{lie}: is that the data_range of its data?"
+            return f"{lie}: {self._declare}"
         if self.estimates < MIN_ESTIMATES:
             return (
                 "its estimates of the data, x - t v, leave the range on the way: does its own sampler clip them "
                 "(clip_denoised)? Then clip them in its velocity too: v = (x - (x - t v).clamp(low, high)) / t"
             )
         return (
-            f"{lie}: is that the data_range of its data, and is the velocity that of x = (1 - t) data + t noise, "
+            f"{lie}: {self._declare}; else is the velocity that of x = (1 - t) data + t noise, "
             "with noise of standard deviation 1?"
         )
+
+    @property
+    def _declare(self) -> str:
+        """What to do if the samples are right and the range is not."""
+        least, largest = f"{self.data.least:.2g}", f"{self.data.largest:.2g}"
+        return f"if its data do too, give its Teacher about data_range=({least}, {largest})"
 
     def table(self) -> Table:
         """The table that `teachers check` prints."""

@@ -125,7 +125,10 @@ def test_an_unknown_config_is_answered_with_the_one_that_was_meant() -> None:
         load_section("quikstart", "train")
 
 
-RECIPE: dict[str, Any] = {"name": "mine", "phases": [{"share": 1.0, "terms": [{"loss": "output", "weight": 1.0, "first": 0}]}]}
+RECIPE: dict[str, Any] = {
+    "name": "mine",
+    "phases": [{"share": 1.0, "terms": [{"loss": "output", "weight": 1.0, "first": 0}]}],
+}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.sample_counts import FULL_NUM_SAMPLES, MIN_SAMPLES
-from pipeline.common.config import LocalPath, PathText, Unit, parse_count
+from pipeline.common.config import LocalPath, PathText, Unit, parse_count, split_list
 from pipeline.flow.solver_config import Solver
 from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
@@ -13,16 +13,11 @@ from pipeline.storage.store import Location
 Steps = Annotated[int, Field(ge=1)] | Annotated[tuple[float, ...], Field(min_length=2)]
 
 
-def _counts(value: object) -> object:
-    """ "1,2,4" as a list; what is no text is left to the model."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
 Checkpoints = Annotated[
     Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...],
-    BeforeValidator(lambda x: x if x == "all" else _counts(x)),
+    BeforeValidator(lambda x: x if x == "all" else split_list(x)),
 ]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda x: tuple(x.split(",")) if isinstance(x, str) else x)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 
 class EvaluateConfig(BaseModel):
@@ -64,8 +59,8 @@ class EvaluateConfig(BaseModel):
     )
     features: Names | None = Field(
         default=None,
-        description="Feature spaces: inception, inception-tf, dinov2, digits, FILE.safetensors, module:factory, ...; "
-        "the first one's distance heads the report.",
+        description="Feature spaces: inception, inception-tf, dinov2, digits, values (of points and other arrays), "
+        "FILE.safetensors, module:factory, ...; the first one's distance heads the report.",
     )
     require: Names = Field(default=(), description="Metrics without which the evaluation fails: fid, kid, lpips, ...")
     # Of prompts; left out where there are none, so that older configurations stay the same.
@@ -88,7 +83,7 @@ class EvaluateConfig(BaseModel):
     num_ranges: int = Field(
         default=3, ge=1, description="Number of ranges of noise, whose figures give mean, spread and minimum."
     )
-    steps: Annotated[tuple[Steps, ...], BeforeValidator(_counts)] = Field(
+    steps: Annotated[tuple[Steps, ...], BeforeValidator(split_list)] = Field(
         default=(1, 2, 4, 8),
         description="The student's samplers: each a number of steps, spaced as its recipe says, or a list of times "
         "from the flow's start to its end.",

@@ -149,20 +149,20 @@ def find_teacher(model: Model, teacher: str | None) -> TeacherSource | None:
         return None
     if not teacher and model.info.teacher is None:
         raise BadInput(
-            f"{model.folder}: wanted its teacher, which it does not name; give --set teacher=..., or teacher=none"
+            f"{model.folder}: wanted its teacher, which it does not name: give --teacher TEACHER, or --teacher none"
         )
-    with _with_advice():
+    with _or_without():
         return resolve_recorded(
-            model.info.teacher or "", teacher or None, f"{model.folder}/{checkpoint.INFO}", "--set teacher=NAME"
+            model.info.teacher or "", teacher or None, f"{model.folder}/{checkpoint.INFO}", "--teacher "
         )
 
 
 @contextmanager
-def _with_advice() -> Iterator[None]:
+def _or_without(elsewhere: str = "") -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{error}; --set teacher=PATH says where it is, teacher=none evaluates without it") from error
+        raise BadInput(f"{error}; {elsewhere}--teacher {NO_TEACHER} evaluates without it") from error
 
 
 def _load_teacher(model: Model, teacher: str | None, device: torch.device, network: Network) -> Teacher | None:
@@ -174,7 +174,7 @@ def _load_teacher(model: Model, teacher: str | None, device: torch.device, netwo
     source = find_teacher(model, teacher)
     if source is None:
         return None
-    with _with_advice():
+    with _or_without("" if teacher else "--teacher PATH says where it is, "):
         if isinstance(network, DiffusersNetwork):  # on the same conditions
             size, conditions = network.config.image_size, network.conditions
             loaded = source.load(device, info.guidance_scale, size=size, conditions=conditions)

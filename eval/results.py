@@ -11,6 +11,7 @@ from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import is_drawable
+from pipeline.common.plural import counted
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.export.card import short_name
@@ -297,7 +298,7 @@ def gains(report: Report) -> Sequence[str]:
 
 def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
     """Quality at equal evaluations, and evaluations at equal quality, compared with the teacher's best."""
-    name, count = report.headline.heading, f"{row.nfe:g} evaluation{'' if row.nfe == 1 else 's'}"
+    name, count = report.headline.heading, counted(row.nfe, "evaluation")
     text = f"At {count} the student has {name} {value:.2f}"
     within = [(r, v) for r, v in few if r.nfe <= row.nfe]
     if within:

@@ -38,7 +38,7 @@ ROOMS = {
     "traflow_pipeline": [
         {"installation", "named_code", "once", "settings", "samples", "slurm_config", "trajectory_dataset"},
         {"keys", "run_settings"},
-        {"sample_source", "stages", "run", "stage_command"},
+        {"next_commands", "sample_source", "stages", "run", "stage_command"},
         {"student_sampler", "sample_folder", "jobs", "slurm"},
         {"folder_status"},
         {"loading"},

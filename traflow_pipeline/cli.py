@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason, suggest
+from pipeline.common.errors import BadInput, Stopped, WorkFailed, for_terminal, reason
+from pipeline.common.plural import counted
+from pipeline.common.suggestions import meant, question, suggest
 from traflow_pipeline import stage_command
 from traflow_pipeline.installation import describe
 from traflow_pipeline.once import Group, Once
@@ -159,6 +161,7 @@ def generate(
     from pipeline.generation import generate as stage
     from pipeline.generation import parts
     from pipeline.generation.dry_run import dry_run
+    from traflow_pipeline import next_commands
 
     share = None if part is None else parts.Part.parse(part)
 
@@ -169,9 +172,9 @@ def generate(
     manifest = stage.generate(settings) if share is None else parts.generate_part(settings, share, steals)
     if manifest is None:
         return
-    size, nfe = format_bytes(manifest.num_bytes), manifest.mean_nfe
-    say(f"{manifest.store.location}: {manifest.num_records} trajectories, {size}, {nfe:.0f} evaluations each")
-    say(f"next: traflow-pipeline train --data {quote(settings.out)} --out RUN --steps N")
+    size, evaluations = format_bytes(manifest.num_bytes), counted(round(manifest.mean_nfe), "evaluation")
+    say(f"{manifest.store.location}: {counted(manifest.num_records, 'trajectory')}, {size}, {evaluations} each")
+    say(next_commands.after_generate(settings, manifest.plan))
     say(f"digest {manifest.sha256}")
 
 
@@ -201,14 +204,14 @@ def verify(
         findings = verify.verify(store)
         if recheck and findings.num_whole:
             try:
-                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher")
+                source = resolve_recorded(findings.dataset.teacher_source, teacher, data, "--teacher ")
                 verify.recheck_table(store, findings, source, processor)
                 plan = findings.dataset.plan
                 flow = source.load_planned(plan, store, processor, precision=plan.precision)
                 verify.recheck(store, findings, flow, processor, recheck)
             except (BadInput, WorkFailed) as error:
-                advice = "name the teacher with --teacher, or skip this with --recheck 0"
-                findings.faults.append(verify.Fault("no batch was integrated again", f"{error}; {advice}"))
+                told = f"{error}; --recheck 0 skips this"
+                findings.faults.append(verify.Fault("no batch was integrated again", told))
         for line in (*findings.notes, *findings.rechecks, *findings.faults):
             say(str(line))
         if not findings.faults:
@@ -217,8 +220,7 @@ def verify(
         if not repair:
             raise WorkFailed(f"{data}: {findings}; {findings.advice}")
         verify.repair(store, findings)
-    num_removed = len(findings.bad_shards)
-    removed = f"{num_removed} bad shard{'' if num_removed == 1 else 's'} removed"
+    removed = f"{counted(len(findings.bad_shards), 'bad shard')} removed"
     if findings.bad_chunks:
         removed += f", and {len(findings.bad_chunks)} of its conditions"
     raise WorkFailed(f"{data}: {findings}; {removed}: {findings.advice_when_repaired}")
@@ -266,7 +268,7 @@ def inspect(
         say(f"no picture: {lack}")
     else:
         save_rows(out, pictures)
-        say(f"{out}: {len(pictures)} trajectories from noise to sample")
+        say(f"{out}: from noise to sample, {', '.join(pictures)}")
 
 
 @app.command(rich_help_panel=TEACHERS)
@@ -328,7 +330,7 @@ def probe(
     console.print(result.table(best))
     for refusal in result.refusals:
         say(f"note: {refusal}")
-    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {result.reference_nfe} evaluations")
+    say(f"RMS errors of samples against {probe.REFERENCE} in float64, {counted(result.reference_nfe, 'evaluation')}")
     less, least = ("less time", "least time") if result.by_seconds else ("fewer evaluations", "fewest evaluations")
     say(f"efficient: no other setting has both {less} and a lower 90th-percentile error")
     say(f"{least} with a 90th-percentile error of at most {max_error:.1e}: {best.flags}")
@@ -381,6 +383,7 @@ def train(
     context.params["data"] = data[0] if data else None
     settings = _settings(context, config, set_)
     from pipeline.common.progress import say
+    from traflow_pipeline import next_commands
     from trainer import preview
     from trainer import train as stage
     from trainer.dry_run import dry_run
@@ -397,11 +400,7 @@ def train(
         newest = stage.train(settings)
     picture = newest.parent.parent / preview.FILE
     say(f"{newest}: weights" + (f"; samples: {picture}" if picture.exists() else ""))
-    run, out = str(settings.mirror or settings.out), quote(str(settings.out))
-    if settings.recipe.trains == "student":
-        say(f"next: traflow-pipeline evaluate {quote(run)} --out {quote(f'{run}-report')}")
-    else:
-        say(f"next: traflow-pipeline generate --teacher {out} --n 100k --out {quote(f'{run}-data')}")
+    say(next_commands.after_train(settings))
 
 
 @app.command(cls=StageCommand, rich_help_panel=STAGES)
@@ -608,7 +607,9 @@ def reference(
     source: Annotated[
         str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="IMAGES")
     ],
-    features: Annotated[str, typer.Option(help="Feature spaces, comma-separated.")] = "inception,inception-tf",
+    features: Annotated[
+        str, typer.Option(help="Feature spaces, separated by commas; `evaluate` lists them.")
+    ] = "inception,inception-tf",
     out: Annotated[
         Path | None,
         typer.Option(help="The .npz to write, for one feature space; default: one per space, in the cache."),
@@ -639,7 +640,10 @@ def compare(
     if paper is not None:
         typer.echo(files.paper_table(paper, reports))
     console.print(files.compare(reports, out, csv))
-    say(f"{out}: {len(reports)} evaluations on one page" + (f"; {csv}: their figures" if csv is not None else ""))
+    say(
+        f"{out}: {counted(len(reports), 'evaluation')} on one page"
+        + (f"; {csv}: their figures" if csv is not None else "")
+    )
 
 
 @app.command(rich_help_panel=MODELS)
@@ -705,7 +709,7 @@ def sample(
             save_folder(out, source, indices, seed, label, advance)
         else:
             save(out, source.batches(indices, seed, label, advance), n, source.shape, source.image_shape)
-    say(f"{out}: {n} samples of {source.name}, {source.sampler.name}")
+    say(f"{out}: {counted(n, 'sample')} of {source.name}, {source.sampler.name}")
 
 
 teachers = typer.Typer(
@@ -770,7 +774,7 @@ def check_teacher(
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
         save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
-        say(f"{out}: {n} samples")
+        say(f"{out}: {counted(n, 'sample')}")
     else:
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if not result.is_data_like:
@@ -819,9 +823,13 @@ def main() -> None:
 
 
 def _usage(error: Any) -> str:
-    """The message of a mistake on the command line; a flag that is misspelt comes with the one that was meant."""
-    close = suggest(getattr(error, "option_name", ""), getattr(error, "possibilities", None) or ())
-    return f"{error.message}{close}" if close else str(error.format_message())
+    """The message of a mistake on the command line; an unknown flag comes with the flag or the key that was meant."""
+    name, command = getattr(error, "option_name", None), error.ctx and error.ctx.command
+    if name is None or command is None:
+        return str(error.format_message())
+    flags = [flag for parameter in command.params for flag in parameter.opts]
+    keys = command.assignments() if isinstance(command, StageCommand) else {}
+    return f"{error.message}{question(meant(name, {flag: flag for flag in flags}, keys))}"
 
 
 def _fail(message: str, code: int) -> int:

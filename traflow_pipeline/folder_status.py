@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from eval.results import METRICS, read_report
 from pipeline.common.config import parse_sections
 from pipeline.common.errors import BadInput, reason
+from pipeline.common.plural import counted
 from pipeline.common.progress import format_clock
 from pipeline.dataset.manifest import MANIFEST, PLAN, DataSet, read_dataset
 from pipeline.generation.heartbeat import Heartbeat, heartbeats
@@ -82,9 +83,10 @@ def folder_status(location: str) -> str:
         elif LOG in sizes:
             progress, is_complete = _of_training(store)
         elif METRICS in sizes:
-            progress, is_complete = f"report of {len(read_report(location).rows)} rows", True
+            progress, is_complete = f"report of {counted(len(read_report(location).rows), 'row')}", True
         elif "samples/" in sizes:
-            progress, is_complete = f"report, {_count(location, 'samples/*/*/*/range-*.json')} ranges scored", False
+            num_ranges = _count(location, "samples/*/*/*/range-*.json")
+            progress, is_complete = f"report, {counted(num_ranges, 'range')} scored", False
         else:
             raise BadInput(f"{location}: wanted a run, data set, training or report of this program; it holds none")
     except OSError as error:
@@ -134,7 +136,7 @@ def _of_training(store: Store) -> tuple[str, bool]:
     num_steps, batch_size = _read_length(contents.get(CONFIG, b""))
     lines = [line for text in contents[LOG].splitlines() if (line := parse_line(text.decode(errors="replace")))]
     step = int(lines[-1]["step"]) if lines else 0
-    text = f"training, {step:,} of {num_steps:,} steps" if num_steps else f"training, {step:,} steps"
+    text = f"training, {step:,} of {num_steps:,} steps" if num_steps else f"training, {counted(step, 'step')}"
     rates = [rate for line in lines[-RECENT_LINES:] if 0 < (rate := line.get("images_per_second", 0)) < FASTEST]
     if rates and step < num_steps:
         text += _pace(fmean(rates), "images", (num_steps - step) * batch_size, fmean(rates))

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from pipeline.common.config import COMMANDS, Unit, models_in, tag_of
+from pipeline.common.config import COMMANDS, Unit
 from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.faults import models_in, tag_of
 from pipeline.storage.store import write_file
 
 # A recipe is a file of its own; the others are sections of a config.

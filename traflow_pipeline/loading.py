@@ -9,6 +9,7 @@ import torch
 from pipeline.common.config import given, validate
 from pipeline.common.device import pick_device
 from pipeline.common.errors import BadInput
+from pipeline.common.module_files import name_instead
 from pipeline.dataset.conditions import Prompts
 from pipeline.dataset.manifest import read_manifest
 from pipeline.flow.solver import Solver
@@ -149,6 +150,8 @@ def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: fl
     Raises:
         BadInput: no such device, `source` is none of these or not a teacher, or it cannot be guided.
     """
+    if callable(source):
+        raise BadInput(f"load_teacher(): {name_instead(source)}")
     return loading.load_teacher(str(source), pick_device(device), guidance_scale, quiet=True)
 
 

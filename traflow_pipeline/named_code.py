@@ -44,10 +44,9 @@ def require_named(location: str, sections: Mapping[str, Any], asked: Mapping[str
             if not plugins.is_remembered(source, named_factories(), ENTRY_POINTS)
         ]
         if unknown and key not in again:
-            raise BadInput(
-                f"{location} names {unknown[0]!r} as {key}, code that you have not named before; it was not imported: "
-                f"if you trust it, name it with --set {quote(f'{key}=' + ','.join(values))}"
-            )
+            remedy = f"--set {quote(f'{key}=' + ','.join(values))}"
+            distrust = plugins.distrust(unknown[0], named_factories(), ENTRY_POINTS, remedy)
+            raise BadInput(f"{location} names {unknown[0]!r} as {key}{distrust}")
 
 
 def _values(section: object, key: str) -> list[str]:

@@ -16,6 +16,7 @@ from eval.report import files
 from eval.results import METRICS, Report
 from pipeline.common.config import SLURM, expand_home, merge, parse_assignment, parse_sections, resolved, validate
 from pipeline.common.errors import BadInput, reason
+from pipeline.common.plural import counted
 from pipeline.common.progress import say
 from pipeline.common.ray_cluster import check_address
 from pipeline.dataset.manifest import MANIFEST, read_dataset, read_manifest
@@ -285,7 +286,7 @@ def _data_status(config: GenerateConfig) -> StageStatus:
     sizes = store.sizes()
     num_made = sum(1 for name in sizes if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" in sizes)
     complete = num_made >= num_shards and MANIFEST in sizes and read_manifest(store).num_records >= config.n
-    progress = f"{min(num_made, num_shards):,} of {num_shards:,} shards, {config.n:,} records"
+    progress = f"{min(num_made, num_shards):,} of {num_shards:,} shards, {counted(config.n, 'record')}"
     # generate itself checks, without a cluster, that the shards are of the configured plan.
     return StageStatus("generate", config.out, progress, complete)
 

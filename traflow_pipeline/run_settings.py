@@ -20,6 +20,7 @@ from pipeline.common.config import (
     validate,
 )
 from pipeline.common.errors import BadInput, reason
+from pipeline.common.suggestions import suggest
 from pipeline.generation.config import GenerateConfig
 from pipeline.storage.store import Location, absolute, is_url, open_store
 from traflow_pipeline.slurm_config import SlurmConfig
@@ -87,7 +88,8 @@ def gather(
     sections = merge(given, *map(parse_assignment, assignments))
     location = absolute(location) if anywhere else location
     if unknown := [stage for stage in sections if stage not in (*COMMANDS, SLURM)]:
-        raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {', '.join(f'{c}.KEY=...' for c in COMMANDS)}")
+        wanted = ", ".join(f"{command}.KEY=..." for command in COMMANDS)
+        raise BadInput(f"--set {unknown[0]}: wanted a key of a stage: {wanted}{suggest(unknown[0], COMMANDS)}")
     locations = {stage: values for stage, values in _locations(location, sections).items() if stage in sections}
     layers = (sections, locations) if out or anywhere else (locations, sections)
     on_cluster = {"generate": {"address": address}} if address and "generate" in sections else {}

@@ -57,6 +57,11 @@ class StageCommand(Once):
         """The values of the flags of keys, by key: {"trainer.lr": 0.001}; None where a flag was not given."""
         return {self._key_name(option): params[str(option.name)] for option in self.params if _is_flag(option)}
 
+    def assignments(self) -> dict[str, str]:
+        """By the flag that a key might have, how it is set without: --weight-decay, --set trainer.weight_decay=..."""
+        names = sorted(self._keys, key=lambda name: -name.count("."))
+        return {f"--{name.rpartition('.')[2].replace('_', '-')}": f"--set {name}=..." for name in names}
+
     def _key_name(self, option: Any) -> str:
         return KEYS[str(self.name)].get(option.name, str(option.name))
 

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.common.config import resolved
 from pipeline.common.device import peak_memory_bytes, pick_device
+from pipeline.common.plural import counted
 from pipeline.common.progress import format_bytes, format_seconds
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
@@ -41,7 +42,8 @@ class DryRun:
         yield f"peak memory of a step: {format_bytes(self.peak_bytes)}"
         rate = settings.batch_size / self.seconds_per_step
         total = format_seconds(self.seconds_per_step * settings.num_steps)
-        yield f"{settings.num_steps} steps of {settings.batch_size} at {rate:.0f} images/s: about {total}, one process"
+        steps = counted(settings.num_steps, "step")
+        yield f"{steps} of {settings.batch_size} at {rate:.0f} images/s: about {total}, one process"
 
 
 def dry_run(config: TrainConfig) -> DryRun:

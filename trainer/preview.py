@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.common import image_grid
 from pipeline.common.image_grid import Images, has_pictures, num_shown, to_pictures
+from pipeline.common.plural import counted
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import step_times, uniform_times
 from pipeline.flow.solver import Solver, integrate
@@ -33,7 +34,7 @@ def draw(config: TrainConfig, network: Network, provenance: Provenance) -> dict[
         student = Student(network)
         for steps in FEW_STEPS:
             times = step_times(steps, provenance.t_start, provenance.t_end, config.recipe.step_shift)
-            rows[f"{steps} evaluation{'s' if steps > 1 else ''}"] = sample(student, noise, times, label)
+            rows[counted(steps, "evaluation")] = sample(student, noise, times, label)
     else:
         start = network.config.t_start
         solution = integrate(NetworkVelocity(network), start * noise, uniform_times(1, start), label, TEACHER_SOLVER)

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline import networks
-from pipeline.common.config import differences, explain
+from pipeline.common.config import differences
 from pipeline.common.errors import BadInput
+from pipeline.common.faults import explain
+from pipeline.common.plural import counted
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
@@ -107,7 +109,9 @@ def _from_model(config: TrainConfig, device: torch.device) -> Task:
         raise BadInput(f"start: {config.start} has another network ({fields}): leave 'network' out")
     task.network.load_state_dict(trained.state_dict())
     provenance = replace(task.provenance, start_sha256=file_sha256(model.weights))
-    return replace(task, provenance=provenance, init_source=f"from {model.weights}, after {model.info.step} steps")
+    return replace(
+        task, provenance=provenance, init_source=f"from {model.weights}, after {counted(model.info.step, 'step')}"
+    )
 
 
 def find_begun(config: TrainConfig) -> CheckpointInfo | None:
@@ -328,15 +332,12 @@ def check_plan(config: TrainConfig, plan: Plan) -> None:
 
 def _load_teacher(config: TrainConfig, recorded: str, plan: Plan, store: Store) -> tuple[TeacherSource, Teacher]:
     """The teacher that the configuration names, else the one that the data's plan records."""
+    source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=")
     try:
-        source = resolve_recorded(recorded, config.teacher, str(config.data), "--set teacher=PATH")
         return source, source.load_planned(plan, store)
     except BadInput as error:
-        if config.teacher is not None:
-            raise
-        raise BadInput(
-            f"{config.data}: its teacher cannot be loaded; --set teacher=PATH says where it is ({error})"
-        ) from error
+        elsewhere = "" if config.teacher else "; --set teacher=PATH says where it is now"
+        raise BadInput(f"{config.data}: its teacher cannot be loaded: {error}{elsewhere}") from error
 
 
 def _init_student(config: TrainConfig, plan: Plan, teacher: Teacher, provenance: Provenance) -> tuple[Student, str]:
@@ -374,7 +375,7 @@ def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
     if isinstance(teacher.network, DiffusersNetwork):
         raise BadInput(f"recipe {config.recipe.name} trains a network of this program: give 'network'")
     if teacher.network is None:
-        family = "song" if len(teacher.shape) == 3 else "mlp"
+        family = networks.family_for(teacher.shape)
         raise BadInput(
             f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch, such as "
             f"--set network='{{family: {family}}}'"

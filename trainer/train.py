@@ -19,6 +19,7 @@ from pipeline.common.device import machine, peak_memory_bytes
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, Stopped, WorkFailed
 from pipeline.common.interrupt import Stop, stoppable
+from pipeline.common.plural import counted
 from pipeline.common.progress import bar, say
 from pipeline.common.threads import fitting_threads
 from pipeline.dataset.plan import Plan
@@ -112,7 +113,7 @@ def _train(config: TrainConfig, task: Task, ranks: Ranks, stop: Stop, leases: Se
             "of them reach, or a mirror that can be written; remove those that the others lack"
         )
     if step == settings.num_steps and preview.is_saved(config.out / preview.FILE, network):
-        say(f"{config.out} is complete: {step} steps of this configuration; nothing to do")
+        say(f"{config.out} is complete: {counted(step, 'step')} of this configuration; nothing to do")
         return _finish(config, ranks)
     log = open_run(config, task, ranks, step)
     choose_kernels(settings)

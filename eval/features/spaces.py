@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from eval.features import digit_classifier, weights
 from eval.features.weights import Unavailable
 from pipeline.common import plugins
-from pipeline.common.errors import BadInput, WorkFailed, one_line, suggest
+from pipeline.common.errors import BadInput, WorkFailed, one_line
 from pipeline.common.image_grid import is_drawable
+from pipeline.common.module_files import advise
+from pipeline.common.suggestions import suggest
 from pipeline.storage.hashing import file_sha256
 from trainer.data.image_set import to_float
 from trainer.distillation.distance import fill_backbone, find_backbone
@@ -99,6 +101,8 @@ def load_space(name: str, device: torch.device) -> FeatureSpace:
         return classifier(Path(name), device)
     if ":" in name:
         return _from_factory(name, device)
+    if advice := advise(name):
+        raise BadInput(f"features {name}: wanted module:factory{advice}")
     raise BadInput(
         f"no features {name!r}: wanted one of {', '.join(FEATURES)}, a digit classifier's .safetensors file, or "
         f"module:factory{suggest(name, FEATURES)}"

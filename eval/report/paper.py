@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from eval.report.comparison import cautions
 from eval.report.tables import NONE, bullets, count_text, escape, number_text
 from eval.results import FULL_NUM_SAMPLES, Report
-from pipeline.common.errors import BadInput, suggest
+from pipeline.common.errors import BadInput
 from pipeline.common.safe_yaml import parse_yaml, read_text
+from pipeline.common.suggestions import suggest
 
 FIGURES = Path(__file__).with_name("paper.yaml")
 HEADINGS = ("Method", "NFE", "FID, the paper's", "{headline}, here", "Params", "FLOPs", "MACs")

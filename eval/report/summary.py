@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from eval.report import tables
 from eval.results import FULL_NUM_SAMPLES, Report, Row, cheapest_as_good
+from pipeline.common.plural import counted
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -37,7 +38,7 @@ def said_of(report: Report, row: Row) -> str:
 
 def count(nfe: float) -> str:
     """ "1 evaluation", "120.9 evaluations"."""
-    return f"{nfe:g} evaluation{'' if nfe == 1 else 's'}"
+    return counted(nfe, "evaluation")
 
 
 def ratio(larger: float, smaller: float) -> str:
@@ -49,7 +50,8 @@ def ratio(larger: float, smaller: float) -> str:
 def _evaluations(report: Report, row: Row, solver: Row | None) -> Number:
     what = f"of the network for {'an image' if report.noun == 'images' else 'a sample'}"
     if solver is None:
-        return Number(f"{row.nfe:g}", f"evaluation{'' if row.nfe == 1 else 's'} {what}", "", "")
+        number, noun = count(row.nfe).split(" ")
+        return Number(number, f"{noun} {what}", "", "")
     beside = f"{count(row.nfe)} {what}, instead of {solver.nfe:g} with {solver.sampler}."
     what = "fewer evaluations than the teacher's solver"
     return Number(ratio(solver.nfe, row.nfe), what, beside, _cheapest(report, row))

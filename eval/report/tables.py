@@ -12,6 +12,7 @@ from rich.text import Text
 
 from eval.features.clip import NAME as CLIP
 from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work, gains
+from pipeline.common.plural import counted
 
 GROUPS = {
     "solver": "Teacher, own solver",
@@ -171,7 +172,7 @@ def facts(report: Report) -> dict[str, str]:
         **{f"features, {space.name}": _features(space) for space in report.spaces},
         "quantiser": report.quantiser,
         **({"precision": _precision(report.precision)} if report.precision else {}),
-        "checkpoint": f"{report.checkpoint}, after {training.step:,} steps",
+        "checkpoint": f"{report.checkpoint}, after {counted(training.step, 'step')}",
         "weights": _weights(report),
         **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
         **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
@@ -189,8 +190,8 @@ def _prompts(prompts: PromptSet) -> str:
 
 def _generation(made: Generation) -> str:
     return (
-        f"{made.num_records:,} records of {made.num_states} states, {made.solver}, {count_text(made.nfe)} evaluations "
-        f"each; {made.device_hours:.3g} device hours on {'; '.join(made.machines)}"
+        f"{counted(made.num_records, 'record')} of {counted(made.num_states, 'state')}, {made.solver}, "
+        f"{count_text(made.nfe)} evaluations each; {made.device_hours:.3g} device hours on {'; '.join(made.machines)}"
     )
 
 
@@ -258,7 +259,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     num_hidden = len(report.rows) - len(rows)
     more = ""
     if not is_whole and (num_hidden or metrics[1:]):
-        more = f"{num_hidden} more rows and all metrics: --all." if num_hidden else "All metrics: --all."
+        more = f"{counted(num_hidden, 'more row')} and all metrics: --all." if num_hidden else "All metrics: --all."
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),

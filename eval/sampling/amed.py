@@ -185,7 +185,7 @@ def train(file: Path, data: str, num_evaluations: int, grid: str, teacher: str |
     plan = manifest.plan
     if not plan.velocities:
         raise BadInput(f"{data}: wanted velocities, for the states between: generate with --velocities")
-    source = resolve_recorded(manifest.dataset.teacher_source, teacher, data, "--teacher")
+    source = resolve_recorded(manifest.dataset.teacher_source, teacher, data, "--teacher ")
     found = source.load_planned(plan, store)
     if found.sha256 != plan.teacher_sha256:
         raise BadInput(f"{data} was made by another teacher than {found.name}: name its own with --teacher")

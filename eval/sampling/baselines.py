@@ -17,7 +17,8 @@ from eval.sampling import amed, dpm_solver
 from eval.sampling.amed import AmedSolver
 from eval.sampling.grids import GRIDS, grid_of
 from eval.sampling.samplers import Draw, Sampler
-from pipeline.common.errors import BadInput, suggest
+from pipeline.common.errors import BadInput
+from pipeline.common.suggestions import suggest
 from pipeline.flow.solver import Solver, SolverFailed, Velocity, integrate
 from pipeline.teachers.teacher import Teacher
 

@@ -46,7 +46,7 @@ def checkpoint_samplers(
         return []
     if models.student is None:
         raise BadInput(f"{models.folder}: wanted a student's run for 'checkpoints'; it trains a teacher")
-    run = mirror.find_run(location.partition("/checkpoints/")[0]) if is_url(location) else str(models.run)
+    run = mirror.find_run(location.rstrip("/").partition("/checkpoints/")[0]) if is_url(location) else str(models.run)
     folders = {int(name.partition("-")[2]): f"{run}/checkpoints/{name}" for name in mirror.steps(run)}
     for step in folders if wanted == "all" else wanted:
         if step not in folders:

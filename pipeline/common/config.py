@@ -1,23 +1,25 @@
 """Configurations: a YAML file with a section per command, overridden by flags and --set, validated by one model."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from pipeline.common.errors import BadInput, suggest
+from pipeline.common.errors import BadInput
+from pipeline.common.faults import MAX_SHOWN, explain
+from pipeline.common.module_files import name_instead
 from pipeline.common.safe_yaml import parse_yaml, read_text
+from pipeline.common.suggestions import suggest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-MAX_SHOWN = 80  # characters of a value in a message
 COMMANDS = ("generate", "train", "evaluate")
+LABELS = ("name", "family", "loss")  # keys by which a mapping is told from others
+MAX_SHOWN_FIELDS = 8  # that differ, in one message
 SLURM = "slurm"  # the section on where the commands run
-MAX_FAULTS = 20  # in one message
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -26,8 +28,10 @@ def expand_home(value: object) -> object:
     """`value`, or for a path that begins with "~" the path in the home folder; a Path in a field of text is its text.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: there is no such user, or it is a function, whose name is wanted.
     """
+    if callable(value):
+        raise ValueError(name_instead(value))
     if not isinstance(value, str | Path):
         return value
     try:
@@ -135,8 +139,11 @@ def _parse(text: bytes, location: str) -> tuple[dict[str, dict[str, Any]], str |
     if not isinstance(base, str | None):
         raise BadInput(f"{location}: wanted the path of a config as base; it is {str(base)[:MAX_SHOWN]}")
     if not isinstance(sections, dict) or not set(sections) <= {*COMMANDS, SLURM}:
-        got = ", ".join(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
-        raise BadInput(f"{location}: wanted sections named {', '.join((*COMMANDS, SLURM))}; found {got}")
+        found = [str(name) for name in sections] if isinstance(sections, dict) else [type(sections).__name__]
+        known = next(filter(None, (suggest(name, COMMANDS) for name in found if name not in COMMANDS)), "")
+        raise BadInput(
+            f"{location}: wanted sections named {', '.join((*COMMANDS, SLURM))}; found {', '.join(found)}{known}"
+        )
     for command, section in sections.items():
         if not isinstance(section, dict | None):
             raise BadInput(f"{location}: section {command!r} is not a mapping of keys to values")
@@ -190,135 +197,46 @@ def validate(model: type[Model], values: Mapping[str, Any], command: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{command}: {explain(error, model, command)}") from error
+        raise BadInput(f"{command}: {explain(error, model, values, by_flag=command in COMMANDS)}") from error
 
 
-# What pydantic's types of faults ask for; {} is filled from the fault's context.
-WANTED = {
-    "int_": "a whole number",
-    "float_": "a number",
-    "finite_number": "a finite number",
-    "bool_": "true or false",
-    "string_type": "text",
-    "string_too_short": "text that is not empty",
-    "path_type": "a path",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_": "a mapping of keys to values",
-    "greater_than_equal": "{ge:g} or more",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "{le:g} or less",
-    "less_than": "less than {lt:g}",
-    "literal_error": "{expected}",
-    "union_tag_invalid": "one of {expected_tags}",
-    "too_short": "{min_length} or more values",
-    "too_long": "{max_length} values at most",
-    "missing": "a value",
-}
-# What pydantic adds to the path of a fault in a union: "int", "constrained-int", "tuple[float, ...]".
-UNION_MEMBER = re.compile(r"(constrained-)?(int|float|str|bool|none|list|tuple|dict|function-\w+)(\[.*)?")
-
-
-def explain(error: ValidationError, model: type[BaseModel], command: str = "") -> str:
-    """The faults of `error` in plain English: for each key what was wanted and what came, on one line."""
-    by_key: dict[str, list[Any]] = {}
-    for fault in error.errors():
-        path, models = _locate(model, [str(part) for part in fault["loc"]])
-        by_key.setdefault(".".join(path), []).append((fault, models))
-    faults = [_describe(key, faults, command) for key, faults in list(by_key.items())[:MAX_FAULTS]]
-    more = [f"and {len(by_key) - MAX_FAULTS} more"] if len(by_key) > MAX_FAULTS else []
-    return "; ".join(faults + more)
-
-
-def _describe(key: str, faults: Sequence[tuple[Any, list[type[BaseModel]]]], command: str) -> str:
-    """One line for the faults of `key`, of which there are several where it may be of several types."""
-    fault, models = faults[0]
-    if fault["type"] == "extra_forbidden":
-        valid = dict.fromkeys(name for candidate in models for name in candidate.model_fields)
-        prefix, _, name = key.rpartition(".")
-        known = suggest(name, valid).replace("'", f"'{prefix}.", 1) if prefix else suggest(name, valid)
-        return f"unknown key {key!r}; valid keys: {', '.join(valid)}{known}"
-    if fault["type"] == "missing" and not str(fault["loc"][-1]).isdigit():
-        by_flag = f"; give it by flag, in the config or with --set {key}=..." if command in COMMANDS else ""
-        return f"{key!r} is missing{by_flag}"
-    message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults)).replace(" or wanted ", " or ")
-    value = fault["input"]
-    name = f"{key}: " if key else ""
-    is_quoted = isinstance(value, str) and bool(value) and repr(value) in message
-    if isinstance(value, Mapping) or fault["type"] == "missing" or is_quoted:
-        return f"{name}{message}"
-    known = (
-        suggest(value, fault["ctx"]["expected"].split("'"))
-        if fault["type"] == "literal_error" and isinstance(value, str)
-        else ""
-    )
-    return f"{name}{message}, got {_shorten(value)}{known}"
-
-
-def _message(fault: Any) -> str:
-    """A fault as "wanted ..."; the message of a check of ours is taken as it is."""
-    type_ = "string_too_short" if fault["input"] == "" and fault["type"] == "too_short" else fault["type"]
-    kind = next((kind for kind in WANTED if type_.startswith(kind)), None)
-    if kind is None:
-        return str(fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "))
-    return "wanted " + WANTED[kind].format_map(fault.get("ctx", {}))
-
-
-def _shorten(value: object) -> str:
-    """A value as it may be written in YAML, at most a line of it."""
-    text = (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def _locate(model: type[BaseModel], loc: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys that the user wrote to reach a fault, and the models that may have the last one as a field.
-
-    Pydantic's `loc` also holds the tags of unions, which the user did not write.
-    """
-    models: list[type[BaseModel]] = [model]
-    keys: list[str] = []
-    for i, part in enumerate(loc):
-        tagged = [candidate for candidate in models if tag_of(candidate) == part]
-        if tagged and i < len(loc) - 1:
-            models = tagged
-            continue
-        if UNION_MEMBER.fullmatch(part) and not any(part in candidate.model_fields for candidate in models):
-            continue
-        keys.append(part)
-        fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
-        if i < len(loc) - 1 and fields:
-            models = [nested for field in fields for nested in models_in(field.annotation)] or models
-    return keys, models
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models in an annotation, whatever they are wrapped in."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [nested for part in get_args(annotation) for nested in models_in(part)]
-
-
-def tag_of(model: type[BaseModel]) -> str | None:
-    """The tag of a model in a discriminated union: the value of its first field with a single literal value."""
-    for field in model.model_fields.values():
-        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
-            return str(get_args(field.annotation)[0])
-    return None
-
-
-def differences(existing: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+def differences(existing: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The fields in which two configurations differ, as "key: 1 there, 2 asked; ..."; empty if they are equal."""
-    fields = []
-    for key in [*asked, *(key for key in existing if key not in asked)]:
-        there, here = existing.get(key), asked.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            fields.append(differences(there, here, f"{prefix}{key}."))
-        elif there != here:
-            fields.append(f"{prefix}{key}: {there} there, {here} asked")
-    return "; ".join(filter(None, fields))
+    found = [f"{key}: {_brief(there)} there, {_brief(here)} asked" for key, there, here in _differing(existing, asked)]
+    more = [f"and {len(found) - MAX_SHOWN_FIELDS} more"] if len(found) > MAX_SHOWN_FIELDS else []
+    return "; ".join(found[:MAX_SHOWN_FIELDS] + more)
+
+
+def _differing(existing: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys below `key` at which two values differ, and both values; things of different names are not compared."""
+    if existing == asked:
+        return
+    there, here = _parts(existing), _parts(asked)
+    is_list = isinstance(existing, list) or isinstance(asked, list)
+    if not there or not here or (key and _name(there) != _name(here)) or (is_list and len(there) != len(here)):
+        yield key, existing, asked
+        return
+    for name in dict.fromkeys([*here, *there]):
+        yield from _differing(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+
+
+def _parts(value: Any) -> Mapping[str, Any]:
+    """What a mapping, or a list of mappings, is made of, by key or index; nothing of other values."""
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        return {str(i): item for i, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _name(value: Mapping[str, Any]) -> Any:
+    """What says which thing a mapping describes: a recipe, a solver, a network, a loss."""
+    return next((value[label] for label in LABELS if label in value), None)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping) and _name(value) is not None:
+        return str(_name(value))
+    text = f"{len(value)} entries" if isinstance(value, list) and len(str(value)) > MAX_SHOWN else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def resolved(config: BaseModel, command: str) -> str:
@@ -331,6 +249,13 @@ def write_resolved(path: Path, config: BaseModel, command: str) -> None:
     """Write `resolved` to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(resolved(config, command))
+
+
+def split_list(value: object) -> object:
+    """ "3, 18" as a list, and 3 as one; the rest is for the model to check."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
 
 
 def parse_count(value: object) -> object:

@@ -6,6 +6,7 @@ import resource
 import torch
 
 from pipeline.common.errors import BadInput
+from pipeline.common.plural import counted
 
 KIB = 2**10  # the unit of ru_maxrss on Linux
 
@@ -29,7 +30,7 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     num_threads = torch.get_num_threads()
-    return f"{platform.machine()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
+    return f"{platform.machine()}, {counted(num_threads, 'thread')}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,8 +1,6 @@
 """The two ways a command ends early; each message is one line: what was wanted, what came, what to do."""
 
-import difflib
 import re
-from collections.abc import Iterable
 
 # Characters that move the cursor, reorder or end a line, or cannot be encoded: C0 and C1 but the line feed, marks of
 # direction, separators of lines, and the halves of names that are not UTF-8.
@@ -36,12 +34,6 @@ def one_line(error: BaseException) -> str:
     """The message of an exception on one line, without the keys and signatures of signed URLs."""
     text = " ".join(str(error).split()) or type(error).__name__
     return _SECRET.sub(r"\1...", text)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for a `name` that is spelt like one of `known`, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def for_terminal(text: str) -> str:

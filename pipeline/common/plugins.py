@@ -20,6 +20,8 @@ from typing import TypeVar
 import torch
 
 from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.module_files import advise
+from pipeline.common.suggestions import suggest
 
 Factory = Callable[[torch.device], object]
 Made = TypeVar("Made")
@@ -34,8 +36,17 @@ def import_function(source: str, kind: str) -> Factory:
     """
     module_name, _, function = source.partition(":")
     with _importing(source, kind), _working_folder_first():
-        _refuse_data_folder(source, kind, find_origin(source))
-        imported: Factory = getattr(importlib.import_module(module_name), function)
+        if module_name.endswith(".py"):
+            raise BadInput(f"{kind} {source}: wanted module:factory{advise(module_name)}")
+        origin = find_origin(source)
+        if origin is None:
+            raise BadInput(f"{kind} {source}: wanted module:factory; {_missing(source)}")
+        _refuse_data_folder(source, kind, origin)
+        module = importlib.import_module(module_name)
+        if not hasattr(module, function):
+            known = suggest(function, [name for name, value in vars(module).items() if callable(value)])
+            raise BadInput(f"{kind} {source}: wanted module:factory; {module_name} has no {function!r}{known}")
+        imported: Factory = getattr(module, function)
     if "" not in sys.path:  # it may import its neighbours later: they are found if nothing else is so called
         sys.path.append("")
     return imported
@@ -75,10 +86,41 @@ def remember(source: str, folder: Path, group: str) -> None:
 
 def is_remembered(source: str, folder: Path, group: str) -> bool:
     """Whether the user has named the factory `source` before, and it is found where it was."""
-    try:
-        return _note(folder, source).read_text() == _where(source, group)
-    except (OSError, ValueError, ImportError):
-        return False
+    return (found := find(source, group)) is not None and found == _noted(source, folder)
+
+
+def find(source: str, group: str) -> str | None:
+    """Where the factory `source` is found, a module or an entry point of `group`; None where there is none."""
+    with suppress(ImportError, ValueError):
+        return _where(source, group)
+    return None
+
+
+def distrust(source: str, folder: Path, group: str, remedy: str) -> str:
+    """Why the factory `source`, which a file of somebody else names, was not imported; `remedy` is how to name it."""
+    found, noted = find(source, group), _noted(source, folder)
+    if found is not None:
+        return (
+            f", code that you have not named before; it was not imported: if you trust {found}, name it with {remedy}"
+        )
+    return f"; {_missing(source, f', with {remedy}') if noted is None else _missing(source, origin=Path(noted))}"
+
+
+def _missing(source: str, how: str = "", origin: Path | None = None) -> str:
+    """What to do where the module of `source` is not found, which was found in `origin` once."""
+    module = source.partition(":")[0].partition(".")[0]
+    if origin is None:
+        there = f"in the folder of {module}.py{how}"
+    else:
+        there = f"in {origin.parent.parent if origin.stem == '__init__' else origin.parent}, where you named it before"
+    return f"no module {module!r} is in this folder or installed: run this {there}, or put that folder on PYTHONPATH"
+
+
+def _noted(source: str, folder: Path) -> str | None:
+    """Where the user's factory `source` was found when it was last named; None if it was not, or cannot be read."""
+    with suppress(OSError, ValueError):
+        return _note(folder, source).read_text()
+    return None
 
 
 def _note(folder: Path, source: str) -> Path:

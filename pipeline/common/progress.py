@@ -1,6 +1,5 @@
 """Console output while a stage works: lines, and one progress bar with the figures of that stage."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from pipeline.common.errors import for_terminal
+from pipeline.common.repeat import repeated
 
 LINE_SECONDS = 60.0  # between two lines of a bar that no terminal shows
 PACE_UPDATES = 1000  # the last updates, whose rate gives the time that is left
@@ -142,27 +142,11 @@ def _told(title: str, pace: Pace) -> Iterator[Advance]:
     def tell() -> None:
         say(f"{title}: {pace.done:.0f}/{pace.total:.0f}, {pace}" + (f"; {shown}" if shown else ""))
 
-    with _repeated(tell, LINE_SECONDS):
-        yield advance
-
-
-@contextmanager
-def _repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `action` every `seconds` in a thread, and once at the end."""
-    done = threading.Event()
-
-    def repeat() -> None:
-        while not done.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=repeat, name="progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(tell, LINE_SECONDS, "progress"):
+            yield advance
     finally:
-        done.set()
-        thread.join()
-        action()
+        tell()
 
 
 class _PaceColumn(ProgressColumn):

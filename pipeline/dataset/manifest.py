@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, StoreFailed, reason
+from pipeline.common.faults import explain
 from pipeline.dataset.commit import read_markers
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import SHARD_FILE, Block, Marker

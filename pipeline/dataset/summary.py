@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
+from pipeline.common.plural import counted
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.dataset.manifest import PLAN, DataSet, Ledger, Manifest, confirmed_markers, read_dataset
 from pipeline.dataset.reader import BlockReader
@@ -100,7 +101,7 @@ class Summary:
         if decode is None and not is_drawable(plan.shape):
             states = _states(self, self.records).astype(np.float32)
             rows = [to_pictures(states[:, i], plan.data_range) for i in range(states.shape[1])]
-            return {f"{len(states)} records": np.concatenate(rows)}
+            return {counted(len(states), "record"): np.concatenate(rows)}
         indices = np.linspace(0, len(self.records) - 1, min(num_rows, len(self.records))).round().astype(int)
         states = _states(self, self.records)
         shown = decode or (lambda x: x)

@@ -4,18 +4,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.common.config import PathText, Unit, parse_count
+from pipeline.common.config import PathText, Unit, parse_count, split_list
 from pipeline.flow.solver_config import Precision, Solver
 from pipeline.storage.store import Location
 
 Compile = Literal["auto", "graphs"] | bool
-
-
-def _split(value: object) -> object:
-    """ "3, 18" as a list, and 3 as one; the rest is for the model to check."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int) else value
 
 
 def _sides(value: object) -> object:
@@ -64,7 +57,7 @@ class GenerateConfig(BaseModel):
     out: Location = Field(description="Folder or URL of the data set; an existing one of the same plan is resumed.")
     guidance_scale: float = Field(default=1.0, ge=0, description="Scale of classifier-free guidance; 1 means none.")
     classes: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_split), AfterValidator(_increasing)
+        tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(split_list), AfterValidator(_increasing)
     ] = Field(default=None, description="Classes to draw labels from; by default those that were trained, else all.")
     prompts: PathText | None = Field(
         default=None, description="File of prompts for a diffusers pipeline: .txt with one a line, or .jsonl."

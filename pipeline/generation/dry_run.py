@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.common.device import pick_device
+from pipeline.common.plural import counted
 from pipeline.common.progress import format_bytes, format_seconds
 from pipeline.common.ray_cluster import count_workers
 from pipeline.dataset.conditions import as_stored
@@ -53,19 +54,20 @@ class DryRun:
     def lines(self) -> Iterator[str]:
         """The lines that `generate --dry-run` prints."""
         committed = f", {self.num_committed} of them committed" if self.num_committed else ""
-        yield f"{self.num_records} trajectories{committed}; nothing was written"
-        yield f"{self.plan.solver}: {self.nfe} evaluations per sample, tried on one batch of {self.plan.batch_size}"
+        yield f"{counted(self.num_records, 'trajectory')}{committed}; nothing was written"
+        evaluations = counted(self.nfe, "evaluation")
+        yield f"{self.plan.solver}: {evaluations} per sample, tried on one batch of {self.plan.batch_size}"
         yield f"{self.samples_per_second:.1f} samples/s on a worker like this process"
         yield str(self.batch_sizes or "batch sizes: measured on a GPU only")
-        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
         hours = f"{self.seconds / 3600:.3g} hours"
         if self.seconds < 3600:
             hours += f" ({format_seconds(self.seconds)})"
-        yield f"{hours} on {workers}, if none slows another down"
+        yield f"{hours} on {counted(self.num_workers, 'worker')}, if none slows another down"
         room = f"; {format_bytes(self.free_bytes)} are free there" if self.free_bytes is not None else ""
         yield f"{format_bytes(self.num_bytes)} to be stored{room}"
         if self.plan.conditions is not None:
-            yield f"{format_bytes(self.table_bytes)} besides of conditions, for {self.plan.num_classes} prompts"
+            prompts = counted(self.plan.num_classes, "prompt")
+            yield f"{format_bytes(self.table_bytes)} besides of conditions, for {prompts}"
 
 
 def dry_run(config: GenerateConfig) -> DryRun:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from pipeline.common.config import explain, resolved
+from pipeline.common.config import resolved
 from pipeline.common.errors import BadInput, StoreFailed, WorkFailed, reason
+from pipeline.common.faults import explain
 from pipeline.common.interrupt import stoppable
+from pipeline.common.plural import counted
 from pipeline.common.progress import bar, say
 from pipeline.dataset.conditions import PROMPTS, Chunk, ConditionMarker, Prompts, missing_chunks
 from pipeline.dataset.manifest import (
@@ -144,7 +146,7 @@ def generate(config: GenerateConfig) -> Manifest:
     if len(ledger.numerics) > 1:
         say(f"note: shards of {config.out} were made on different kinds of machine: see `numerics` in their markers")
     if not missing:
-        say(f"{config.out} is complete: {config.n} records of this plan; nothing to do")
+        say(f"{config.out} is complete: {counted(config.n, 'record')} of this plan; nothing to do")
     return ledger.manifest(store, dataset)
 
 
@@ -362,5 +364,5 @@ def make_shards(
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)
-                advance(0, f"{rate:.0f} samples/s, {nfe:.0f} evaluations each")
+                advance(0, f"{rate:.0f} samples/s, {counted(round(nfe), 'evaluation')} each")
             yield result

@@ -4,13 +4,13 @@ They keep nobody out, unlike the lease: parts may overlap. Two processes that ma
 """
 
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from pipeline.common.repeat import repeated
 from pipeline.storage.lease import Holder, is_alive, this_process
 from pipeline.storage.store import Store
 
@@ -40,21 +40,17 @@ def beating(store: Store, number: int, count: int) -> Iterator[None]:
 
     What cannot be written stays untold: if the store is away, the work itself fails.
     """
-    name, holder, done = _name(number, count), this_process(), threading.Event()
+    name, holder = _name(number, count), this_process()
 
     def beat() -> None:
-        while not done.is_set():
-            with suppress(OSError):
-                store.write(name, Heartbeat(holder=holder, seen=datetime.now(UTC)).model_dump_json().encode())
-            done.wait(BEAT_SECONDS)
+        with suppress(OSError):
+            store.write(name, Heartbeat(holder=holder, seen=datetime.now(UTC)).model_dump_json().encode())
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
+    beat()
     try:
-        yield
+        with repeated(beat, BEAT_SECONDS, "heartbeat"):
+            yield
     finally:
-        done.set()
-        thread.join()
         with suppress(OSError):
             store.remove(name)
 

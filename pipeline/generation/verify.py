@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.common.errors import BadInput, StoreFailed, one_line, reason
+from pipeline.common.plural import counted
 from pipeline.common.progress import bar, format_bytes
 from pipeline.dataset.commit import MARKERS_AT_ONCE, marker_name, parse_marker, shards_present
 from pipeline.dataset.conditions import (
@@ -149,7 +150,7 @@ class VerifyResult:
     def __str__(self) -> str:
         plan, num_records = self.dataset.plan, self.dataset.num_records
         whole = f"{self.num_whole} of {len(plan.shards(num_records))} shards are whole"
-        faults = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}; " if self.faults else ""
+        faults = f"{counted(len(self.faults), 'fault')}; " if self.faults else ""
         return f"{faults}{whole}, {format_bytes(self.num_bytes)} read"
 
     def blame(self, fault: Fault) -> None:

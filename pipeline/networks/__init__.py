@@ -47,6 +47,7 @@ __all__ = [
     "build",
     "described",
     "draws_in_turn",
+    "family_for",
     "lay_out",
     "load",
     "num_labels",
@@ -106,6 +107,13 @@ def build(config: AnyConfig) -> Network:
         return lay_out(Mlp(config))
     assert isinstance(config, SongUNetConfig)
     return lay_out(SongUNet(config))
+
+
+def family_for(shape: tuple[int, ...]) -> str:
+    """The family whose defaults take arrays of `shape`: song for images whose sides it can halve, else mlp."""
+    num_halved = len(SongUNetConfig.model_fields["channel_mult"].default) - 1
+    is_image = len(shape) == 3 and not any(side % 2**num_halved for side in shape[1:])
+    return "song" if is_image else "mlp"
 
 
 def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.common.plural import counted
 from pipeline.flow.noise import draw_labels, draw_noise
 from pipeline.flow.numerics import fixed_numerics
 from pipeline.flow.path import straightness, uniform_times
@@ -105,20 +106,26 @@ class TeacherCheck:
     def _range_hint(self) -> str:
         low, high = self.teacher.data_range
         least, largest = self.data.least, self.data.largest
-        lie = f"they lie in [{least:.3g}, {largest:.3g}]"
+        lie = f"most lie in [{least:.3g}, {largest:.3g}]"
         if self.against_noise or (self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white):
-            return f"{lie}, about as widely as noise: is that the data_range of its data, and {TIME_HINT}"
+            return f"{lie}, about as widely as noise: {self._declare}; else {TIME_HINT}"
         if largest - least > 2 * (high - low):
-            return f"{lie}: is that the data_range of its data?"
+            return f"{lie}: {self._declare}"
         if self.estimates < MIN_ESTIMATES:
             return (
                 "its estimates of the data, x - t v, leave the range on the way: does its own sampler clip them "
                 "(clip_denoised)? Then clip them in its velocity too: v = (x - (x - t v).clamp(low, high)) / t"
             )
         return (
-            f"{lie}: is that the data_range of its data, and is the velocity that of x = (1 - t) data + t noise, "
+            f"{lie}: {self._declare}; else is the velocity that of x = (1 - t) data + t noise, "
             "with noise of standard deviation 1?"
         )
+
+    @property
+    def _declare(self) -> str:
+        """What to do if the samples are right and the range is not."""
+        least, largest = f"{self.data.least:.2g}", f"{self.data.largest:.2g}"
+        return f"if its data do too, give its Teacher about data_range=({least}, {largest})"
 
     def table(self) -> Table:
         """The table that `teachers check` prints."""
@@ -133,10 +140,8 @@ class TeacherCheck:
         shown.add_row("turns noise into data", "", "yes" if self.is_data_like else "NO")
         shown.add_row(f"evaluations of {SOLVER}", "", str(self.nfe))
         shown.add_row("straightness (0: straight)", "", f"{self.straightness:.4f}")
-        shape = (
-            f"{list(teacher.shape)}, {teacher.num_classes} classes" if teacher.num_classes else f"{list(teacher.shape)}"
-        )
-        shown.add_row("shape", "", shape)
+        classes = f", {counted(teacher.num_classes, 'class')}" if teacher.num_classes else ""
+        shown.add_row("shape", "", f"{list(teacher.shape)}{classes}")
         if teacher.classes:
             shown.add_row("trained on", "", describe(teacher.classes))
         if teacher.network is not None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.common.plural import counted
+
 SHOWN = 20  # classes in one line
 
 
@@ -26,8 +28,7 @@ def describe(classes: Sequence[TrainedClass]) -> str:
     shown = [str(one) for one in classes]
     if len(shown) > SHOWN:
         shown = [*shown[: SHOWN // 2], "...", shown[-1]]
-    plural = "" if len(classes) == 1 else "es"
-    return f"{len(classes)} class{plural}: {', '.join(shown)}"
+    return f"{counted(len(classes), 'class')}: {', '.join(shown)}"
 
 
 def trained_labels(classes: Sequence[TrainedClass], num_classes: int) -> tuple[int, ...] | None:

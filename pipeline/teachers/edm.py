@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.common.config import explain
 from pipeline.common.errors import BadInput
+from pipeline.common.faults import explain
 from pipeline.networks import DhariwalUNetConfig, SongUNetConfig
 from pipeline.networks.layers import Attention
 from pipeline.networks.unet import UNet

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.common import plugins
 from pipeline.common.config import differences
-from pipeline.common.errors import BadInput, reason, suggest
+from pipeline.common.errors import BadInput, reason
+from pipeline.common.module_files import advise
 from pipeline.common.progress import say
+from pipeline.common.suggestions import suggest
 from pipeline.dataset.conditions import ConditionTable, Prompts
 from pipeline.dataset.plan import ConditionSet, Plan
 from pipeline.flow.numerics import Precision
@@ -68,17 +70,19 @@ def resolve_recorded(source: str, given: str | None, location: str, option: str)
     """`resolve(given)`, or without one `resolve(source)`, which a file of somebody else at `location` may have named.
 
     Raises:
-        BadInput: `source` is a factory that this user has not named before; `option` is how to name it.
+        BadInput: `source` has gone, or is a factory that this user has not named before; `option` is how to name it,
+            such as "--teacher ".
     """
     if given is not None:
         return resolve(given)
     found = resolve(source)
-    if isinstance(found, _FactorySource) and not plugins.is_remembered(source, named_factories(), ENTRY_POINTS):
-        raise BadInput(
-            f"{location} names the teacher {source!r}, code that you have not named before; it was not imported: "
-            f"if you trust it, name it with {option}"
-        )
-    return found
+    if not isinstance(found, _FactorySource) or plugins.is_remembered(source, named_factories(), ENTRY_POINTS):
+        return found
+    names = f"{location} names the teacher {source!r}"
+    if ":" not in source and plugins.find(source, ENTRY_POINTS) is None:
+        raise BadInput(f"{names}, which is not there: {option}PATH says where it is")
+    distrust = plugins.distrust(source, named_factories(), ENTRY_POINTS, option + quote(source))
+    raise BadInput(f"{names}{distrust}")
 
 
 def find_decoder(source: str | None, device: torch.device | str = "cpu") -> Decode | None:
@@ -116,6 +120,7 @@ class TeacherSource(ABC):
     """A teacher that the user named by `text` and that is not loaded yet."""
 
     text: str
+    is_function: ClassVar = False  # of the user's own
 
     @property
     @abstractmethod
@@ -348,6 +353,8 @@ class _FileSource(TeacherSource):
 class _FactorySource(TeacherSource):
     """A factory of the user's own, or nothing at all."""
 
+    is_function: ClassVar = True
+
     @property
     def absolute(self) -> str:
         return self.text
@@ -361,6 +368,8 @@ class _FactorySource(TeacherSource):
             factory: plugins.Factory | None = plugins.import_function(self.text, "teacher")
         else:
             factory = plugins.import_entry_point(ENTRY_POINTS, self.text, "teacher")
+        if factory is None and (advice := advise(self.text)):
+            raise BadInput(f"teacher {self.text}: wanted module:factory{advice}")
         if factory is None:
             raise BadInput(
                 f"no teacher {self.text!r}: wanted one of {', '.join(catalogue.named_teachers())}, the path of a "
@@ -552,6 +561,8 @@ def _read(format_name: str, path: Path, config: FlowNetworkConfig | None) -> tup
 
 
 def _format_of(weights: Path) -> str:
+    if weights.suffix == ".py":
+        raise BadInput(f"teacher {weights}: wanted module:factory{advise(str(weights))}")
     if weights.suffix in (".pth", ".pt"):
         raise BadInput(
             f"{weights}: such a file does not say how its network is built: describe it in a .yaml entry "

@@ -12,8 +12,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pipeline.common.errors import BadInput, suggest
+from pipeline.common.errors import BadInput
 from pipeline.common.progress import Advance
+from pipeline.common.suggestions import suggest
 from pipeline.dataset.plan import stratified_times
 from pipeline.flow.numerics import Precision, check_precision, fixed_numerics
 from pipeline.flow.path import uniform_times

@@ -308,6 +308,25 @@ def test_other_checkpoints_are_scored_by_their_training_step(classes: Path, tmp_
     assert run(classes, tmp_path / "all", checkpoints="2,4", baselines=()).other_checkpoints == report.other_checkpoints
 
 
+def test_other_checkpoints_of_a_run_at_a_url_are_scored_as_those_in_a_folder(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+    url = f"memory://{tmp_path.name}/run"
+    fsspec.filesystem("memory").put(str(classes / "run"), url, recursive=True)
+    less: dict[str, Any] = {"baselines": (), "num_ranges": 1, "steps": (1,)}
+    here = run(classes, tmp_path / "here", checkpoints="all", **less)
+    there = run(classes, tmp_path / "there", checkpoint=url, checkpoints="all", **less)
+    scored = [
+        [(each.step, row.scores, row.rmse) for each in report.other_checkpoints for row in each.rows]
+        for report in (here, there)
+    ]
+    assert [step for step, _, _ in scored[1]] == [2, 4]
+    assert scored[0] == scored[1]
+    with pytest.raises(BadInput, match=rf"checkpoints: wanted steps of {url}: 2, 4, 6; not 3"):
+        run(classes, tmp_path / "there", checkpoint=f"{url}/", checkpoints="3", **less)
+
+
 def test_scans_of_digits_are_no_silent_reference_of_another_teacher() -> None:
     default = EvaluateConfig.model_validate({"checkpoint": "run", "out": "report"})
     given = default.model_copy(update={"reference": "digits"})
@@ -358,7 +377,7 @@ def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
     other = save_tiny_teacher(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(BadInput, match="distilled from another teacher"):
         run(root, tmp_path / "out", teacher=str(other))
-    with pytest.raises(BadInput, match="teacher=none evaluates without it"):
+    with pytest.raises(BadInput, match="--teacher none evaluates without it"):
         run(root, tmp_path / "out", teacher="nowhere.safetensors")
 
 

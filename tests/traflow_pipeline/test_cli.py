@@ -170,7 +170,7 @@ def test_inspect_shows_a_set_and_draws_it(quick: Path, tmp_path: Path) -> None:
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     said = call(tmp_path, "generate", "--config", "quickstart", "--dry-run").stdout
-    for part in ("8192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
+    for part in ("8,192 trajectories", "36 evaluations per sample", "samples/s", "hours", "MB to be stored"):
         assert part in said
     assert list(tmp_path.iterdir()) == []
 
@@ -323,12 +323,15 @@ AT_ONCE = {
     "generate --config quickstart --set statse=1": "did you mean 'states'?",
     "generate --config quickstart --solver rk45": "solver.name: wanted 'dopri5'",
     "generate --teecher digits": "--teecher; did you mean '--teacher'?",
+    "train --learning-rate 1": "--learning-rate; did you mean '--lr'?",
+    "train --weight-decay 1": "--weight-decay; did you mean '--set trainer.weight_decay=...'?",
+    "sample run --num-samples 4": "--num-samples; did you mean '--n'?",
     "evaluate --config quickstart --set stesp=1": "did you mean 'steps'?",
     "evaluate --n 4q": "wanted a count such as 4096",
     "run quickstart --set train.trainer.lrr=1": "did you mean 'train.trainer.lr'?",
     "run quickstart --set evaluate.stesp=1": "did you mean 'evaluate.steps'?",
     "run quikstart": "did you mean 'quickstart'?",
-    "run quickstart --set trian.seed=1": "--set trian: wanted a key of a stage",
+    "run quickstart --set trian.seed=1": "evaluate.KEY=...; did you mean 'train'?",
     "genrate": "Did you mean 'generate'?",
     "teachers chek": "Did you mean 'check'?",
 }

@@ -78,7 +78,7 @@ def test_a_report_in_the_making(tmp_path: Path) -> None:
     row = tmp_path / "samples" / "0123" / "student" / "1-step"
     row.mkdir(parents=True)
     (row / "range-0.json").touch()
-    assert folder_status(str(tmp_path)).endswith("report, 1 ranges scored; stopped")
+    assert folder_status(str(tmp_path)).endswith("report, 1 range scored; stopped")
 
 
 def test_a_folder_of_others_is_said(tmp_path: Path) -> None:

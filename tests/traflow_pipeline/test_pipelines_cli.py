@@ -42,7 +42,7 @@ def test_a_data_set_of_prompts_is_verified_and_shown_in_pixels(
     generate(prompted(tmp_path, pipelines("sd3")))
     assert "row 3, encoded again: every bit the same" in call(tmp_path, "verify", tmp_path / "data").stdout
     found = call(tmp_path, "inspect", tmp_path / "data", "--out", tmp_path / "data.png", "--n", 2)
-    assert "2 trajectories from noise to sample" in found.stdout
+    assert "data.png: from noise to sample, record 0, record " in found.stdout
     assert Image.open(tmp_path / "data.png").size[1] > 0
 
 

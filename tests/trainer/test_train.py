@@ -470,7 +470,7 @@ def test_a_teacher_that_moved_is_the_same_by_its_weights(tmp_path: Path) -> None
     folder = make_data(tmp_path)
     shutil.rmtree(train(config(folder, tmp_path / "run")))
     (tmp_path / "tiny.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(BadInput, match=r"data: its teacher cannot be loaded; --set teacher=PATH says where it is"):
+    with pytest.raises(BadInput, match=r"tiny\.safetensors', which is not there: --set teacher=PATH says where"):
         train(config(folder, tmp_path / "run"))
     folder = train(config(folder, tmp_path / "run", teacher=str(tmp_path / "moved.safetensors")))
     assert folder.name == "step-000006"

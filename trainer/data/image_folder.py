@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.common.errors import BadInput, one_line, reason
+from pipeline.common.plural import counted
 from pipeline.common.progress import format_bytes
 from trainer.data import labels, pictures
 from trainer.data.image_set import ImageSet
@@ -157,8 +158,7 @@ def _describe(left_out: list[tuple[str, PurePosixPath]], before: str = "") -> st
         return ""
     firsts = dict(reversed(left_out))
     kinds = [f"{count} {kind} ({firsts[kind]})" for kind, count in Counter(kind for kind, _ in left_out).most_common(5)]
-    plural = "" if len(left_out) == 1 else "s"
-    return f"{before}{len(left_out)} file{plural} left out, no pictures: {', '.join(kinds)}"
+    return f"{before}{counted(len(left_out), 'file')} left out, no pictures: {', '.join(kinds)}"
 
 
 def _read_whole(name: str, file: File) -> bytes:

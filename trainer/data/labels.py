@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from pipeline.common.config import explain
 from pipeline.common.errors import BadInput, one_line
+from pipeline.common.faults import explain
 
 INDEX = "dataset.json"
 

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from pipeline.common.plural import counted
 from pipeline.networks import FlowNetwork
 from pipeline.networks.places import Place, places
 
@@ -21,7 +22,7 @@ class Inheritance:
 
     def __str__(self) -> str:
         named = ", ".join(self.new[:4]) + (", ..." if len(self.new) > 4 else "")
-        parts = [f"{self.whole} tensors as they are"] if self.whole else []
+        parts = [f"{counted(self.whole, 'tensor')} as they are"] if self.whole else []
         parts += [f"{self.cut} cut to its size"] if self.cut else []
         parts += [f"{len(self.new)} new ({named})"] if self.new else []
         lines = [f"\n  {block} <- {source}" for block, source in self.blocks.items()] if self.cut or self.new else []

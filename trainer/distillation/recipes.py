@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 from pipeline.common.config import CONFIGS, expand_home
-from pipeline.common.errors import suggest
 from pipeline.common.safe_yaml import read_yaml
+from pipeline.common.suggestions import suggest
 from pipeline.dataset.plan import Plan
 from trainer.distillation import compared, terms
 from trainer.distillation.terms import BACKWARD, TrainingOwner

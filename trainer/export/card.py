@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.common.image_grid import is_drawable
+from pipeline.common.plural import counted
 from pipeline.storage.hashing import file_sha256
 from pipeline.teachers import catalogue
 from trainer.checkpoints.checkpoint import CheckpointInfo
@@ -147,7 +148,7 @@ def short_name(teacher: str | None) -> str:
 
 def recipe(name: str, num_steps: int) -> str:
     """The recipe and length of a training."""
-    return f"{name}, {num_steps:,} steps"
+    return f"{name}, {counted(num_steps, 'step')}"
 
 
 def licence(trains: str, teacher: str | None) -> str:
@@ -206,7 +207,8 @@ def _facts(form: Format, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
     agreement = f"within {error:.1e} of the largest value" if error else "equal"
     facts = {
         "file": f"`{path.name}`: {form.title}; sha256 `{file_sha256(path)}`",
-        "weights": f"the average (EMA) after {info.step:,} steps; `{weights.name}` has sha256 `{file_sha256(weights)}`",
+        "weights": f"the average (EMA) after {counted(info.step, 'step')}; "
+        f"`{weights.name}` has sha256 `{file_sha256(weights)}`",
         "parameters": f"{sum(parameter.numel() for parameter in flow.parameters()):,}",
         "network": f"{type(flow.network).__name__}, fp32",
         "teacher": f"`{short_name(info.teacher)}`, sha256 `{info.teacher_sha256}`{guided}",

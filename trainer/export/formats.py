@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import networks
-from pipeline.common.errors import BadInput, suggest
+from pipeline.common.errors import BadInput
+from pipeline.common.suggestions import suggest
 from pipeline.networks import Network
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.checkpoints.model import save_described

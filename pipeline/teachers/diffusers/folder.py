@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import BadInput, one_line, reason, suggest
+from pipeline.common.errors import BadInput, one_line, reason
+from pipeline.common.suggestions import suggest
 from pipeline.networks.diffusers.catalogue import PIPELINES
 from pipeline.networks.diffusers.family import Family
 from pipeline.networks.diffusers.weights import files_sha256, weight_files

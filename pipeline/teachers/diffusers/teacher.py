@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.common.config import explain
 from pipeline.common.errors import BadInput
+from pipeline.common.faults import explain
 from pipeline.flow.numerics import Precision
 from pipeline.networks.conditions import Conditions, Size
 from pipeline.networks.diffusers.family import Family

@@ -5,7 +5,7 @@ import pytest
 from pydantic import BaseModel
 
 from eval.config import EvaluateConfig
-from pipeline.common.config import given, load_section, merge, parse_assignment, parse_count, validate
+from pipeline.common.config import differences, given, load_section, merge, parse_assignment, parse_count, validate
 from pipeline.common.errors import BadInput
 from pipeline.generation.generate import GenerateConfig
 from trainer.config import TrainConfig
@@ -123,3 +123,36 @@ def test_an_unknown_key_is_answered_with_the_one_that_was_meant(wrong: str, righ
 def test_an_unknown_config_is_answered_with_the_one_that_was_meant() -> None:
     with pytest.raises(BadInput, match=r"no config 'quikstart'.*; did you mean 'quickstart'\?"):
         load_section("quikstart", "train")
+
+
+RECIPE: dict[str, Any] = {
+    "name": "mine",
+    "phases": [{"share": 1.0, "terms": [{"loss": "output", "weight": 1.0, "first": 0}]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"name": "yours", "phases": []}, "recipe: mine there, yours asked"),
+        (
+            {"phases": [{"share": 1.0, "terms": [{"loss": "output", "weight": 2.0, "first": 0}]}]},
+            "recipe.phases.0.terms.0.weight: 1.0 there, 2.0 asked",
+        ),
+        (
+            {"phases": [{"share": 1.0, "terms": [{"loss": "velocity"}]}]},
+            "recipe.phases.0.terms.0: output there, velocity asked",
+        ),
+        ({"phases": RECIPE["phases"] * 2}, "recipe.phases: [{'share': 1.0, "),
+        ({"about": "x" * 999}, f"recipe.about: None there, {'x' * 80}... asked"),
+    ],
+)
+def test_of_two_configurations_only_what_differs_is_said(changes: dict[str, Any], said: str) -> None:
+    assert differences({"seed": 1, "recipe": RECIPE}, {"seed": 1, "recipe": {**RECIPE, **changes}}).startswith(said)
+    assert bool(differences({"recipe": RECIPE}, {"recipe": {**RECIPE, **changes}})) == bool(said)
+
+
+def test_many_differences_are_counted() -> None:
+    said = differences({f"key{i}": 0 for i in range(20)}, {f"key{i}": 1 for i in range(20)})
+    assert said.endswith("key7: 0 there, 1 asked; and 12 more")

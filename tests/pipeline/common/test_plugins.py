@@ -24,7 +24,7 @@ def _own_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recorded(source: str, given: str | None = None) -> None:
-    resolve_recorded(source, given, "data/plan.json", "--teacher").load(quiet=True)
+    resolve_recorded(source, given, "data/plan.json", "--teacher ").load(quiet=True)
 
 
 def test_a_factory_that_a_file_names_is_imported_only_once_the_user_has_named_it(
@@ -37,6 +37,35 @@ def test_a_factory_that_a_file_names_is_imported_only_once_the_user_has_named_it
     assert "my_flow_a" not in sys.modules
     recorded("whatever:else", "my_flow_a:gaussian")
     recorded("my_flow_a:gaussian")
+
+
+def test_a_factory_that_is_elsewhere_comes_with_the_folder_to_work_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine" / "my_flow_d.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path / "other")
+    unknown = r"names the teacher 'my_flow_d:gaussian'; no module 'my_flow_d' is in this folder or installed: run this "
+    with pytest.raises(
+        BadInput, match=unknown + r"in the folder of my_flow_d\.py, with --teacher my_flow_d:gaussian, "
+    ):
+        recorded("my_flow_d:gaussian")
+    monkeypatch.chdir(tmp_path / "mine")
+    load_teacher("my_flow_d:gaussian")
+    del sys.modules["my_flow_d"]
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(BadInput, match=f"{unknown}in {tmp_path}/mine, where you named it before"):
+        recorded("my_flow_d:gaussian")
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))  # as PYTHONPATH does
+    recorded("my_flow_d:gaussian")
+
+
+def test_a_teacher_that_has_gone_is_not_called_code() -> None:
+    with pytest.raises(
+        BadInput, match=r"names the teacher '/nowhere/net\.safetensors', which is not there: --teacher PATH"
+    ):
+        recorded("/nowhere/net.safetensors")
 
 
 def test_the_same_name_in_another_folder_is_another_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

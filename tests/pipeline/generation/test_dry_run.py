@@ -30,7 +30,13 @@ def test_hours_are_records_over_samples_per_second_over_workers(tmp_path: Path) 
     assert found.samples_per_second == pytest.approx(2 / found.batch_seconds)
     assert found.seconds == pytest.approx(1000 / found.samples_per_second / 4)
     said = "\n".join(found.lines())
-    for part in ("1000 trajectories; nothing was written", "evaluations per sample", "samples/s", "hours", "4 workers"):
+    for part in (
+        "1,000 trajectories; nothing was written",
+        "evaluations per sample",
+        "samples/s",
+        "hours",
+        "4 workers",
+    ):
         assert part in said
 
 

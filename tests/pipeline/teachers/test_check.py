@@ -42,7 +42,7 @@ UNLIKE = {
     "constant": (lambda x, t, label: 0 * x + 0.5, "is the network trained"),
     "time alone reversed": (lambda x, t, label: GaussianFlow().velocity(x, 1 - t), "does its time run from 1"),
     "sign alone reversed": (lambda x, t, label: -GaussianFlow().velocity(x, t), "does its time run from 1"),
-    "another range": (GaussianFlow(127, 60).velocity, r"they lie in \[.*\]: is that the data_range"),
+    "another range": (GaussianFlow(127, 60).velocity, r"in \[-1, 1\]; there are \d%: most lie in .* data_range=\(-?\d"),
     "estimates unclipped": (GaussianFlow(0.9, 0.5).velocity, "clip_denoised|data_range"),
 }
 

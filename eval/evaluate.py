@@ -514,6 +514,7 @@ class _Evaluation:
             curves=provenance.curves(self.models.run),
             other_checkpoints=self._scored_checkpoints(results),
             checkpoint=str(self.models.folder),
+            teacher_name=self.models.teacher.name if self.models.student and self.models.teacher else None,
             training=EvaluatedCheckpoint(**self.models.info.model_dump(), weights=self.config.weights),
             command=provenance.command(self.config.out / files.CONFIG, self.ranks.world),
             versions=provenance.versions(),
@@ -560,7 +561,7 @@ class _Evaluation:
         return Row(
             model=sampler.model,
             sampler=sampler.name,
-            group="student" if sampler.group == "checkpoint" else sampler.group,
+            group=sampler.row_group,
             nfe=round(sum(result.nfe for result in results) / len(results), 1),
             scores=scores,
             rmse=first.rmse,

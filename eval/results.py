@@ -1,7 +1,6 @@
 """The results of an evaluation: the content of metrics.json, from which every table and page is made."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,6 @@ from eval.sample_counts import FULL_NUM_SAMPLES as FULL_NUM_SAMPLES
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput
 from pipeline.common.image_grid import is_drawable
-from pipeline.common.plural import counted
 from pipeline.storage.store import open_store
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.export.card import short_name
@@ -93,12 +91,21 @@ class NotComputed(_Record):
     reason: str
 
 
+Group = Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
+TITLES: dict[str, str] = {"solver": "teacher's solver", "few-step": "teacher", "student": "student"}
+
+
+def row_title(group: str, sampler: str) -> str:
+    """What pictures of a sampler are called: unique in a report, where the solver may be a few-step sampler too."""
+    return f"{TITLES[group]}, {sampler}"
+
+
 class Row(_Record):
     """One sampler's figures."""
 
     model: Literal["teacher", "student"]
     sampler: str  # such as "euler 4" or "2 steps"
-    group: Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
+    group: Group
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
     rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
@@ -111,7 +118,7 @@ class Row(_Record):
 
     @property
     def title(self) -> str:
-        return f"{self.model}, {self.sampler}"
+        return row_title(self.group, self.sampler)
 
     @property
     def values(self) -> list[float]:
@@ -222,6 +229,8 @@ class Report(_Record):
     other_checkpoints: tuple[ScoredCheckpoint, ...] = ()  # of the same training, where they were asked for
     checkpoint: str  # the folder that was evaluated
     training: EvaluatedCheckpoint
+    # What the student's teacher calls itself; None without one, and in older reports.
+    teacher_name: str | None = Field(default=None, exclude_if=lambda name: name is None)
     command: str  # runs this evaluation again
     versions: dict[str, str]  # of the packages that decide figures
     machine: str
@@ -236,7 +245,12 @@ class Report(_Record):
         recipe = self.training.recipe
         if self.training.trains == "teacher":
             return f"A teacher, recipe “{recipe}”"
-        return f"A student of “{short_name(self.training.teacher)}”, recipe “{recipe}”"
+        return f"A student of “{self.teacher}”, recipe “{recipe}”"
+
+    @property
+    def teacher(self) -> str:
+        """The name of the student's teacher, or the last part of what loads it."""
+        return short_name(self.teacher_name or self.training.teacher)
 
     @property
     def headline(self) -> Metric:
@@ -283,34 +297,3 @@ def find_report(location: str) -> str:
     """The report at `location`, or of the whole run there."""
     whole_run = f"{location.rstrip('/')}/{STAGE}"
     return whole_run if METRICS in open_store(whole_run).sizes() else location
-
-
-def gains(report: Report) -> Sequence[str]:
-    """The benefit of distillation, a sentence for each of the student's rows; none without metrics."""
-    if not report.metrics:
-        return []
-    few = [(row, value) for row in report.rows_of("few-step") if (value := report.value(row)) is not None]
-    if not few:
-        return []
-    student = [(row, value) for row in report.rows_of("student") if (value := report.value(row)) is not None]
-    return [_gain(report, row, value, few) for row, value in student]
-
-
-def _gain(report: Report, row: Row, value: float, few: list[tuple[Row, float]]) -> str:
-    """Quality at equal evaluations, and evaluations at equal quality, compared with the teacher's best."""
-    name, count = report.headline.heading, counted(row.nfe, "evaluation")
-    text = f"At {count} the student has {name} {value:.2f}"
-    within = [(r, v) for r, v in few if r.nfe <= row.nfe]
-    if within:
-        best, best_value = min(within, key=lambda pair: pair[1])
-        text += f"; the teacher's best with at most as many is {best_value:.2f} ({best.sampler})"
-    if (reaching := cheapest_as_good(report, value)) is not None:
-        return f"{text}, and it needs {reaching.nfe:g} to do as well ({reaching.sampler})."
-    most = max(r.nfe for r, _ in few)
-    return f"{text}, and with {most:g} it does not yet do as well."
-
-
-def cheapest_as_good(report: Report, value: float) -> Row | None:
-    """The teacher's few-step sampler of the fewest evaluations whose headline is `value` or better."""
-    few = [(row, found) for row in report.rows_of("few-step") if (found := report.value(row)) is not None]
-    return min((row for row, found in few if found <= value), key=lambda row: (row.nfe, row.sampler), default=None)

@@ -323,7 +323,7 @@ def _describe(source: str, images: ImageBatches) -> results.Reference:
 
 
 def _notes(shape: tuple[int, ...] | None, spaces: Sequence[FeatureSpace]) -> tuple[str, ...]:
-    repeated = [space.name for space in spaces if space.shape is None]
+    repeated = [space.name for space in spaces if space.of == "images" and space.shape is None]
     if shape is None or shape[0] != 1 or not repeated:
         return ()
     return (f"Grey images are repeated to three channels for {', '.join(repeated)}.",)

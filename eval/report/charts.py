@@ -44,7 +44,7 @@ def _curves(report: Report, x: Axis) -> list[Curve]:
     best, euler = [row for row in few if row.best], [row for row in few if row.sampler == f"euler {row.nfe:g}"]
     solver = report.rows_of("solver")
     curves = [
-        *(_curve(report, f"teacher, {row.sampler}", "solver", [row], x, is_level=True) for row in solver),
+        *(_curve(report, row.title, "solver", [row], x, is_level=True) for row in solver),
         _curve(report, "teacher, Euler", "euler", euler, x),
         _curve(report, "teacher, best few-step", "best", best if best != euler else [], x),
         _curve(report, "student", "student", report.rows_of("student"), x),
@@ -77,10 +77,7 @@ def history_chart(report: Report) -> Chart | None:
         for number, row in enumerate(own.rows)
     ]
     end = Axis(lambda _: own.step)
-    curves += [
-        _curve(report, f"teacher, {row.sampler}", "solver", [row], end, is_level=True)
-        for row in report.rows_of("solver")
-    ]
+    curves += [_curve(report, row.title, "solver", [row], end, is_level=True) for row in report.rows_of("solver")]
     shown = tuple(curve for curve in curves if curve.points)
     title = f"{report.headline.heading} against steps of training ({_better(report)} is better)"
     return Chart(title, "steps of training", shown, y_logarithmic=True) if shown else None

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.report.tables import NFE, NONE, SPEED, Cell, Column, cost_columns, distance_columns, metric_columns
+from eval.report.tables import NFE, NONE, Cell, Column, cost_columns, distance_columns, metric_columns, speed_column
 from eval.report.words import config_without_paths
 from eval.results import Report, Row
 
@@ -33,13 +33,13 @@ def table(runs: Runs) -> tuple[list[str], list[tuple[str, Rows]]]:
 
 
 def _columns(report: Report) -> list[Column]:
-    return [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report)[:1], SPEED]
+    return [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report)[:1], speed_column(report)]
 
 
 def terminal(runs: Runs) -> Table:
     """The table for a terminal: of `table` each run's evaluations, first metric, RMSE to the teacher and images/s."""
     headings, rows = table(runs)
-    shown = [i for i, heading in enumerate(headings) if i < FIRST or heading in ("RMSE", SPEED.heading)]
+    shown = [i for i, heading in enumerate(headings) if i < FIRST or heading == "RMSE" or heading.endswith("/s")]
     found = Table(box=SIMPLE_HEAD, padding=0)
     for title in ("run", "sampler"):
         found.add_column(title, overflow="fold")

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.table import Table
 
-from eval.report import comparison, model_card, page, paper, tables
+from eval.report import comparison, markdown, model_card, page, paper
 from eval.report.pictures import Pictures
 from eval.results import METRICS, Report, find_report, read_report
 from pipeline.common.config import resolved
@@ -34,7 +34,7 @@ def write(
         WorkFailed: a file cannot be written.
     """
     write_file(folder / CONFIG, resolved(config, "evaluate").encode())
-    write_file(folder / TABLE, tables.markdown(report).encode())
+    write_file(folder / TABLE, markdown.document(report).encode())
     grid = {title: images[:NUM_COLUMNS] for title, images in pictures.samples.items()}
     strip = {row.title: grid[row.title] for row in page.strip_rows(report, grid)}
     for name, rows in ((GRID, strip), (GRID_ALL, grid), (STRIPS, pictures.paths)):

@@ -6,8 +6,9 @@ from string import Template
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eval.report import tables
-from eval.results import Report, gains
+from eval.report import markdown, tables
+from eval.report.gains import gains
+from eval.results import Report
 from pipeline.common.image_grid import is_drawable
 from pipeline.teachers.loading import DIFFUSERS
 from trainer.export.card import CITATIONS, dump_yaml, front_matter, licence, recipe, title, what
@@ -89,20 +90,20 @@ def card(report: Report) -> str:
     file, imports, save = SAVING[is_image]
     prompt = f" --prompt {shlex.quote(PROMPT)}" if report.prompts else ""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined)
-    environment.filters["md"] = tables.escape
+    environment.filters["md"] = markdown.escape
     text = environment.get_template("card.md").render(
         front_matter=front_matter(
             trains, "traflow-pipeline", unconditional=is_image and not report.prompts, of_images=is_image
         ),
-        title=title(trains, teacher),
+        title=title(trains, report.teacher),
         what=what(trains, is_image),
         is_student=trains == "student",
         made_of={name: facts[name] for name in MADE_OF if name in facts}
         | {"recipe": recipe(training.recipe, training.step)},
-        sentences=tables.bullets(gains(report)),
-        table=tables.table(report),
-        remarks=tables.bullets(tables.remarks(report)),
-        measured=tables.bullets(
+        sentences=markdown.bullets(gains(report)),
+        table=markdown.table(report),
+        remarks=markdown.bullets(markdown.remarks(report)),
+        measured=markdown.bullets(
             [f"{name}: {text}" for name, text in facts.items() if name in MEASURED or name.startswith("features")]
         ),
         sample=f"traflow-pipeline sample {shlex.quote(str(weights.parent))}{prompt} --steps 4 --out {file}",

@@ -12,10 +12,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import charts, comparison, summary, tables, words
+from eval.report.gains import gains
 from eval.report.pictures import Pictures
 from eval.report.prompts import prompt_table
 from eval.report.tiles import CLASSES, EVERY, GRIDS, NEAREST, PATHS, STRIP, Tiles, tile
-from eval.results import Grid, Report, Row, TrajectoryFit, gains
+from eval.results import Grid, Report, Row, TrajectoryFit
 from pipeline.common.image_grid import Images
 from pipeline.common.progress import format_bytes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from eval.report.comparison import cautions
-from eval.report.tables import NONE, bullets, count_text, escape, number_text
+from eval.report.markdown import bullets, escape
+from eval.report.tables import NONE, count_text, number_text
 from eval.results import FULL_NUM_SAMPLES, Report
 from pipeline.common.errors import BadInput
 from pipeline.common.safe_yaml import parse_yaml, read_text

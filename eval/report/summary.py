@@ -1,10 +1,11 @@
 """An evaluation in three numbers, each with what it is compared with and what it does not say."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from eval.report import tables
-from eval.results import FULL_NUM_SAMPLES, Report, Row, cheapest_as_good
-from pipeline.common.plural import counted
+from eval.report import gains, tables
+from eval.report.tables import evaluations_text
+from eval.results import FULL_NUM_SAMPLES, Report, Row
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -19,26 +20,31 @@ class Number(NamedTuple):
 
 
 def numbers(report: Report) -> list[Number]:
-    """Evaluations, the headline and speed of the row with the fewest evaluations: a student's, else the teacher's."""
-    rows = [row for row in report.rows_of("student") or report.rows if row.is_finite]
+    """Evaluations, the headline and speed of the student's row with the fewest evaluations, or of the teacher's solver.
+
+    Where the teacher's own steps are as good as the student's, the first says so and the last compares with them.
+    """
+    rows = [row for row in _candidates(report) if row.is_finite]
     if not rows:
         return []
     row = min(rows, key=lambda row: row.nfe)
     solver = next((other for other in report.rows_of("solver") if other != row), None)
-    distance = [_distance(report, row, solver)] if report.metrics and report.value(row) is not None else []
-    return [_evaluations(report, row, solver), *distance, _speed(report, row, solver)]
+    is_scored = bool(report.metrics) and report.value(row) is not None
+    rival = gains.rival(report, row) if is_scored and row.group == "student" else None
+    evaluations = _evaluations(report, row, solver) if rival is None else _no_gain(report, row, rival)
+    distance = [_distance(report, row, solver)] if is_scored else []
+    return [evaluations, *distance, _speed(report, row, rival or solver)]
+
+
+def _candidates(report: Report) -> Sequence[Row]:
+    return report.rows_of("student") or report.rows_of("solver") or report.rows
 
 
 def said_of(report: Report, row: Row) -> str:
     """The evaluations and the headline of a row, in a few words."""
     if not report.metrics or report.value(row) is None:
-        return count(row.nfe)
-    return f"{count(row.nfe)}, {report.headline.heading} {tables.headline_text(report, row)}"
-
-
-def count(nfe: float) -> str:
-    """ "1 evaluation", "120.9 evaluations"."""
-    return counted(nfe, "evaluation")
+        return evaluations_text(row.nfe)
+    return f"{evaluations_text(row.nfe)}, {report.headline.heading} {tables.headline_text(report, row)}"
 
 
 def ratio(larger: float, smaller: float) -> str:
@@ -49,36 +55,50 @@ def ratio(larger: float, smaller: float) -> str:
 
 def _evaluations(report: Report, row: Row, solver: Row | None) -> Number:
     what = f"of the network for {'an image' if report.noun == 'images' else 'a sample'}"
-    if solver is None:
-        number, noun = count(row.nfe).split(" ")
+    if solver is None or solver.nfe <= row.nfe:
+        number, noun = evaluations_text(row.nfe).split(" ")
         return Number(number, f"{noun} {what}", "", "")
-    beside = f"{count(row.nfe)} {what}, instead of {solver.nfe:g} with {solver.sampler}."
+    beside = f"{evaluations_text(row.nfe)} {what}, instead of {solver.nfe:g} with {solver.sampler}."
     what = "fewer evaluations than the teacher's solver"
     return Number(ratio(solver.nfe, row.nfe), what, beside, _cheapest(report, row))
+
+
+def _no_gain(report: Report, row: Row, rival: Row) -> Number:
+    """The student's row beside what the teacher does as well."""
+    ours, theirs = tables.headline_text(report, row), tables.headline_text(report, rival)
+    what = f"at {evaluations_text(row.nfe)}: the teacher's own steps are {'better' if theirs != ours else 'as good'}"
+    beside = f"{report.headline.heading} {theirs} with {rival.sampler}. The student has {ours}."
+    return Number("No gain", what, beside, _where_better(report))
+
+
+def _where_better(report: Report) -> str:
+    rows = [row for row in report.rows_of("student") if report.value(row) is not None]
+    better = [row.nfe for row in rows if gains.rival(report, row) is None]
+    if not better:
+        return "The student is no better at any other number of evaluations." if len(rows) > 1 else ""
+    return f"The student is better at {', '.join(f'{nfe:g}' for nfe in better)} evaluations."
 
 
 def _cheapest(report: Report, row: Row) -> str:
     """What the student saves against the teacher's best few-step samplers."""
     few = report.rows_of("few-step")
-    value = report.value(row) if report.metrics else None
-    if value is None or not few:
+    if not report.metrics or report.value(row) is None or not few:
         return "The teacher's few-step samplers were not measured beside it."
     name = report.headline.heading
-    if (found := cheapest_as_good(report, value)) is not None:
+    if (found := gains.cheapest_as_good(report, row)) is not None:
         return f"For as low a {name} the teacher's best few-step sampler ({found.sampler}) needs {found.nfe:g}."
     return f"No few-step sampler of the teacher reaches its {name} with up to {max(r.nfe for r in few):g}."
 
 
 def _distance(report: Report, row: Row, solver: Row | None) -> Number:
     better = "lower" if report.headline.lower_is_better else "higher"
-    what = f"{report.headline.heading} at {count(row.nfe)} ({better} is better)"
-    same = [other for other in report.rows_of("few-step") if other.best and other.nfe == row.nfe and other != row]
-    others = [(each, "") for each in [solver] if each] + [(each, f" ({each.sampler})") for each in same]
-    beside = [
-        f"{tables.headline_text(report, other)} with {other.nfe:g}{name}"
-        for other, name in others
-        if report.value(other) is not None
-    ]
+    what = f"{report.headline.heading} at {evaluations_text(row.nfe)} ({better} is better)"
+    best = gains.best_within(report, row.nfe) if row.group == "student" else None
+    beside = []
+    if solver is not None and report.value(solver) is not None:
+        beside.append(f"{tables.headline_text(report, solver)} with {solver.nfe:g}")
+    if best is not None and best != solver:
+        beside.append(f"{tables.headline_text(report, best)} with {best.nfe:g} ({best.sampler})")
     text = f"The teacher has {', and '.join(beside)}." if beside else ""
     return Number(tables.headline_text(report, row), what, text, _figure_caveat(report))
 
@@ -89,19 +109,19 @@ def _figure_caveat(report: Report) -> str:
         return "From the same noise, in units of [-1, 1]. How good samples are by themselves was not measured."
     counted = f"Over {report.num_samples:,} {report.noun}"
     if not tables.is_inception(report, space):
-        return f"{counted}, by features of {space.title}: it is no FID."
+        return f"{counted}, by {space.title}: it is no FID."
     return f"{counted}, where published figures take {FULL_NUM_SAMPLES:,}." if report.has_few_samples else f"{counted}."
 
 
-def _speed(report: Report, row: Row, solver: Row | None) -> Number:
+def _speed(report: Report, row: Row, other: Row | None) -> Number:
     speed = row.images_per_second
     beside = ""
-    if solver is not None:
-        theirs = solver.images_per_second
-        beside = f"{ratio(speed, theirs)} the teacher's {tables.speed_text(theirs)} with {solver.sampler}."
+    if other is not None:
+        theirs = other.images_per_second
+        beside = f"{ratio(speed, theirs)} the teacher's {tables.speed_text(theirs)} with {other.sampler}."
     return Number(
         tables.speed_text(speed),
-        f"{report.noun} per second at {count(row.nfe)}",
+        f"{report.noun} per second at {evaluations_text(row.nfe)}",
         beside,
         f"One process on {report.machine}; drawing alone, without features.",
     )

@@ -1,7 +1,6 @@
-"""The figures of an evaluation as tables for a terminal and in Markdown, with cautions and provenance."""
+"""The columns of an evaluation's tables, the table for a terminal, cautions and provenance."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.features.clip import NAME as CLIP
-from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work, gains
+from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work
 from pipeline.common.plural import counted
 
 GROUPS = {
@@ -22,7 +21,6 @@ GROUPS = {
 # As in the paper's Tables 4 to 7, with metrics that they lack beside similar ones.
 ORDER = ("fid", "is", "kid", "precision", "recall", "density", "coverage")
 NONE, NOT_FINITE, BEST = "—", "not finite", "★"
-INDENT = "    "  # marks code in Markdown; no text can end such a block
 MAX_DECIMALS = 5
 NEGLIGIBLE = 10.0**-MAX_DECIMALS
 
@@ -102,12 +100,16 @@ def cost_columns(report: Report) -> list[Column]:
 
 
 NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
-SPEED = Column("speed", "images/s", lambda row: Cell(speed_text(row.images_per_second)))
+
+
+def speed_column(report: Report) -> Column:
+    """Samples per second, under the noun of `report`."""
+    return Column("speed", f"{report.noun}/s", lambda row: Cell(speed_text(row.images_per_second)))
 
 
 def columns(report: Report) -> list[Column]:
     """The columns of the page's table."""
-    return [NFE, *metric_columns(report), *distance_columns(report), SPEED]
+    return [NFE, *metric_columns(report), *distance_columns(report), speed_column(report)]
 
 
 def grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -144,7 +146,7 @@ def _not_fids(report: Report) -> list[str]:
         return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
     titles = [space.title for space in _compared(report) if not is_inception(report, space)]
     return [
-        f"Features of {title}, not Inception's: a Fréchet distance over them is not an FID and not comparable with one."
+        f"Compared by {title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
         for title in titles
     ]
 
@@ -254,7 +256,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     With `is_whole`, every row, and every metric of the first space, in 100 columns.
     """
     metrics = metric_columns(report, [*report.spaces[:1], *(space for space in report.spaces if space.name == CLIP)])
-    columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], SPEED]
+    columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], speed_column(report)]
     rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
     num_hidden = len(report.rows) - len(rows)
     more = ""
@@ -314,51 +316,6 @@ def _cost_line(report: Report) -> str:
     return "One evaluation: " + "; ".join(networks) if networks else ""
 
 
-def markdown(report: Report) -> str:
-    """The report in Markdown: gains, the table in the layout of the paper's Tables 4 to 7, remarks and provenance."""
-    parts = [
-        f"# {escape(report.title)}",
-        bullets(gains(report)),
-        table(report),
-        bullets(remarks(report)),
-        "## How to reproduce",
-        f"{INDENT}{' '.join(report.command.split())}",
-        bullets([f"{name}: {text}" for name, text in facts(report).items()]),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def remarks(report: Report) -> list[str]:
-    """The remarks below `table`."""
-    return [*cautions(report), *legend(report), "FLOPs and MACs are those of one evaluation of one sample."]
-
-
-def table(report: Report) -> str:
-    """The table of `markdown`, by itself."""
-    columns = [NFE, *metric_columns(report), *distance_columns(report), *cost_columns(report), SPEED]
-    headline = 1
-    lines = [["Method", *(column.heading for column in columns)], ["---", *["--:"] * len(columns)]]
-    for title, rows in grouped(report.rows):
-        lines.append([f"*{title}*", *[""] * len(columns)])
-        for row in rows:
-            cells = [escape(row.sampler), *(escape(str(column.cell(row))) for column in columns)]
-            if row.best:
-                cells[0], cells[1 + headline] = f"**{cells[0]}** {BEST}", f"**{cells[1 + headline]}**"
-            lines.append(cells)
-    head, rule, *rest = lines
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(map(escape, head)), rule, *rest])
-
-
-def bullets(texts: Sequence[str]) -> str:
-    """A Markdown list of `texts`, escaped."""
-    return "\n".join(f"- {escape(text)}" for text in texts)
-
-
-def escape(text: str) -> str:
-    """Escape `text` to one line of Markdown that shows it as it is."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", " ".join(text.split()))
-
-
 def _heading(metric: Metric) -> str:
     return metric.heading[:1].upper() + metric.heading[1:]
 
@@ -401,6 +358,11 @@ def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     wanted = [-math.floor(math.log10(size)) for size in sizes if NEGLIGIBLE < size < math.inf]
     usual = 2 if metric.lower_is_better or _kind(metric) == "is" else 3
     return min(MAX_DECIMALS, max([usual, *wanted]))
+
+
+def evaluations_text(nfe: float) -> str:
+    """ "1 evaluation", "120.9 evaluations"."""
+    return counted(nfe, "evaluation")
 
 
 def speed_text(images_per_second: float) -> str:

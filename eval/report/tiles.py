@@ -67,7 +67,9 @@ CLASSES = Style(Room(360, (6, 5, 4, 3, 2), 40), Room(NARROW - 72, (6, 5, 4, 3, 2
 NEAREST = Style(Room(330, (4,), 1), Room(NARROW, (4,), 1), 128, 110_000)
 PATHS = Style(Room(WIDE, (9,), 1), Room(NARROW + 17, (5,), 1), 96, 210_000)
 # Rows of one picture each, such as points in the plane: they stand side by side.
-CLOUD = Style(Room(WIDE, (5, 4, 3, 2), 180), Room(NARROW, (2, 1), 90), 256, 200_000)
+FEW_SINGLE = Style(Room(WIDE, (3,), 1), Room(NARROW, (1,), 1), 256, 200_000)
+MANY_SINGLE = Style(Room(WIDE, (7,), 1), Room(NARROW, (2,), 1), 128, 400_000)
+MANY = 6
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def tile(rows: Mapping[str, Images], style: Style, notes: Mapping[str, str] | No
     if not rows:
         return None
     if all(len(images) == 1 for images in rows.values()):
-        style = CLOUD
+        style = FEW_SINGLE if len(rows) < MANY else MANY_SINGLE
     height, width = next(iter(rows.values())).shape[2:]
     factor = -(-max(height, width) // style.largest)
     width, height = -(-width // factor), -(-height // factor)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from eval.results import Group, row_title
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import draw_start
 from pipeline.flow.path import step_times, uniform_times
@@ -24,9 +25,9 @@ Draw = Callable[[Tensor, Tensor | None], tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to turn noise into samples: a row of the report. `name` is unique among those of its model."""
+    """A way to turn noise into samples: a row of the report. `name` is unique in its group."""
 
-    group: Literal["solver", "few-step", "student", "checkpoint"]  # the last: a student of another checkpoint
+    group: Group | Literal["checkpoint"]  # a student of another checkpoint
     name: str
     draw: Draw
     evaluations: int = 1  # of a sample, estimated where the solver is adaptive
@@ -38,8 +39,13 @@ class Sampler:
         return self.evaluations + 1
 
     @property
+    def row_group(self) -> Group:
+        """That of its row in the report."""
+        return "student" if self.group == "checkpoint" else self.group
+
+    @property
     def model(self) -> Literal["teacher", "student"]:
-        return "student" if self.group in ("student", "checkpoint") else "teacher"
+        return "student" if self.row_group == "student" else "teacher"
 
     @property
     def is_brief(self) -> bool:
@@ -48,7 +54,7 @@ class Sampler:
 
     @property
     def title(self) -> str:
-        return f"{self.model}, {self.name}"
+        return row_title(self.row_group, self.name)
 
 
 @dataclass(frozen=True)

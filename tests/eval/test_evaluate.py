@@ -133,7 +133,12 @@ def test_what_is_finished_is_not_drawn_again(root: Path, tmp_path: Path, monkeyp
     assert drawn == []
     run(root, tmp_path, steps=(1, 2, (1.0, 0.5, 0.0)), num_ranges=3)
     # A new row of three ranges, and the third range of the teacher's solver and of the two rows before.
-    assert sorted(drawn) == ["student, 1 step", "student, 2 steps", *["student, times 1, 0.5, 0"] * 3, "teacher, rk4 4"]
+    assert sorted(drawn) == [
+        "student, 1 step",
+        "student, 2 steps",
+        *["student, times 1, 0.5, 0"] * 3,
+        "teacher's solver, rk4 4",
+    ]
     drawn.clear()
     run(root, tmp_path, seed=1)
     assert len(drawn) == 10  # other noise: all of it

@@ -6,7 +6,7 @@ import pytest
 from eval import results
 from eval.results import Figure, Report
 from pipeline.common.errors import BadInput
-from tests.support.reports import bare_report, digits_report, inception_report, row
+from tests.support.reports import TRAINING, bare_report, digits_report, inception_report
 
 
 @pytest.mark.parametrize("made", [digits_report(), bare_report(), inception_report()])
@@ -37,17 +37,12 @@ def test_a_figure_has_a_spread_over_several_ranges_only() -> None:
     assert (figure.mean, figure.spread, figure.minimum) == (2.0, 1.0, 1.0)
 
 
-def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
-    one, *_, eight = results.gains(digits_report())
-    assert "At 1 evaluation the student has Fréchet distance 1.16" in one
-    assert "with at most as many is 229.60 (euler 1)" in one
-    assert "it needs 8 to do as well (heun 8, EDM grid)" in one
-    assert "with 8 it does not yet do as well" in eight
-
-
-def test_no_gain_is_told_without_a_baseline() -> None:
-    assert results.gains(bare_report()) == []
-    assert results.gains(digits_report(rows=(row("solver", "dopri5", 100, [1.0]),))) == []
+def test_a_report_is_called_after_the_teacher_s_own_name_where_it_is_known() -> None:
+    training = {**TRAINING, "teacher": "moons:load"}
+    assert digits_report(training=training).title == "A student of “moons:load”, recipe “anchored”"
+    named = digits_report(training=training, teacher_name="moons")
+    assert named.title == "A student of “moons”, recipe “anchored”"
+    assert "teacher_name" not in digits_report().model_dump()
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e308", "null"])

@@ -7,8 +7,22 @@ import numpy as np
 
 from eval.metrics.nearest import NearestImages
 from eval.report.pictures import Pictures
-from eval.results import Cost, Figure, Grid, Line, Metric, NotComputed, Reference, Report, Row, Space, TrajectoryFit
+from eval.results import (
+    Cost,
+    Figure,
+    Grid,
+    Line,
+    Metric,
+    NotComputed,
+    PromptSet,
+    Reference,
+    Report,
+    Row,
+    Space,
+    TrajectoryFit,
+)
 from pipeline.common.image_grid import Images
+from pipeline.common.point_cloud import draw_points
 
 DIGITS = Space(name="digits", title="digit classifier, 64 features", resizer="none: 8x8 as they are", sha256="5d" * 32)
 INCEPTION = Space(name="inception", title="Inception-v3", resizer="clean-fid: bicubic to 299x299", sha256="f5" * 32)
@@ -142,6 +156,54 @@ def bare_report(**changes: Any) -> Report:
     return digits_report(**{**given, **changes})
 
 
+def failed_report() -> Report:
+    """A student that is worse than the teacher's Euler steps at one evaluation, as good at two, and better at four."""
+    rows = (
+        row("solver", "dopri5 1e-5", 100, [0.07]),
+        *(row("few-step", f"euler {n}", n, [value], best=True) for n, value in ((1, 0.2), (2, 0.1), (4, 0.09))),
+        *(row("student", f"{n} steps", n, [value]) for n, value in ((1, 0.31), (2, 0.1), (4, 0.08))),
+    )
+    return digits_report(rows=rows)
+
+
+def prompted_report(prompts: Sequence[str]) -> Report:
+    """The evaluation of a student of prompts, of which `prompts` are the first."""
+    return digits_report(
+        prompts=PromptSet(source="held-out.txt", num_prompts=40, sha256="ab" * 32, shown=tuple(prompts))
+    )
+
+
+def points_report() -> Report:
+    """An evaluation of points in the plane, with every metric of values."""
+    headings = {
+        "w2": "Wasserstein distance",
+        "fd": "Fréchet distance",
+        "kd": "Kernel distance",
+        "precision": "Precision",
+        "recall": "Recall",
+        "density": "Density",
+        "coverage": "Coverage",
+        "energy": "Energy distance",
+    }
+    metrics = tuple(
+        Metric(key=f"{key}-values", heading=heading, space="values", lower_is_better="distance" in heading)
+        for key, heading in headings.items()
+    )
+    scores = {metric.key: Figure(values=(0.0123, 0.0125, 0.0119)) for metric in metrics}
+    rows = tuple(each.model_copy(update={"scores": scores}) for each in digits_report().rows)
+    reference = digits_report().reference.model_copy(update={"shape": (2,)})
+    space = Space(name="values", title="the values themselves", resizer="none", sha256="none")
+    return digits_report(rows=rows, metrics=metrics, spaces=(space,), shape=(2,), reference=reference, not_computed=())
+
+
+def drawn_points(report: Report) -> Pictures:
+    """A picture of points for each row, and for each state of the paths."""
+    points = np.random.default_rng(0).normal(0, 0.3, (1024, 2)).astype(np.float32)
+    picture = draw_points(points, (-1.0, 1.0))
+    paths = {model: picture.repeat(9, axis=0) for model in ("teacher", "student")}
+    return Pictures(samples={row.title: picture for row in report.rows}, paths=paths)
+
+
 def inception_report(**changes: Any) -> Report:
     """One over Inception's features, in full."""
     scores = {metric.key: Figure(values=(3.42, 3.45, 3.39)) for metric in INCEPTION_METRICS[:1]}
@@ -205,9 +267,7 @@ def every_picture(shape: tuple[int, ...] = (1, 8, 8), num_images: int = 64) -> P
     return Pictures(
         samples={row.title: images(num_images) for row in report.rows},
         paths={f"{model}, noise {n}": images(9) for n in (1, 2, 3) for model in ("teacher", "student")},
-        classes={
-            title: {f"{n} name": images(6) for n in range(10)} for title in ("student, 1 step", "teacher, dopri5 1e-5")
-        },
+        classes={row.title: {f"{n} name": images(6) for n in range(10)} for row in (report.rows[8], report.rows[0])},
         nearest=NearestImages("student, 1 step", images(6), images(6, 3), 1797, DIGITS.title),
     )
 

@@ -88,6 +88,11 @@ def test_images_of_a_folder_are_measured(tmp_path: Path, channels: int) -> None:
     assert opened.notes == ((grey,) if channels == 1 else ())
 
 
+def test_values_of_one_channel_are_no_grey_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "sound.npy", np.linspace(-1, 1, 72, dtype=np.float32).reshape(9, 1, 8))
+    assert open_reference(str(tmp_path / "sound.npy"), [load_space("values", CPU)]).notes == ()
+
+
 def test_digits_are_a_reference_in_their_own_space() -> None:
     opened = open_reference("digits", [load_space("digits", CPU)])
     assert opened.reference.num_images == 1797

@@ -19,14 +19,17 @@ from tests.support.reports import (
     HOSTILE,
     bare_report,
     digits_report,
+    drawn_points,
     every_picture,
     hostile,
     inception_report,
     pictures,
+    points_report,
+    prompted_report,
     row,
 )
 
-WIDTHS = (360, 768, 1280)
+WIDTHS = (360, 390, 768, 1100, 1280, 1400)
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
@@ -96,9 +99,12 @@ def long_words() -> Report:
     return hostile("0123456789abcdef" * 8)
 
 
+PROMPTS = ("a dog", "three cats in the snow, seen from above, in the style of an old master", "x" * 400, "<b>fog</b>")
 PAGES = {
     "digits": lambda: page.render(digits_report(), every_picture()),
     "inception": lambda: shown(inception_report()),
+    "points": lambda: page.render(points_report(), drawn_points(points_report())),
+    "prompts": lambda: page.render(prompted_report(PROMPTS), every_picture((3, 64, 64))),
     "bare": lambda: page.render(bare_report()),
     "40 rows": lambda: shown(many_rows()),
     "long words": lambda: shown(long_words()),
@@ -120,10 +126,24 @@ def test_a_page_fits_its_window_and_loads_its_images_and_nothing_else(browser: A
         assert browser.execute_script(beyond) == [width, 0]
 
 
+# By how much the first table of scores is wider than its box.
+BEYOND = "const box = document.querySelector('.scroll'); return box.scrollWidth - box.clientWidth"
+
+
 def test_a_wide_table_scrolls_in_its_own_box(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path, PAGES["inception"](), 360)
-    wider = "const box = document.querySelector('.scroll'); return box.scrollWidth > box.clientWidth"
-    assert browser.execute_script(wider)
+    assert browser.execute_script(BEYOND) > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["digits", "inception", "points"])
+def test_a_table_of_every_metric_is_whole_in_a_wide_window(
+    browser: Any, tmp_path: Path, name: str, scheme: str
+) -> None:
+    opened(browser, tmp_path, PAGES[name](), scheme=scheme)
+    for width in (1100, 1400):
+        resize(browser, width)
+        assert browser.execute_script(BEYOND) == 0
 
 
 @pytest.mark.parametrize("text", [HOSTILE, '"><img src=x onerror=alert(1)>'])
@@ -159,7 +179,7 @@ def luminance(colour: list[float]) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read_in_light_and_in_dark(browser: Any, tmp_path: Path, scheme: str) -> None:
-    for name in ("digits", "comparison"):
+    for name in ("digits", "points", "prompts", "comparison"):
         opened(browser, tmp_path, PAGES[name](), scheme=scheme)
         found = browser.execute_script(CONTRAST)
         assert len(found) > 50
@@ -199,6 +219,28 @@ def test_pictures_are_scaled_by_whole_factors_and_large_enough(
     for across, down, size in factors:
         assert across == down == int(across) >= 1
         assert size >= 40
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pictures_of_points_are_large_and_their_paths_are_whole(browser: Any, tmp_path: Path, width: int) -> None:
+    opened(browser, tmp_path, PAGES["points"](), width)
+    first = "return [...document.querySelector('.single').querySelectorAll('img')].map(image => image.clientWidth)"
+    assert min(browser.execute_script(first)) >= 250
+    ends = "return [...document.querySelectorAll('.path img:last-child')].map(i => i.getBoundingClientRect().right)"
+    found = browser.execute_script(ends)
+    assert len(found) == 2
+    assert max(found) <= width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_each_prompt_s_pictures_stand_side_by_side_under_their_names(browser: Any, tmp_path: Path, width: int) -> None:
+    opened(browser, tmp_path, PAGES["prompts"](), width)
+    lefts = "row => [...row.querySelectorAll('.teacher, .student, td')].map(cell => cell.getBoundingClientRect().left)"
+    head, *rows = browser.execute_script(f"return [...document.querySelectorAll('.prompts tr')].map({lefts})")
+    assert len(rows) == len(PROMPTS)
+    assert len(head) == 4
+    assert head == sorted(set(head))
+    assert all(row == pytest.approx(head, abs=1) for row in rows)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

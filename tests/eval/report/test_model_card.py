@@ -8,7 +8,7 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from eval.report import tables
+from eval.report import markdown
 from eval.report.model_card import card
 from eval.results import Report
 from pipeline import networks
@@ -44,8 +44,8 @@ def test_the_front_matter_is_what_hugging_face_reads() -> None:
 def test_the_card_has_the_same_table_and_remarks_as_the_report() -> None:
     for report in (digits_report(), inception_report(), bare_report()):
         text = card(report)
-        assert tables.table(report) in text
-        assert tables.bullets(tables.remarks(report)) in text
+        assert markdown.table(report) in text
+        assert markdown.bullets(markdown.remarks(report)) in text
 
 
 def test_the_card_says_what_it_is_made_of_and_whom_to_cite() -> None:

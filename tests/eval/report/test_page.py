@@ -88,7 +88,7 @@ def test_without_a_best_one_all_of_the_teachers_samplers_are_shown() -> None:
 def test_figures_over_ranges_have_their_spread_and_minimum() -> None:
     document = shown(inception_report())
     (student,) = [cells for kind, cells in document.rows if kind == "student" and cells[0] == "1 step"]
-    assert student[2:5] == ["3.42 ± 0.03min 3.39", "0.00122 ± 0.00003min 0.00119", "0.652± 0.003"]
+    assert student[2:5] == ["3.42± 0.03min 3.39", "0.00122± 0.00003min 0.00119", "0.652± 0.003"]
 
 
 def test_the_page_needs_nothing_but_itself() -> None:
@@ -105,7 +105,13 @@ def test_the_strip_is_the_teacher_its_euler_and_the_student_in_one_two_and_four_
     strip = html.partition('class="tiles strip"')[2].partition("</details>")[0]
     first, _, every = strip.partition("<details>")
     assert re.findall(r"<b>(.*?)</b>", first) == [
-        *("Teacher, dopri5 1e-5", "Teacher, euler 1", "Student, 1 step", "Student, 2 steps", "Student, 4 steps"),
+        *(
+            "Teacher&#39;s solver, dopri5 1e-5",
+            "Teacher, euler 1",
+            "Student, 1 step",
+            "Student, 2 steps",
+            "Student, 4 steps",
+        ),
     ]
     assert "1 evaluation, Fréchet distance 229.60" in first
     assert len(re.findall(r"<b>(.*?)</b>", every)) == len(digits_report().rows)
@@ -116,7 +122,7 @@ def test_there_is_a_grid_of_each_of_the_student_s_rows_and_of_the_teacher() -> N
     grids = html.split('class="tiles grid"')[1:]
     assert [re.findall(r'aria-label="(.*?), [\d.]+ eval', grid)[0] for grid in grids] == [
         *("64 samples: student, 1 step", "64 samples: student, 2 steps", "64 samples: student, 4 steps"),
-        *("64 samples: student, 8 steps", "64 samples: teacher, dopri5 1e-5"),
+        *("64 samples: student, 8 steps", "64 samples: teacher&#39;s solver, dopri5 1e-5"),
     ]
 
 
@@ -131,7 +137,7 @@ def test_classes_neighbours_and_paths_have_their_places() -> None:
 def test_a_picture_keeps_every_pixel() -> None:
     pictures = every_picture()
     first, *_ = shown(digits_report(), **vars(pictures)).pngs()
-    assert np.array_equal(np.asarray(first), pictures.samples["teacher, dopri5 1e-5"][0, 0])
+    assert np.array_equal(np.asarray(first), pictures.samples["teacher's solver, dopri5 1e-5"][0, 0])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 512, 512)])

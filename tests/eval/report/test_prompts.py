@@ -8,15 +8,11 @@ import pytest
 from PIL import Image
 
 from eval.report.prompts import MAX_CHARACTERS, PromptTable, prompt_table
-from eval.results import PromptSet, Report
+from eval.results import Report
 from pipeline.common.image_grid import MAX_CELL, MAX_EXACT, Images, encode_picture, shrink
-from tests.support.reports import digits_report, pictures
+from tests.support.reports import digits_report, pictures, prompted_report
 
 PROMPTS = ("a dog", "<b>fog</b>", "x" * 1000)
-
-
-def prompted(prompts: tuple[str, ...] = PROMPTS) -> Report:
-    return digits_report(prompts=PromptSet(source="held-out.txt", num_prompts=40, sha256="ab" * 32, shown=prompts))
 
 
 def table(report: Report, images: dict[str, Images]) -> PromptTable:
@@ -30,11 +26,11 @@ def decoded(source: str) -> Images:
 
 
 def test_each_prompt_stands_beside_the_teacher_and_the_student_in_few_evaluations() -> None:
-    report = prompted()
+    report = prompted_report(PROMPTS)
     images = pictures(report)
     found = table(report, images)
     assert [row.title for row in found.columns] == [
-        *("teacher, dopri5 1e-5", "student, 1 step", "student, 2 steps", "student, 4 steps"),
+        *("teacher's solver, dopri5 1e-5", "student, 1 step", "student, 2 steps", "student, 4 steps"),
     ]
     for number, (_, cells) in enumerate(found.rows):
         for row, cell in zip(found.columns, cells, strict=True):
@@ -44,19 +40,19 @@ def test_each_prompt_stands_beside_the_teacher_and_the_student_in_few_evaluation
 
 
 def test_a_long_prompt_is_shortened() -> None:
-    texts = [prompt for prompt, _ in table(prompted(), pictures(prompted())).rows]
+    texts = [prompt for prompt, _ in table(prompted_report(PROMPTS), pictures(prompted_report(PROMPTS))).rows]
     assert texts[:2] == list(PROMPTS[:2])
     assert texts[2] == "x" * (MAX_CHARACTERS - 1) + "…"
 
 
 def test_there_are_no_more_prompts_than_pictures() -> None:
-    report = prompted()
+    report = prompted_report(PROMPTS)
     assert len(table(report, pictures(report, num_images=2)).rows) == 2
 
 
 def test_without_prompts_or_pictures_there_is_no_table() -> None:
     assert prompt_table(digits_report(), pictures(digits_report())) is None
-    assert prompt_table(prompted(), {}) is None
+    assert prompt_table(prompted_report(PROMPTS), {}) is None
 
 
 def test_a_report_without_prompts_has_no_field_for_them() -> None:

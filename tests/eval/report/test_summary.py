@@ -1,6 +1,6 @@
 from eval.report.summary import numbers, ratio, said_of
 from eval.results import Figure, Metric
-from tests.support.reports import bare_report, digits_report, inception_report, row
+from tests.support.reports import bare_report, digits_report, failed_report, inception_report, row
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -27,9 +27,7 @@ def test_what_the_teacher_s_best_few_step_sampler_needs_stands_beside_what_is_sa
 
 
 def test_the_distance_says_what_it_is_not() -> None:
-    assert numbers(digits_report())[1].caveat == (
-        "Over 4,096 images, by features of digit classifier, 64 features: it is no FID."
-    )
+    assert numbers(digits_report())[1].caveat == ("Over 4,096 images, by digit classifier, 64 features: it is no FID.")
     few = numbers(inception_report(num_samples=5000))[1].caveat
     assert few == "Over 5,000 images, where published figures take 50,000."
     assert numbers(inception_report())[1].caveat == "Over 50,000 images."
@@ -39,6 +37,37 @@ def test_a_student_without_its_teacher_is_compared_with_nothing() -> None:
     evaluations, distance, speed = numbers(bare_report())
     assert (evaluations.value, evaluations.what) == ("1", "evaluation of the network for an image")
     assert {evaluations.beside, distance.beside, speed.beside} == {""}
+
+
+def test_a_student_that_is_no_better_than_the_teacher_s_own_steps_opens_with_no_gain() -> None:
+    evaluations, distance, speed = numbers(failed_report())
+    assert (evaluations.value, evaluations.what) == ("No gain", "at 1 evaluation: the teacher's own steps are better")
+    assert evaluations.beside == "Fréchet distance 0.200 with euler 1. The student has 0.310."
+    assert evaluations.caveat == "The student is better at 4 evaluations."
+    assert distance.beside == "The teacher has 0.070 with 100, and 0.200 with 1 (euler 1)."
+    assert speed.beside == f"1{TIMES} the teacher's 1,000 with euler 1."
+
+
+def test_a_student_that_never_gains_is_called_so() -> None:
+    better_at_none = failed_report().rows[:-1]
+    first, *_ = numbers(digits_report(rows=better_at_none))
+    assert first.caveat == "The student is no better at any other number of evaluations."
+    as_good, *_ = numbers(digits_report(rows=(*better_at_none[:4], better_at_none[-1])))
+    assert as_good.what == "at 2 evaluations: the teacher's own steps are as good"
+    assert as_good.caveat == ""
+
+
+def test_a_teacher_by_itself_is_praised_for_no_step_of_euler() -> None:
+    rows = tuple(each for each in digits_report().rows if each.model == "teacher")
+    evaluations, distance, _ = numbers(digits_report(rows=rows))
+    assert (evaluations.value, evaluations.what) == ("120.9", "evaluations of the network for an image")
+    assert (distance.value, distance.beside) == ("0.44", "")
+
+
+def test_a_solver_of_few_steps_is_no_standard_for_saving() -> None:
+    rows = (row("solver", "euler 2", 2, [3.0]), row("student", "2 steps", 2, [1.0]))
+    evaluations, *_ = numbers(digits_report(rows=rows))
+    assert (evaluations.value, evaluations.what) == ("2", "evaluations of the network for an image")
 
 
 def test_points_are_samples_and_not_images() -> None:

@@ -74,4 +74,12 @@ def test_no_rows_make_no_tiles_and_one_picture_each_a_gallery() -> None:
     assert found is not None
     assert found.are_single
     assert [row.note for row in found.rows] == ["", "note"]
-    assert found.wide.zoom == 2
+    assert found.wide.zoom == 3
+
+
+def test_single_pictures_are_larger_where_they_are_few() -> None:
+    few, many = (tile({str(n): images(1, 1, 256, 256) for n in range(count)}, STRIP) for count in (5, 12))
+    assert few is not None
+    assert many is not None
+    assert (few.width, few.wide.zoom, few.narrow.zoom) == (256, 1, 1)
+    assert (many.width, many.wide.zoom, many.narrow.zoom) == (128, 1, 1)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from eval.sampling.baselines import baseline_samplers
 from eval.sampling.samplers import Sampler, draw_samples, student_sampler, teacher_sampler
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.flow.noise import Stream, draw_noise
@@ -47,6 +48,12 @@ def test_rows_of_other_steps_have_other_titles() -> None:
     steps: list[int | tuple[float, ...]] = [1, 2, (1.0, 0.7, 0.0), (1.0, 0.6, 0.0)]
     titles = [student_sampler(EXACT, choice, 1.0, 0.0).title for choice in steps]
     assert titles == ["student, 1 step", "student, 2 steps", "student, times 1, 0.7, 0", "student, times 1, 0.6, 0"]
+
+
+def test_the_teachers_own_solver_and_the_same_few_steps_have_other_titles() -> None:
+    own = teacher_sampler(FLOW.teacher(), Solver(name="euler", num_steps=2))
+    few = next(each for each in baseline_samplers(FLOW.teacher(), 2) if each.name == own.name)
+    assert (own.title, few.title) == ("teacher's solver, euler 2", "teacher, euler 2")
 
 
 @pytest.mark.parametrize("times", [(1.0,), (0.9, 0.0), (1.0, 0.1), (1.0, 0.3, 0.3, 0.0), (1.0, 0.2, 0.4, 0.0)])

@@ -1,0 +1,58 @@
+"""What a student gains: each of its rows against the teacher in as few evaluations, and in more."""
+
+from collections.abc import Sequence
+
+from eval.report.tables import evaluations_text, headline_text
+from eval.results import Report, Row
+
+
+def gains(report: Report) -> list[str]:
+    """A text for each of the student's rows, which says so where the teacher is as good; none without baselines."""
+    if not report.metrics or not _scored(report, report.rows_of("few-step")):
+        return []
+    return [_gain(report, row) for row in _scored(report, report.rows_of("student"))]
+
+
+def _gain(report: Report, row: Row) -> str:
+    student = f"At {evaluations_text(row.nfe)} the student has {report.headline.heading} {headline_text(report, row)}"
+    best = best_within(report, row.nfe)
+    if best is None:
+        return f"{student}. {_at_equal_quality(report, row)}"
+    teacher = f"{headline_text(report, best)} ({best.sampler})"
+    if rival(report, row) is not None:
+        return f"{student}. That is no better than the teacher's {teacher}."
+    return f"{student}, and the teacher {teacher}. {_at_equal_quality(report, row)}"
+
+
+def _at_equal_quality(report: Report, row: Row) -> str:
+    if (found := cheapest_as_good(report, row)) is not None:
+        return f"The teacher needs {evaluations_text(found.nfe)} to do as well ({found.sampler})."
+    most = max(other.nfe for other in report.rows_of("few-step"))
+    return f"The teacher does not do as well in up to {most:g}."
+
+
+def rival(report: Report, row: Row) -> Row | None:
+    """What `row` does not beat: the teacher's best sampler with at most as many evaluations, if it is as good."""
+    best = best_within(report, row.nfe)
+    return best if best is not None and _value(report, best) <= _value(report, row) else None
+
+
+def best_within(report: Report, nfe: float) -> Row | None:
+    """The teacher's best sampler with at most `nfe` evaluations."""
+    within = [row for row in _scored(report, report.rows) if row.model == "teacher" and row.nfe <= nfe]
+    return min(within, key=lambda row: _value(report, row), default=None)
+
+
+def cheapest_as_good(report: Report, row: Row) -> Row | None:
+    """The teacher's few-step sampler of the fewest evaluations whose headline is that of `row` or better."""
+    few = _scored(report, report.rows_of("few-step"))
+    as_good = [other for other in few if _value(report, other) <= _value(report, row)]
+    return min(as_good, key=lambda other: (other.nfe, other.sampler), default=None)
+
+
+def _scored(report: Report, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if report.value(row) is not None]
+
+
+def _value(report: Report, row: Row) -> float:
+    return row.scores[report.headline.key].mean

@@ -1,0 +1,41 @@
+"""What a student gains is told in plain sentences, and so is that it gains nothing."""
+
+from eval.report.gains import best_within, gains, rival
+from tests.support.reports import bare_report, digits_report, failed_report, row
+
+
+def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
+    one, *_, eight = gains(digits_report())
+    assert one == (
+        "At 1 evaluation the student has Fréchet distance 1.16, and the teacher 229.60 (euler 1). "
+        "The teacher needs 8 evaluations to do as well (heun 8, EDM grid)."
+    )
+    assert eight.endswith("and the teacher 0.92 (heun 8, EDM grid). The teacher does not do as well in up to 8.")
+
+
+def test_a_student_that_is_no_better_than_its_teacher_is_called_so() -> None:
+    one, two, four = gains(failed_report())
+    said = "That is no better than the teacher's"
+    assert one == f"At 1 evaluation the student has Fréchet distance 0.310. {said} 0.200 (euler 1)."
+    assert two.endswith(f"0.100. {said} 0.100 (euler 2).")
+    assert said not in four
+
+
+def test_the_rival_may_need_fewer_evaluations_and_may_be_the_teacher_s_own_solver() -> None:
+    report = digits_report(
+        rows=(
+            row("solver", "euler 2", 2, [1.0]),
+            row("few-step", "euler 1", 1, [3.0]),
+            row("few-step", "midpoint 4", 4, [2.0]),
+            row("student", "4 steps", 4, [2.0]),
+            row("student", "1 step", 1, [2.5]),
+        )
+    )
+    *_, four, one = report.rows
+    assert rival(report, four) == best_within(report, 4) == report.rows[0]
+    assert rival(report, one) is None
+
+
+def test_no_gain_is_told_without_a_baseline() -> None:
+    assert gains(bare_report()) == []
+    assert gains(digits_report(rows=(row("solver", "dopri5", 100, [1.0]),))) == []

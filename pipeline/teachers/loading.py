@@ -131,6 +131,11 @@ class TeacherSource(ABC):
             BadInput: its file is missing or unreadable, or is a web page.
         """
 
+    @property
+    def is_function(self) -> bool:
+        """Whether the velocity is code of the user's, of which no digest tells whether it has changed."""
+        return False
+
     def load(
         self,
         device: torch.device | str = "cpu",
@@ -355,6 +360,10 @@ class _FactorySource(TeacherSource):
     @property
     def sha256(self) -> None:
         return None
+
+    @property
+    def is_function(self) -> bool:
+        return True
 
     def _load(self, device: torch.device) -> Teacher:
         if ":" in self.text:

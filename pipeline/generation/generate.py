@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
 from pipeline.generation.backlog import Backlog, Failure, Piece, Result
 from pipeline.generation.config import GenerateConfig as GenerateConfig
+from pipeline.generation.first_look import doubt
 from pipeline.generation.heartbeat import sweep_heartbeats
 from pipeline.generation.same_flow import require_same_flow
 from pipeline.generation.workers import Job
@@ -367,9 +369,12 @@ def make_shards(
     num_records = sum(shard.num_records for shard in shards)
     total = num_records if is_part else config.n
     started, made = time.monotonic(), 0
+    advice = f"see traflow-pipeline teachers check {quote(config.teacher)}"
     with bar(f"generate {dataset.plan.teacher}", total, total - num_records) as advance:
         for result in _work(config, dataset, shards, stop, advance, is_part):
             if isinstance(result, Marker):
+                if result.shard.number == 0 and (problem := doubt(open_store(config.out), dataset.plan, result)):
+                    say(f"note: the first records look wrong: {problem}; {advice}")
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)

@@ -10,7 +10,7 @@ from pipeline.dataset.plan import Plan
 from pipeline.dataset.reader import read_blocks
 from pipeline.dataset.shards import Marker, Trajectories
 from pipeline.flow.numerics import fixed_numerics, has_precision, in_precision, numerics_of
-from pipeline.generation.shard import draw_batch, solve_batch
+from pipeline.generation.shard import all_states, draw_batch, solve_batch
 from pipeline.storage.store import Store
 from pipeline.teachers.soundness import BATCH_TOLERANCE, NUM_ROWS, REPEAT_TOLERANCE
 from pipeline.teachers.teacher import Teacher
@@ -74,7 +74,7 @@ def _largest_gap(
         gaps = _velocity_gaps(plan, stored, teacher, device, num_rows)
     else:
         remade = solve_batch(plan, draw_batch(plan, int(stored.index[0])), teacher, device).rows()
-        before, now = (_states(plan, records) for records in (stored, remade.rows(slice(0, len(stored)))))
+        before, now = (all_states(plan, records) for records in (stored, remade.rows(slice(0, len(stored)))))
         gaps = _gaps(before, now, before)
     most = int(gaps.argmax())  # that of NaN, if there is one
     return float(gaps[most]), float(stored.times[0, most])
@@ -85,19 +85,13 @@ def _velocity_gaps(plan: Plan, stored: Trajectories, teacher: Teacher, device: t
     """The gap of the velocity at each stored time [K + 2], at the points where the stored ones were taken."""
     rows = torch.arange(num_rows) % len(stored)  # a teacher may take no other batch than the plan's
     velocity = in_precision(teacher.velocity, plan.precision)
-    states, before = _states(plan, stored)[rows], torch.from_numpy(stored.velocities)[rows]
+    states, before = all_states(plan, stored)[rows], torch.from_numpy(stored.velocities)[rows]
     label = torch.from_numpy(stored.label)[rows].to(device) if plan.num_classes else None
     now = [
         velocity(x.to(device), torch.full((num_rows,), t, device=device), label).to("cpu", before.dtype)
         for x, t in zip(states.unbind(1), stored.times[0].tolist(), strict=True)
     ]
     return _gaps(before.float(), torch.stack(now, dim=1).float(), states)
-
-
-def _states(plan: Plan, records: Trajectories) -> Tensor:
-    """The states at all times, float32 [R, K + 2, *shape]: the exact start, and the others as they are stored."""
-    noise, inner, sample = (torch.from_numpy(a).float() for a in (records.noise, records.states, records.sample))
-    return torch.cat([plan.t_start * noise[:, None], inner, sample[:, None]], dim=1)
 
 
 def _gaps(before: Tensor, now: Tensor, states: Tensor) -> Tensor:

@@ -212,6 +212,12 @@ def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> 
     )
 
 
+def all_states(plan: Plan, records: Trajectories) -> Tensor:
+    """The states at all times, float32 [R, K + 2, *shape]: the exact start, and the others as they are stored."""
+    noise, inner, sample = (torch.from_numpy(a).float() for a in (records.noise, records.states, records.sample))
+    return torch.cat([plan.t_start * noise[:, None], inner, sample[:, None]], dim=1)
+
+
 def _dtype(plan: Plan) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, plan.dtype)
     return dtype

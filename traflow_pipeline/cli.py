@@ -773,12 +773,14 @@ def check_teacher(
     result = check.check_teacher(teacher, n, seed, processor)
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
-        save_square(out, to_pictures(result.samples.numpy(), teacher.data_range))
+        save_square(out, to_pictures(result.verdict.samples.numpy(), teacher.data_range))
         say(f"{out}: {counted(n, 'sample')}")
     else:
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
-    if not result.is_data_like:
-        raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.complaint}")
+    if result.verdict.complaint:
+        raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.verdict.complaint}")
+    if result.motion.warning:
+        say(f"note: {result.motion.warning}")
 
 
 def _settings(context: Any, config: str | None, assignments: list[str] | None) -> Any:

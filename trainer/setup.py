@@ -15,6 +15,7 @@ from pipeline.common.plural import counted
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.plan import Plan
 from pipeline.flow.solver import Velocity
+from pipeline.generation.same_flow import require_same_flow
 from pipeline.networks import DiffusersNetwork, FlowNetwork, FlowNetworkConfig, Network
 from pipeline.networks.unet import UNetConfig
 from pipeline.storage.hashing import file_sha256
@@ -242,7 +243,10 @@ def _prepare_student(config: TrainConfig, device: torch.device) -> Task:
     velocity = None
     if config.recipe.needs_teacher and provenance.teacher is not None:
         source, store = resolve(provenance.teacher), open_store(str(config.data))
-        velocity = source.load_planned(data.plan, store, device, quiet=True).velocity
+        live = source.load_planned(data.plan, store, device, quiet=True)
+        if source.is_function:
+            require_same_flow(store, data.plan, live, device)
+        velocity = live.velocity
     network = student.network.to(device)
     owned = {
         term.title: term.make_network(teacher.network, network).to(device)

@@ -19,9 +19,10 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.module_files import advise
 from pipeline.common.suggestions import suggest
+from pipeline.common.user_code import describe
 
 Factory = Callable[[torch.device], object]
 Made = TypeVar("Made")
@@ -169,7 +170,7 @@ def _importing(source: str, kind: str) -> Iterator[None]:
     except BadInput:
         raise
     except (Exception, SystemExit) as error:  # importing runs the user's own code
-        raise BadInput(f"{kind} {source}: wanted module:factory; {type(error).__name__}: {one_line(error)}") from error
+        raise BadInput(f"{kind} {source}: wanted module:factory; {describe(error)}") from error
 
 
 def call_factory(factory: Factory, device: torch.device, wanted: type[Made], source: str, kind: str) -> Made:
@@ -184,7 +185,7 @@ def call_factory(factory: Factory, device: torch.device, wanted: type[Made], sou
     except (BadInput, WorkFailed):
         raise
     except Exception as error:  # it is the user's own code
-        raise BadInput(f"{kind} {source}: the factory failed with {type(error).__name__}: {one_line(error)}") from error
+        raise BadInput(f"{kind} {source}: the factory failed: {describe(error)}") from error
     if not isinstance(made, wanted):
         name = f"{wanted.__module__}.{wanted.__name__}"
         article = "an" if name[0] in "aeiou" else "a"

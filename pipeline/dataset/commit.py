@@ -61,8 +61,8 @@ def shards_present(plan: Plan, num_records: int, names: Iterable[str]) -> Shards
     return Shards(plan, num_records, sorted(number for number in numbers if number <= last))
 
 
-def read_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]:
-    """Yield the markers of the shards of the first `num_records` records that are committed, in bounded memory.
+def read_markers(store: Store, plan: Plan, num_records: int, at_once: int = MARKERS_AT_ONCE) -> Iterator[Marker]:
+    """Yield the markers of the shards of the first `num_records` records that are committed, `at_once` in memory.
 
     The last shard of a data set that grew may be committed with fewer records; its marker is yielded as it is.
 
@@ -72,7 +72,7 @@ def read_markers(store: Store, plan: Plan, num_records: int) -> Iterator[Marker]
     sizes = store.sizes()
     shards = shards_present(plan, num_records, sizes)
     present = ((marker_name(shard), shard) for shard in shards if {shard.name, marker_name(shard)} <= sizes.keys())
-    while chunk := dict(islice(present, MARKERS_AT_ONCE)):
+    while chunk := dict(islice(present, at_once)):
         for name, payload in store.read_all(list(chunk)).items():
             shard, marker = chunk[name], parse_marker(payload)
             if marker is None or not marker.is_of(plan) or sizes[shard.name] != marker.num_bytes:

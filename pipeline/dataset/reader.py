@@ -1,19 +1,41 @@
 """Read blocks of a data set: memory-mapped from a local store, prefetched from a remote one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from zlib import crc32
 
 import numpy as np
 
-from pipeline.common.errors import StoreFailed, WorkFailed, reason
+from pipeline.common.errors import StoreFailed, WorkFailed, one_line, reason
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.shards import Layout, Trajectories, check_layout, read_block, read_layout
+from pipeline.dataset.plan import Shard
+from pipeline.dataset.shards import Block, Layout, Trajectories, check_layout, read_block, read_layout
 from pipeline.storage.store import Store, read_again
 
 CACHED_BLOCKS = 4  # a batch may end inside a block, whose rest the next step reads
 REQUESTS = 8  # concurrent
 MIN_GAP = 2**18  # bytes: a second request takes about as long as fetching so many
+
+
+def read_blocks(store: Store, shard: Shard, blocks: Sequence[Block]) -> Trajectories:
+    """The records of `blocks` of `shard`.
+
+    Raises:
+        StoreFailed: they cannot be read.
+    """
+    try:
+        return Trajectories.concatenate([read_block(_read_part(store, shard, block)) for block in blocks])
+    except (OSError, ValueError) as error:
+        raise StoreFailed(f"{store.location}/{shard.name}: cannot be read ({one_line(error)})") from error
+
+
+def _read_part(store: Store, shard: Shard, block: Block) -> memoryview:
+    read = partial(store.read_range, shard.name, block.offset, block.offset + block.num_bytes)
+    payload = read_again(store, read, lambda payload: crc32(payload) == block.crc32)
+    if crc32(payload) != block.crc32:
+        raise ValueError(f"the records from {block.first_index} on are not those that were committed")
+    return payload
 
 
 class BlockReader:

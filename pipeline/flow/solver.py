@@ -1,5 +1,6 @@
 """Integrate a teacher's ODE from noise to data, counting every evaluation. The solvers are torchdiffeq's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class CautiousDopri5(Dopri5Solver):  # type: ignore[misc]
         self.has_failed = not is_accepted
         return after
 
+
+# What to do about a velocity that is not finite, or huge, at the first or at the last time of a flow.
+ENDS = {0: "give its Teacher a smaller t_start", -1: "give its Teacher a larger t_end"}
 
 CAUTIOUS = "cautious-dopri5"
 SOLVERS[CAUTIOUS] = CautiousDopri5
@@ -127,7 +131,15 @@ def integrate(
             func, x, grid, method=CAUTIOUS if solver.cautious else solver.name, options=options, **tolerances
         )[indices]
     except AssertionError as error:  # torchdiffeq's word for both "too many steps" and "step too small"
-        raise SolverFailed(f"{solver} gave up after {nfe} evaluations ({error})") from error
+        gave_up = f"{solver} gave up after {nfe} evaluations ({error})"
+        raise SolverFailed(gave_up + _broken_end(func, x, times)) from error
     if not torch.isfinite(states).all():
-        raise SolverFailed(f"{solver}: the state is not finite after {nfe} evaluations")
+        broken = f"{solver}: the state is not finite after {nfe} evaluations"
+        raise SolverFailed(broken + _broken_end(func, x, times))
     return Solution(states, nfe)
+
+
+def _broken_end(func: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> str:
+    """At which end of the flow the velocity is not finite, and what to do; nothing if at neither."""
+    broken = [end for end in ENDS if not torch.isfinite(func(times[end], x)).all()]
+    return f"; the velocity is not finite at t = {times[broken[0]]:.3g}: {ENDS[broken[0]]}" if broken else ""

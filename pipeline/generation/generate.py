@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ from pipeline.flow.numerics import check_precision
 from pipeline.generation import workers
 from pipeline.generation.backlog import Backlog, Failure, Piece, Result
 from pipeline.generation.config import GenerateConfig as GenerateConfig
+from pipeline.generation.first_look import doubt
 from pipeline.generation.heartbeat import sweep_heartbeats
+from pipeline.generation.same_flow import require_same_flow
 from pipeline.generation.workers import Job
 from pipeline.storage.lease import Lease, hold_lease
 from pipeline.storage.output import Output, check_output
@@ -113,12 +116,16 @@ def new_plan(config: GenerateConfig, source: TeacherSource, quiet: bool = False)
     """The plan that `config` asks for with the teacher of `source`.
 
     Raises:
-        BadInput: there is no such teacher, or the fields contradict each other.
+        BadInput: there is no such teacher, or the fields contradict each other; or records of this plan were made by
+            another function than the teacher's.
     """
     prompts = source.prompts(config.prompts, config.negative_prompt)
     num_prompts = 0 if prompts is None else len(prompts)
     teacher = source.describe(config.guidance_scale, quiet, config.size, num_prompts)
-    return make_plan(config, teacher, None if prompts is None else source.identify(prompts, config.precision))
+    plan = make_plan(config, teacher, None if prompts is None else source.identify(prompts, config.precision))
+    if source.is_function:
+        require_same_flow(open_store(config.out), plan, teacher, torch.device("cpu"))
+    return plan
 
 
 def generate(config: GenerateConfig) -> Manifest:
@@ -134,10 +141,12 @@ def generate(config: GenerateConfig) -> Manifest:
     store = open_store(config.out)
     source, known, plan = plan_of(config, store)
     with hold_lease(store) as lease:
-        dataset, ledger = _claim(config, store, plan, source)
+        existing = read_dataset(store)
+        ledger = read_ledger(config, store, plan, existing)
         missing = missing_shards(plan, config.n, ledger)
         if missing and known:
             check_teacher(config, source, known)
+        dataset = _claim(config, store, plan, source, existing)
         with stoppable(STOPPING) as stop:
             lease.on_loss = stop.set
             encode_prompts(config, dataset, source, store, stop, check=lease.check)
@@ -151,7 +160,7 @@ def generate(config: GenerateConfig) -> Manifest:
 
 
 def check_teacher(config: GenerateConfig, source: TeacherSource, plan: Plan) -> None:
-    """Raises `BadInput` unless the teacher that `source` loads is that of `plan`."""
+    """Raises `BadInput` unless the teacher that `source` loads is that of `plan`, and of what is committed of it."""
     new_plan(config, source).check_same(plan, config.out)
 
 
@@ -240,10 +249,14 @@ def missing_shards(plan: Plan, num_records: int, ledger: Ledger) -> Shards:
     return Shards(plan, num_records, np.flatnonzero(ledger.sizes[: len(starts)] < wanted).tolist())
 
 
-def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSource) -> tuple[DataSet, Ledger]:
-    """Write the plan and the configuration; return the data set and what is committed. Raises as `read_ledger` does."""
-    existing = read_dataset(store)
-    ledger = read_ledger(config, store, plan, existing)
+def _claim(
+    config: GenerateConfig, store: Store, plan: Plan, source: TeacherSource, existing: DataSet | None
+) -> DataSet:
+    """Write the plan and the configuration over those of `existing`.
+
+    Raises:
+        BadInput: they cannot be written.
+    """
     try:
         store.sweep()
         if existing is not None:
@@ -254,7 +267,7 @@ def _claim(config: GenerateConfig, store: Store, plan: Plan, source: TeacherSour
         store.write(CONFIG, resolved(config, "generate").encode())
     except OSError as error:
         raise BadInput(f"{config.out}: cannot be written ({reason(error)})") from error
-    return dataset, ledger
+    return dataset
 
 
 def encode_prompts(
@@ -358,9 +371,12 @@ def make_shards(
     num_records = sum(shard.num_records for shard in shards)
     total = num_records if is_part else config.n
     started, made = time.monotonic(), 0
+    advice = f"see traflow-pipeline teachers check {quote(config.teacher)}"
     with bar(f"generate {dataset.plan.teacher}", total, total - num_records) as advance:
         for result in _work(config, dataset, shards, stop, advance, is_part):
             if isinstance(result, Marker):
+                if result.shard.number == 0 and (problem := doubt(open_store(config.out), dataset.plan, result)):
+                    say(f"note: the first records look wrong: {problem}; {advice}")
                 made += result.shard.num_records
                 rate = made / (time.monotonic() - started)
                 nfe = sum(result.nfe) / len(result.nfe)

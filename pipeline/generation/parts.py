@@ -76,12 +76,12 @@ def generate_part(config: GenerateConfig, part: Part, steals: bool = False) -> M
     check_device(config)
     store = open_store(config.out)
     source, known, plan = plan_of(config, store)
-    dataset = _begin(store, DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute))
     shards = plan.shards(config.n)
+    own, others = _left(store, part.share(shards)), list[Shard]()
+    if own and known:
+        check_teacher(config, source, known)
+    dataset = _begin(store, DataSet(plan=plan, num_records=config.n, teacher_source=source.absolute))
     with stoppable(STOPPING) as stop, beating(store, part.number, part.count):
-        own, others = _left(store, part.share(shards)), list[Shard]()
-        if own and known:
-            check_teacher(config, source, known)
         encode_prompts(config, dataset, source, store, stop, is_part=True)
         failures = _make(config, dataset, own, stop)
         if steals and not stop.is_set():

@@ -20,7 +20,7 @@ from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import Marker, Trajectories, sha256, write_shard
 from pipeline.flow.noise import draw_noise
 from pipeline.flow.numerics import Numerics, fixed_numerics, in_precision, numerics_of
-from pipeline.flow.solver import SolverFailed, integrate
+from pipeline.flow.solver import ENDS, SolverFailed, integrate
 from pipeline.storage.store import Store
 from pipeline.teachers.teacher import Teacher, errors_named_after
 
@@ -205,11 +205,17 @@ def _solve(plan: Plan, batch: Batch, teacher: Teacher, device: torch.device) -> 
     return SolvedBatch(
         start=batch,
         noise=batch.noise.to(dtype),
-        states=_to_host(states, plan),
-        velocities=None if velocities is None else _to_host(velocities, plan),
+        states=_to_host(states, plan, "state", batch.times),
+        velocities=None if velocities is None else _to_host(velocities, plan, "velocity", batch.times),
         nfe=solution.nfe,
         copied=_event(device),
     )
+
+
+def all_states(plan: Plan, records: Trajectories) -> Tensor:
+    """The states at all times, float32 [R, K + 2, *shape]: the exact start, and the others as they are stored."""
+    noise, inner, sample = (torch.from_numpy(a).float() for a in (records.noise, records.states, records.sample))
+    return torch.cat([plan.t_start * noise[:, None], inner, sample[:, None]], dim=1)
 
 
 def _dtype(plan: Plan) -> torch.dtype:
@@ -217,11 +223,19 @@ def _dtype(plan: Plan) -> torch.dtype:
     return dtype
 
 
-def _to_host(x: Tensor, plan: Plan) -> Tensor:
-    """`x` in memory of the host; from a GPU, once the event after this has happened."""
+def _to_host(x: Tensor, plan: Plan, name: str, times: Tensor) -> Tensor:
+    """`x` [B, T, ...] in memory of the host; from a GPU, once the event after this has happened."""
     if not torch.isfinite(torch.stack(x.aminmax())).all():  # many times as fast as asking of every value
-        raise SolverFailed(f"a value is not finite as {plan.dtype}")
+        raise SolverFailed(_not_finite(x, plan, name, times))
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
+
+
+def _not_finite(x: Tensor, plan: Plan, name: str, times: Tensor) -> str:
+    """At which of the `times` [T] `x` [B, T, ...], called `name`, is not finite, and what to do."""
+    finite = torch.isfinite(x).flatten(2).all(2).all(0).tolist()
+    at = finite.index(False)
+    advice = ENDS.get(at if at == 0 else at - len(finite)) if name == "velocity" else None
+    return f"the {name} at t = {times[at]:.3g} is not finite as {plan.dtype}" + (f": {advice}" if advice else "")
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:

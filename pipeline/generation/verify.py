@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.common.errors import BadInput, StoreFailed, one_line, reason
+from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.plural import counted
 from pipeline.common.progress import bar, format_bytes
 from pipeline.dataset.commit import MARKERS_AT_ONCE, marker_name, parse_marker, shards_present
@@ -37,6 +37,7 @@ from pipeline.dataset.manifest import (
     write_manifest,
 )
 from pipeline.dataset.plan import Plan, Shard, Shards
+from pipeline.dataset.reader import read_blocks
 from pipeline.dataset.shards import (
     MEMBERS,
     SHARD_FILE,
@@ -467,16 +468,7 @@ def _check_manifest(store: Store, result: VerifyResult) -> Iterator[Fault]:
 
 def _read_batch(store: Store, ledger: Ledger, shard: Shard, first_index: int) -> Trajectories:
     blocks = ledger.blocks(first_index, min(ledger.plan.batch_size, shard.end - first_index))
-    try:
-        parts = [_read_block(store, shard, block) for block in blocks]
-        return Trajectories.concatenate([read_block(part) for part in parts])
-    except (OSError, ValueError) as error:
-        raise StoreFailed(f"{store.location}/{shard.name}: cannot be read ({one_line(error)})") from error
-
-
-def _read_block(store: Store, shard: Shard, block: Block) -> memoryview:
-    read = partial(store.read_range, shard.name, block.offset, block.offset + block.num_bytes)
-    return read_again(store, read, lambda payload: crc32(payload) == block.crc32)
+    return read_blocks(store, shard, blocks)
 
 
 def _differing(a: Trajectories, b: Trajectories) -> list[str]:

@@ -25,6 +25,7 @@ from pipeline.flow.numerics import check_precision
 from pipeline.generation.backlog import MAX_ATTEMPTS, Backlog, Cause, Failure, Health, Piece, Result, piece_of
 from pipeline.generation.chunk import ChunkEncoder
 from pipeline.generation.config import Compile
+from pipeline.generation.same_flow import require_same_flow
 from pipeline.generation.shard import check_room, commit_shard, draw_shard, integrate_shard
 from pipeline.storage.store import Store, open_store
 from pipeline.teachers.compilation import compile_teacher
@@ -69,6 +70,7 @@ class Worker:
         self.device = torch.device("cuda" if wants_gpu else "cpu")
         self._device_lock = threading.Lock()
         self._integrated: dict[int, int] = {}
+        self._is_unchecked = False  # whether `_check_flow` found nothing to compare with as yet
 
     def ready(self) -> None:
         """Returns once this actor is scheduled."""
@@ -103,12 +105,27 @@ class Worker:
             self._check_machine()
             check_precision(self.job.plan.precision, self.device)
             plan = self.job.plan
-            teacher = resolve(self.job.teacher).load_planned(plan, self.store, self.device, True, plan.precision)
+            source = resolve(self.job.teacher)
+            teacher = source.load_planned(plan, self.store, self.device, True, plan.precision)
             if teacher.sha256 != self.job.plan.teacher_sha256:
                 raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
             if teacher.network is None:  # the user's own function, which may take no other batch than the plan's
                 require_sound(teacher, self.device, self.job.plan.batch_size)
+            self._is_unchecked = source.is_function
+            self._check_flow(teacher)
             return compile_teacher(teacher, self.device, self.job.compile)
+
+    def _check_flow(self, teacher: Teacher) -> None:
+        """Compare a user's own function, once, with the first records that anybody has committed.
+
+        Raises:
+            Unfit: they were made by another one.
+        """
+        if self._is_unchecked:
+            with _unfit():
+                plan = self.job.plan
+                found = require_same_flow(self.store, plan, teacher, self.device, plan.batch_size)
+            self._is_unchecked = not found
 
     def _check_machine(self) -> None:
         """Raises `WorkFailed` if this machine lacks what the driver has."""
@@ -138,7 +155,7 @@ class Worker:
             return self._encode(shard) if isinstance(shard, Chunk) else self._integrate(shard, count)
         except Exception as error:  # a user's own teacher may raise anything
             message = _message(error)
-            if not message.startswith(str(shard)):
+            if not isinstance(error, Unfit) and not message.startswith(str(shard)):
                 message = f"{shard}: {message}"
             if isinstance(error.__cause__ or error, MemoryError | torch.OutOfMemoryError):
                 message += f"; use fewer workers, {self._lighter(shard)}"
@@ -167,6 +184,7 @@ class Worker:
         starts = draw_shard(self.job.plan, shard)
         with self._device_lock:
             solved = integrate_shard(self.job.plan, shard, starts, self.teacher, self.store, self.device, count)
+            self._check_flow(self.teacher)  # others may have begun with this worker
         return commit_shard(solved, self.store)
 
 
@@ -215,7 +233,8 @@ def _check_fit(result: Result, backlog: Backlog) -> None:
     """Raises `WorkFailed` if `result` says that this process cannot make another shard."""
     if not Health().is_fit_after(result, is_first=False):
         assert isinstance(result, Failure)
-        left = f"; {len(backlog)} other shards are left: run the same command again" if backlog else ""
+        is_lost = result.cause == "loading"  # to the same command, too
+        left = f"; {len(backlog)} other shards are left: run the same command again" if backlog and not is_lost else ""
         raise WorkFailed(f"{result.error}{left}")
 
 

@@ -37,7 +37,7 @@ def compile_teacher(teacher: Teacher, device: torch.device, wanted: Compiled | L
         return replace(teacher, compiled=True)
     network.compile(dynamic=False, mode="reduce-overhead")
     # A graph answers into the same buffer every time, and solvers keep the answers of several stages.
-    return replace(teacher, compiled=True, velocity=OwnedVelocity(teacher.velocity))
+    return replace(teacher, compiled=True, velocity=OwnedVelocity(teacher.velocity, teacher.name))
 
 
 def check_compilable(teacher: Teacher, device: torch.device) -> FlowNetwork:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -120,7 +120,6 @@ class TeacherSource(ABC):
     """A teacher that the user named by `text` and that is not loaded yet."""
 
     text: str
-    is_function: ClassVar = False  # of the user's own
 
     @property
     @abstractmethod
@@ -135,6 +134,11 @@ class TeacherSource(ABC):
         Raises:
             BadInput: its file is missing or unreadable, or is a web page.
         """
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the velocity is code of the user's, of which no digest tells whether it has changed."""
+        return False
 
     def load(
         self,
@@ -353,8 +357,6 @@ class _FileSource(TeacherSource):
 class _FactorySource(TeacherSource):
     """A factory of the user's own, or nothing at all."""
 
-    is_function: ClassVar = True
-
     @property
     def absolute(self) -> str:
         return self.text
@@ -362,6 +364,10 @@ class _FactorySource(TeacherSource):
     @property
     def sha256(self) -> None:
         return None
+
+    @property
+    def is_function(self) -> bool:
+        return True
 
     def _load(self, device: torch.device) -> Teacher:
         if ":" in self.text:

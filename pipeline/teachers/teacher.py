@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.errors import BadInput, WorkFailed, one_line
+from pipeline.common.user_code import describe
 from pipeline.flow.solver import Velocity
 from pipeline.networks import FlowNetwork, Network, lay_out
 from pipeline.teachers.classes import TrainedClass, trained_labels
@@ -75,7 +76,7 @@ class Teacher:
         if not (isinstance(self.sha256, str) and self.sha256 and self.name.isprintable() and self.name):
             raise ValueError("name and sha256 are texts on one line: the teacher's identity in every data set")
         if not isinstance(self.velocity, FreshVelocity):
-            object.__setattr__(self, "velocity", OwnedVelocity(self.velocity))
+            object.__setattr__(self, "velocity", OwnedVelocity(self.velocity, self.name))
 
 
 class FreshVelocity:
@@ -86,18 +87,31 @@ class OwnedVelocity(FreshVelocity):
     """A user's velocity whose caller keeps what it passed, and owns what it got.
 
     A teacher may write into its arguments, or answer into a buffer that the next call overwrites, as CUDA graphs and
-    bound outputs of ONNX Runtime do: it is given copies, and its answer is copied.
+    bound outputs of ONNX Runtime do: it is given copies, and its answer is copied. What it raises, but for a lack of
+    memory, is a `WorkFailed` that names `teacher`, the line of the user's that raised it, and what it was given.
     """
 
-    def __init__(self, velocity: Velocity) -> None:
-        self.velocity = velocity
+    def __init__(self, velocity: Velocity, teacher: str) -> None:
+        self.velocity, self.teacher = velocity, teacher
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        answer = self.velocity(x.clone(), t.clone(), None if label is None else label.clone())
+        try:
+            answer = self.velocity(x.clone(), t.clone(), None if label is None else label.clone())
+        except (BadInput, WorkFailed, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # it is the user's own code
+            raise WorkFailed(f"teacher {self.teacher}: {describe(error)} ({_called_with(x, t, label)})") from error
         if not isinstance(answer, Tensor) or answer.shape != x.shape:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise TypeError(f"wanted a velocity {list(x.shape)}, got {got}")
+            raise WorkFailed(
+                f"teacher {self.teacher}: wanted a velocity {list(x.shape)}, got {got} ({_called_with(x, t, label)})"
+            )
         return answer.clone()
+
+
+def _called_with(x: Tensor, t: Tensor, label: Tensor | None) -> str:
+    given = {"x": x, "t": t, "label": label}
+    return "called with " + ", ".join(f"{name} {list(a.shape)}" for name, a in given.items() if a is not None)
 
 
 def of_network(
@@ -169,14 +183,13 @@ class GuidedVelocity(FreshVelocity):
 
 @contextmanager
 def errors_named_after(teacher: Teacher) -> Iterator[None]:
-    """Turn any exception of a user's own teacher into a `WorkFailed` that names it."""
+    """Turn any exception of a teacher that its own velocity did not name into a `WorkFailed` that names it."""
     try:
         yield
     except (BadInput, WorkFailed):
         raise
     except Exception as error:
-        message = " ".join(str(error).split())
-        raise WorkFailed(f"teacher {teacher.name}: {type(error).__name__}: {message}") from error
+        raise WorkFailed(f"teacher {teacher.name}: {type(error).__name__}: {one_line(error)}") from error
 
 
 class NetworkVelocity(nn.Module, FreshVelocity):

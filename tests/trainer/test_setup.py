@@ -15,9 +15,10 @@ from pipeline.generation.generate import GenerateConfig, generate
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
-from tests.support.problems import GaussianFlow, make_data, tiny_config
+from tests.support.problems import SHAPE, GaussianFlow, make_data, tiny_config
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainConfig
+from trainer.setup import prepare
 from trainer.train import train
 
 SMALL = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [2], "time_scale": 10.0}
@@ -117,3 +118,27 @@ def test_a_student_of_a_function_that_draws_no_images_is_asked_for_its_family(tm
     config = TrainConfig.model_validate({"data": data, "out": tmp_path / "run", "device": "cpu", "trainer": trainer})
     with pytest.raises(BadInput, match=r"has no network to start from: give 'network'.*family: mlp"):
         train(config)
+
+
+SCALE = 1.0
+
+
+def scaled(device: torch.device) -> Teacher:
+    """A user's function, which a test corrects."""
+    scale, velocity = SCALE, GaussianFlow().velocity
+    return Teacher("mine", "0" * 64, lambda x, t, label: scale * velocity(x, t), SHAPE)
+
+
+def test_a_live_teacher_is_the_flow_that_made_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"recipe": "lagrangian", "data": make_data(tmp_path, teacher=f"{__name__}:scaled")}
+    values |= {
+        "network": tiny_config().model_dump(),
+        "out": tmp_path / "run",
+        "device": "cpu",
+        "trainer": {"num_steps": 1},
+    }
+    asked = TrainConfig.model_validate(values)
+    prepare(asked, torch.device("cpu"))
+    monkeypatch.setattr(f"{__name__}.SCALE", 1.1)
+    with pytest.raises(BadInput, match="wanted the velocity that its records were made with"):
+        prepare(asked, torch.device("cpu"))

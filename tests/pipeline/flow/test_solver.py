@@ -124,6 +124,18 @@ def test_a_flow_that_is_not_finite_is_said_to_be_so() -> None:
             integrate(broken, NOISE, uniform_times(1), None, solver)
 
 
+@pytest.mark.parametrize("solver", [Solver(), Solver(name="rk4", num_steps=4)], ids=str)
+@pytest.mark.parametrize(("end", "field"), [(1.0, "a smaller t_start"), (0.0, "a larger t_end")])
+def test_a_velocity_that_is_not_finite_at_an_end_is_told_how_to_leave_it_out(
+    end: float, field: str, solver: Solver
+) -> None:
+    def divided(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return x / (t - end)[:, None, None, None].abs()
+
+    with pytest.raises(SolverFailed, match=rf"; the velocity is not finite at t = {end:g}: give its Teacher {field}"):
+        integrate(divided, NOISE, uniform_times(1), None, solver)
+
+
 def test_a_solver_that_runs_out_of_steps_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver_module, "MAX_NUM_STEPS", 3)
     with pytest.raises(SolverFailed, match="gave up after"):

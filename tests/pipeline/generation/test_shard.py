@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,25 @@ def test_a_teacher_that_is_not_finite_leaves_its_batch(tmp_path: Path) -> None:
     saved = tmp_path / "failed-batch-000000008.safetensors"
     assert str(saved) in str(caught.value)
     torch.testing.assert_close(load_file(saved)["noise"], draw_batch(plan, 8).noise)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda t: 1 / t, "the velocity at t = 0 is not finite as float16: give its Teacher a larger t_end; the batch"),
+        (lambda t: torch.where(t == 1, 1e6, 0), "the velocity at t = 1 is not finite as float16: .* smaller t_start;"),
+        (lambda t: 0 * t + 1e5, "the state at t = 0 is not finite as float16; the batch"),
+    ],
+)
+def test_what_is_not_finite_is_named_with_its_time(
+    answer: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    def broken(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return torch.zeros_like(x) + answer(t)[:, None, None, None]
+
+    plan = make_plan(num_states=0, solver=Solver(name="euler", num_steps=20))
+    with pytest.raises(WorkFailed, match=said):
+        generate_shard(plan, plan.shards(16)[0], Teacher("broken", "0" * 64, broken, SHAPE), Folder(tmp_path), CPU)
 
 
 def test_the_embedded_teacher_turns_noise_into_digits(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline import networks
+from pipeline.flow.solver import Velocity
 from pipeline.teachers.check import check_teacher
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher, of_network
-from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow, tiny_config
+from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow, MixtureFlow, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -19,11 +21,11 @@ def teacher(velocity: object, **fields: object) -> Teacher:
 
 def test_a_flow_that_turns_noise_into_data_passes_with_the_statistics_of_its_data() -> None:
     found = check_teacher(teacher(GaussianFlow().velocity, data_range=(-1.5, 2.0)), 256, 0, CPU)
-    assert found.is_data_like
-    assert abs(found.data.mean - MEAN) < 0.02
-    assert abs(found.data.std - STD) < 0.02
-    assert abs(found.noise.std - 1) < 0.05
-    assert found.samples.shape == (256, *SHAPE)
+    assert not found.verdict.complaint
+    assert abs(found.verdict.data.mean - MEAN) < 0.02
+    assert abs(found.verdict.data.std - STD) < 0.02
+    assert abs(found.verdict.noise.std - 1) < 0.05
+    assert found.verdict.samples.shape == (256, *SHAPE)
     assert found.nfe > 10
 
 
@@ -32,8 +34,8 @@ def test_a_flow_that_runs_the_other_way_is_told_so() -> None:
         return -GaussianFlow().velocity(x, 1 - t)
 
     found = check_teacher(teacher(reversed_velocity), 16, 0, CPU)
-    assert not found.is_data_like
-    assert "does its time run from 1, noise, to 0, data" in found.complaint
+    assert found.verdict.complaint
+    assert "does its time run from 1, noise, to 0, data" in found.verdict.complaint
 
 
 UNLIKE = {
@@ -51,9 +53,75 @@ UNLIKE = {
 def test_what_cannot_be_data_is_told_what_to_look_for(name: str) -> None:
     velocity, said = UNLIKE[name]
     found = check_teacher(teacher(velocity), 32, 0, CPU)
-    assert not found.is_data_like
-    assert re.search(said, found.complaint)
-    assert ("time run" in found.complaint) == ("reversed" in name)
+    assert found.verdict.complaint
+    assert re.search(said, found.verdict.complaint)
+    assert ("time run" in found.verdict.complaint) == ("reversed" in name)
+
+
+FLOWS: dict[str, GaussianFlow | MixtureFlow] = {
+    "narrow": GaussianFlow(),
+    "as wide as noise": GaussianFlow(0, 1),
+    "wide": GaussianFlow(0.5, 2),
+    "lumps": MixtureFlow(),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_time_that_runs_the_other_way_is_seen_whatever_the_width_of_the_data(name: str) -> None:
+    velocity = FLOWS[name].velocity
+    wide = {"data_range": (-10.0, 10.0)}
+    found = check_teacher(teacher(velocity, **wide), 16, 0, CPU)
+    assert not found.verdict.complaint
+    assert not found.motion.warning
+    found = check_teacher(teacher(lambda x, t, label: velocity(x, 1 - t), **wide), 16, 0, CPU)
+    assert re.search(r"at an end it points the other way: .*-v\(x, 1 - t\) here", found.verdict.complaint)
+
+
+def test_a_trained_network_in_reversed_time_draws_something_and_is_seen_too() -> None:
+    digits = load_teacher("digits")
+    reversed_digits = replace(digits, velocity=lambda x, t, label: digits.velocity(x, 1 - t, label))
+    assert "points the other way" in check_teacher(reversed_digits, 16, 0, CPU).verdict.complaint
+
+
+def added(share: float, end: float) -> Velocity:
+    """The Gaussian flow, and `share` of x divided by the time that is left to `end`."""
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return GaussianFlow().velocity(x, t) + share * x / ((t - end).abs() + 1e-4)[:, None, None, None]
+
+    return velocity
+
+
+@pytest.mark.parametrize("share", [-0.02, 0.02, -0.2])
+def test_a_velocity_that_is_huge_at_the_start_is_told_to_start_later(share: float) -> None:
+    found = check_teacher(teacher(added(share, 1), data_range=(-1.5, 2.0)), 16, 0, CPU)
+    said = r"huge at t = 1 \(RMS \d.*\): give its Teacher a smaller t_start, such as 0.9\d"
+    assert re.search(said, found.motion.warning)
+    assert bool(found.verdict.complaint) == (share == -0.2)
+    assert not found.verdict.complaint or re.search(said, found.verdict.complaint)
+    assert "time run" not in found.verdict.complaint
+
+
+def test_or_to_end_sooner() -> None:
+    found = check_teacher(teacher(added(0.05, 0), data_range=(-1.5, 2.0)), 16, 0, CPU)
+    assert re.search(r"huge at t = 0 .*: give its Teacher a larger t_end, such as 0.0\d", found.motion.warning)
+
+
+def test_a_velocity_that_is_clamped_at_the_very_start_is_no_fault() -> None:
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return GaussianFlow().velocity(x, t) * (t < 1)[:, None, None, None]
+
+    assert not check_teacher(teacher(velocity, data_range=(-1.5, 2.0)), 16, 0, CPU).verdict.complaint
+
+
+def test_paths_that_no_flow_of_noise_and_data_takes_are_warned_of() -> None:
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        turned = torch.stack([-x[:, :, 1::2], x[:, :, ::2]], dim=3).reshape(x.shape)
+        return GaussianFlow(0).velocity(x, t) + 20 * torch.sin(6.2832 * t)[:, None, None, None] * turned
+
+    found = check_teacher(teacher(velocity, data_range=(-2.0, 2.0)), 16, 0, CPU)
+    assert not found.verdict.complaint
+    assert re.match(r"the straightness is \d+.*at most 2.*; the velocity is largest at t = 0.\d", found.motion.warning)
 
 
 def test_one_sample_for_each_class_is_a_collapse() -> None:
@@ -62,7 +130,7 @@ def test_one_sample_for_each_class_is_a_collapse() -> None:
         return (x - label[:, None, None, None] + 0.5) / t.clamp(min=1e-3)[:, None, None, None]
 
     found = check_teacher(teacher(velocity, num_classes=2), 8, 0, CPU)
-    assert "the model has collapsed" in found.complaint
+    assert "the model has collapsed" in found.verdict.complaint
 
 
 @pytest.mark.parametrize("convention", ["flow", "edm"])
@@ -70,20 +138,20 @@ def test_an_untrained_network_is_told_so(convention: str) -> None:
     torch.manual_seed(0)
     untrained = networks.build(tiny_config(resolution=8, convention=convention)).eval()
     found = check_teacher(of_network("new", "0" * 64, untrained, CPU), 16, 0, CPU)
-    assert "is the network trained" in found.complaint
+    assert "is the network trained" in found.verdict.complaint
 
 
 def test_straight_paths_have_straightness_zero() -> None:
     def constant(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return torch.full_like(x, 0.5)
 
-    assert check_teacher(teacher(constant), 4, 0, CPU).straightness < 1e-10
-    assert check_teacher(teacher(GaussianFlow().velocity), 4, 0, CPU).straightness > 0.01
+    assert check_teacher(teacher(constant), 4, 0, CPU).motion.straightness < 1e-10
+    assert check_teacher(teacher(GaussianFlow().velocity), 4, 0, CPU).motion.straightness > 0.01
 
 
 def test_neighbours_of_an_image_are_alike_and_those_of_noise_are_not() -> None:
     found = check_teacher(load_teacher("digits"), 16, 0, CPU)
-    assert found.is_data_like
-    assert found.noise.correlation is not None
-    assert found.data.correlation is not None
-    assert abs(found.noise.correlation) < 0.1 < 0.3 < found.data.correlation
+    assert not found.verdict.complaint
+    assert found.verdict.noise.correlation is not None
+    assert found.verdict.data.correlation is not None
+    assert abs(found.verdict.noise.correlation) < 0.1 < 0.3 < found.verdict.data.correlation

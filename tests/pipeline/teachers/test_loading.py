@@ -44,7 +44,7 @@ def test_a_factory_must_return_a_teacher() -> None:
 
 
 def test_what_a_factory_raises_is_said() -> None:
-    with pytest.raises(BadInput, match=r"the factory failed with TypeError: .*takes 0 positional arguments"):
+    with pytest.raises(BadInput, match=r"the factory failed: TypeError: .*takes 0 positional arguments"):
         load_teacher("tests.pipeline.teachers.test_loading:takes_nothing")
 
 

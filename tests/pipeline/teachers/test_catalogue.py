@@ -235,7 +235,7 @@ def test_a_pth_file_by_itself_is_asked_to_be_described(tmp_path: Path) -> None:
         ),
         (
             "format: score-sde\nfile: a.pt\nnetwork: {resolution: 8, image_channels: 3, foo: 1}",
-            r"unknown key 'network\.foo'; valid keys: resolution, image_channels, .*time_embedding",
+            r"unknown key 'network\.foo'; valid keys of family song: resolution, image_channels, .*time_embedding",
         ),
         ("[" * 1000, "not YAML"),
     ],

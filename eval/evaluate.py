@@ -66,7 +66,9 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
 from pipeline.dataset.conditions import Prompts
+from pipeline.dataset.manifest import read_manifest
 from pipeline.flow.numerics import check_precision
+from pipeline.generation.same_flow import require_same_flow
 from pipeline.storage.output import Output, check_output, hold_output
 from pipeline.storage.store import Store, is_url, open_store
 from pipeline.storage.work_folder import WorkFolder
@@ -588,12 +590,20 @@ class _Evaluation:
         if student is None or source is None:
             return None
         try:
+            self._require_same_flow(source)
             return trajectory_fit.measure(student, info, source, self.config.num_trajectories, self.ranks.device)
         except (BadInput, WorkFailed) as error:
             if self.config.data is not None:
                 raise
             self.warnings.append(f"the student was not compared with trajectories: {error}")
             return None
+
+    def _require_same_flow(self, data: str) -> None:
+        """Raises `BadInput` if the teacher is a function of the user's that did not make the trajectories in `data`."""
+        teacher = self.models.teacher
+        if teacher is not None and teacher.network is None:
+            store = open_store(data)
+            require_same_flow(store, read_manifest(store).plan, teacher, self.ranks.device)
 
 
 def _raise_failure(pending: Sequence[tuple[Sampler, "Future[Result]"]]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipeline.common.suggestions import meant, question, spelt_alike, suggest
 
@@ -60,8 +61,12 @@ class Place:
     @property
     def inner(self) -> list[type[BaseModel]]:
         """The models of the value there."""
-        fields = [model.model_fields[self.keys[-1]] for model in self.models if self.keys[-1] in model.model_fields]
-        return [nested for field in fields for nested in models_in(field.annotation)] or list(self.models)
+        return [nested for field in self.fields for nested in models_in(field.annotation)] or list(self.models)
+
+    @property
+    def fields(self) -> list[FieldInfo]:
+        """What the models have there."""
+        return [model.model_fields[self.keys[-1]] for model in self.models if self.keys[-1] in model.model_fields]
 
 
 def explain(
@@ -93,9 +98,7 @@ def _describe(faults: Sequence[tuple[Any, Place]], root: type[BaseModel], by_fla
     if type_ == "extra_forbidden":
         return _describe_unknown(place, root)
     if type_ == "missing" and not place.keys[-1].isdigit():
-        return f"{place.name!r} is missing" + (
-            f"; give it by flag, in the config or with --set {place.name}=..." if by_flag else ""
-        )
+        return _describe_missing(place, by_flag)
     if type_.startswith("union_tag"):
         return _describe_tag(fault, place)
     message = " or ".join(dict.fromkeys(_message(fault) for fault, _ in faults)).replace(" or wanted ", " or ")
@@ -106,6 +109,15 @@ def _describe(faults: Sequence[tuple[Any, Place]], root: type[BaseModel], by_fla
     is_choice = type_ == "literal_error" and isinstance(value, str)
     known = suggest(value, re.findall("'([^']*)'", fault["ctx"]["expected"])) if is_choice else ""
     return f"{name}{message}, got {_shorten(value)}{known}"
+
+
+def _describe_missing(place: Place, by_flag: bool) -> str:
+    """A key that is missing; of a mapping, those of its keys that have no default."""
+    inner = [model for field in place.fields for model in models_in(field.annotation)]
+    required = [name for name, field in inner[0].model_fields.items() if field.is_required()] if len(inner) == 1 else []
+    names = [f"{place.name}.{name}" for name in required] or [place.name]
+    advice = f"; give it by flag, in the config or with --set {names[0]}=..." if by_flag else ""
+    return f"{' and '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'} missing{advice}"
 
 
 def _describe_unknown(place: Place, root: type[BaseModel]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common.errors import BadInput
+from pipeline.common.errors import BadInput, WorkFailed
 
 CONNECT_SECONDS = 10
 # The path of a socket has at most 107 bytes, and Ray appends a session's name to its temporary folder.
@@ -78,19 +78,24 @@ def last_line(error: Exception) -> str:
 def check_address(address: str | None) -> None:
     """Raises `BadInput` unless something listens at `address`, by default RAY_ADDRESS; without one nothing is asked."""
     address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        return
     try:
-        if address:
-            _check_listening(address)
+        _check_listening(address)
     except OSError as error:
         raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> BadInput:
+def _no_cluster(address: str, error: Exception) -> BadInput:
     if "AuthToken" in repr(error.__cause__):
         advice = "it wants its token: set RAY_AUTH_MODE=token, as `ray start` says"
     else:
         advice = "start one with `ray start --head`, or leave out --address and RAY_ADDRESS"
-    return BadInput(f"no Ray cluster at {address or 'this machine'} ({last_line(error)}): {advice}")
+    return BadInput(f"no Ray cluster at {address} ({last_line(error)}): {advice}")
+
+
+def _not_started(error: Exception) -> WorkFailed:
+    return WorkFailed(f"Ray did not start on this machine ({last_line(error)}): is it busy? Run the same command again")
 
 
 @contextmanager
@@ -133,6 +138,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         BadInput: no cluster answers there.
+        WorkFailed: a local one does not start.
     """
     import ray
 
@@ -150,8 +156,10 @@ def connected(address: str | None) -> Iterator[None]:
                 if address:
                     _check_listening(address)
                 ray.init(address=address or "local", **({} if address else local), **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
+        except BadInput:
+            raise
+        except Exception as error:  # Ray raises the bare class, too
+            raise (_no_cluster(address, error) if address else _not_started(error)) from error
         try:
             yield
         finally:

@@ -46,6 +46,8 @@ class CautiousDopri5(Dopri5Solver):  # type: ignore[misc]
 # What to do about a velocity that is not finite, or huge, at the first or at the last time of a flow.
 ENDS = {0: "give its Teacher a smaller t_start", -1: "give its Teacher a larger t_end"}
 
+NUM_ASKED = 9  # of the times at which a velocity that broke a solution is asked for again
+
 CAUTIOUS = "cautious-dopri5"
 SOLVERS[CAUTIOUS] = CautiousDopri5
 
@@ -132,14 +134,18 @@ def integrate(
         )[indices]
     except AssertionError as error:  # torchdiffeq's word for both "too many steps" and "step too small"
         gave_up = f"{solver} gave up after {nfe} evaluations ({error})"
-        raise SolverFailed(gave_up + _broken_end(func, x, times)) from error
+        raise SolverFailed(gave_up + _broken(func, x, times)) from error
     if not torch.isfinite(states).all():
         broken = f"{solver}: the state is not finite after {nfe} evaluations"
-        raise SolverFailed(broken + _broken_end(func, x, times))
+        raise SolverFailed(broken + _broken(func, x, times))
     return Solution(states, nfe)
 
 
-def _broken_end(func: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> str:
-    """At which end of the flow the velocity is not finite, and what to do; nothing if at neither."""
-    broken = [end for end in ENDS if not torch.isfinite(func(times[end], x)).all()]
-    return f"; the velocity is not finite at t = {times[broken[0]]:.3g}: {ENDS[broken[0]]}" if broken else ""
+def _broken(func: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> str:
+    """Where between the ends of the flow the velocity is not finite, and what to do if at an end alone."""
+    grid = torch.linspace(float(times[0]), float(times[-1]), NUM_ASKED, dtype=times.dtype, device=times.device)
+    broken = [i for i, t in enumerate(grid) if not torch.isfinite(func(t, x)).all()]
+    if not broken:
+        return ""
+    advice = {0: ENDS[0], NUM_ASKED - 1: ENDS[-1]}.get(broken[0]) if len(broken) == 1 else None
+    return f"; the velocity is not finite at t = {grid[broken[0]]:.3g}" + (f": {advice}" if advice else "")

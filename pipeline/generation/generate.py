@@ -146,6 +146,8 @@ def generate(config: GenerateConfig) -> Manifest:
         missing = missing_shards(plan, config.n, ledger)
         if missing and known:
             check_teacher(config, source, known)
+        elif known and source.is_function:
+            _check_function(config, source, known)
         dataset = _claim(config, store, plan, source, existing)
         with stoppable(STOPPING) as stop:
             lease.on_loss = stop.set
@@ -157,6 +159,15 @@ def generate(config: GenerateConfig) -> Manifest:
     if not missing:
         say(f"{config.out} is complete: {counted(config.n, 'record')} of this plan; nothing to do")
     return ledger.manifest(store, dataset)
+
+
+def _check_function(config: GenerateConfig, source: TeacherSource, plan: Plan) -> None:
+    """Raises `BadInput` if the function of a complete set was corrected since; one that is gone is not wanted."""
+    try:
+        teacher = source.load(guidance_scale=config.guidance_scale, quiet=True)
+    except BadInput:
+        return
+    require_same_flow(open_store(config.out), plan, teacher, torch.device("cpu"))
 
 
 def check_teacher(config: GenerateConfig, source: TeacherSource, plan: Plan) -> None:

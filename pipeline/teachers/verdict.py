@@ -110,7 +110,9 @@ class Verdict:
 
     def _complaints(self) -> Iterator[str]:
         low, high = self.data_range
-        if self.spread < MIN_SPREAD * (high - low):
+        if MIN_SPREAD < self.spread < MIN_SPREAD * (high - low):
+            yield f"wanted samples that fill [{low:g}, {high:g}]; {self._lie}: {self._declare}"
+        elif self.spread < MIN_SPREAD * (high - low):
             yield (
                 f"wanted samples that differ; their standard deviation is {self.spread:.1e}: "
                 "the model has collapsed to one sample, or its velocity does not depend on x"
@@ -151,23 +153,26 @@ class Verdict:
     @property
     def _range_hint(self) -> str:
         low, high = self.data_range
-        least, largest = self.data.least, self.data.largest
-        lie = f"most lie in [{least:.3g}, {largest:.3g}]"
         if self.motion is not None and self.motion.steepness:
-            return f"{lie}, and {self.motion.steepness}"
+            return f"{self._lie}, and {self.motion.steepness}"
         if self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white:
-            return f"{lie}, about as widely as noise: {self._declare}; else {TIME_HINT}"
-        if largest - least > 2 * (high - low):
-            return f"{lie}: {self._declare}"
+            return f"{self._lie}, about as widely as noise or more: {TIME_HINT}; {self._declare}"
+        if self.data.largest - self.data.least > 2 * (high - low):
+            return f"{self._lie}: {self._declare}"
         if self.motion is not None and self.motion.estimates < MIN_ESTIMATES:
             return (
                 "its estimates of the data, x - t v, leave the range on the way: does its own sampler clip them "
                 "(clip_denoised)? Then clip them in its velocity too: v = (x - (x - t v).clamp(low, high)) / t"
             )
         return (
-            f"{lie}: {self._declare}; else is the velocity that of x = (1 - t) data + t noise, "
+            f"{self._lie}: {self._declare}; else is the velocity that of x = (1 - t) data + t noise, "
             "with noise of standard deviation 1?"
         )
+
+    @property
+    def _lie(self) -> str:
+        """Where the samples lie."""
+        return f"most lie in [{self.data.least:.3g}, {self.data.largest:.3g}]"
 
     @property
     def _declare(self) -> str:

@@ -124,6 +124,14 @@ def test_a_flow_that_is_not_finite_is_said_to_be_so() -> None:
             integrate(broken, NOISE, uniform_times(1), None, solver)
 
 
+def test_a_velocity_that_is_not_finite_on_the_way_is_not_cut_off_at_an_end() -> None:
+    def broken(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return torch.where(t[:, None, None, None] < 0.3, torch.nan, x)
+
+    with pytest.raises(SolverFailed, match=r"the velocity is not finite at t = 0\.25$"):
+        integrate(broken, NOISE, uniform_times(1), None, Solver(name="rk4", num_steps=4))
+
+
 @pytest.mark.parametrize("solver", [Solver(), Solver(name="rk4", num_steps=4)], ids=str)
 @pytest.mark.parametrize(("end", "field"), [(1.0, "a smaller t_start"), (0.0, "a larger t_end")])
 def test_a_velocity_that_is_not_finite_at_an_end_is_told_how_to_leave_it_out(

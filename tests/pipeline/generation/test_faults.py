@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,8 +149,8 @@ def test_every_shard_that_failed_is_listed(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(WorkFailed, match="2 of 5 shards failed"):
         generate(config(tmp_path / "data", teacher="tests.pipeline.generation.test_faults:fails_for_two"))
     said = capsys.readouterr().out
-    assert "failed: shard 000001 (records 4 to 7): teacher gaussian: ValueError: one is enough" in said
-    assert "failed: shard 000003 (records 12 to 15): teacher gaussian: ValueError: one is enough" in said
+    assert re.search(r"failed: shard 000001 \(records 4 to 7\): teacher gaussian: .*ValueError: one is enough", said)
+    assert re.search(r"failed: shard 000003 \(records 12 to 15\): teacher gaussian: .*ValueError: one is enough", said)
 
 
 def fails_for_two(device: torch.device) -> Teacher:

@@ -317,7 +317,17 @@ def test_an_address_where_no_cluster_answers_is_said(tmp_path: Path) -> None:
         generate(config(tmp_path / "data", executor="ray", address="127.0.0.1:1"))
 
 
-def test_the_same_command_again_touches_nothing_and_loads_no_teacher(
+def test_ray_that_does_not_start_is_said_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(WorkFailed, match=r"Ray did not start on this machine \(.*timed out .*\): is it busy\?"):
+        generate(config(tmp_path / "data", executor="ray"))
+
+
+def test_the_same_command_again_touches_nothing_and_needs_no_teacher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def identities() -> dict[Path, tuple[int, int]]:

@@ -58,6 +58,11 @@ def test_what_cannot_be_data_is_told_what_to_look_for(name: str) -> None:
     assert ("time run" in found.verdict.complaint) == ("reversed" in name)
 
 
+def test_a_range_far_too_wide_is_told_from_a_collapse() -> None:
+    found = check_teacher(teacher(GaussianFlow().velocity, data_range=(0.0, 255.0)), 32, 0, CPU)
+    assert re.search(r"fill \[0, 255\]; most lie in .*data_range=\(", found.verdict.complaint)
+
+
 FLOWS: dict[str, GaussianFlow | MixtureFlow] = {
     "narrow": GaussianFlow(),
     "as wide as noise": GaussianFlow(0, 1),

@@ -66,9 +66,11 @@ def test_an_unknown_recipe_or_key_is_answered_with_those_there_are(tmp_path: Pat
     with pytest.raises(BadInput, match=r"no recipe 'trafow': wanted one of anchored, .*ctm, .*traflow"):
         validate(TrainConfig, values | {"recipe": "trafow"}, "train")
     wrong = {"phases": [{"terms": [{"loss": "output", "wieght": 1}]}]}
-    with pytest.raises(BadInput, match=r"unknown key 'recipe\.phases\.0\.terms\.0\.wieght'; valid keys: .*distance"):
+    with pytest.raises(
+        BadInput, match=r"unknown key 'recipe\.phases\.0\.terms\.0\.wieght'; valid keys of loss output: .*distance"
+    ):
         validate(TrainConfig, values | {"recipe": wrong}, "train")
-    with pytest.raises(BadInput, match=r"unknown key 'network\.foo'; valid keys: resolution, "):
+    with pytest.raises(BadInput, match=r"unknown key 'network\.foo'; valid keys of family song: resolution, "):
         validate(TrainConfig, values | {"network": {"resolution": 4, "image_channels": 1, "foo": 1}}, "train")
 
 

@@ -219,7 +219,7 @@ def read(path: Path) -> list[Row]:
 def table(study: Study, sources: Sequence[str], seeds: Sequence[int], units: float) -> str:
     """In Markdown, a row for each recipe."""
     rows = {row.key: row for row in read(study.results)}
-    header = ["recipe", "needs", "cost of a row", "steps", *map(_counted, evaluations(study)), "seconds"]
+    header = ["recipe", *map(_counted, evaluations(study)), "steps", "cost of a row", "seconds", "needs"]
     lines = [header, ["---"] * len(header)]
     for source in sources:
         key = identity(study, source)
@@ -235,7 +235,7 @@ def _line(study: Study, source: str, rows: Sequence[Row]) -> list[str]:
     recipe = recipe_of(source)
     cells = [_cell(n, rows) for n in evaluations(study)]
     seconds = statistics.mean(row.seconds for row in rows)
-    return [Path(source).stem, needs(recipe), f"{recipe.cost:.2f}", str(rows[0].num_steps), *cells, f"{seconds:.0f}"]
+    return [Path(source).stem, *cells, str(rows[0].num_steps), f"{recipe.cost:.2f}", f"{seconds:.0f}", needs(recipe)]
 
 
 def _cell(num_steps: int, rows: Sequence[Row]) -> str:

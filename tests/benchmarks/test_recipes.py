@@ -37,7 +37,7 @@ def test_a_row_of_the_table_has_the_mean_of_its_seeds_in_the_better_steps_and_ha
     rows = [row, replace(row, seed=1, distances={"1": 4.0, "2": 1.0, "2 shifted": 1.0})]
     study.results.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     last = table(study, ["trajectory"], [0, 1], 9).splitlines()[-1]
-    assert last == "| trajectory | pairs | 3.00 | 3 | 3.00 ± 1.00 | 0.75 ± 0.25 (shifted) | 1 |"
+    assert last == "| trajectory | 3.00 ± 1.00 | 0.75 ± 0.25 (shifted) | 3 | 3.00 | 1 | pairs |"
 
 
 def test_a_result_is_of_its_recipe_and_of_what_the_config_trains_and_scores(study: Study) -> None:

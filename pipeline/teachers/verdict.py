@@ -16,6 +16,7 @@ from pipeline.teachers.teacher import Decode
 MIN_SHARE = 0.9
 MARGIN = 0.05  # of the range, on either side
 MIN_SPREAD = 0.005  # of the range: samples that differ less are one sample
+SPREAD_OF_DATA = 0.1  # in units of the noise: samples that differ by so much have not collapsed, whatever their range
 MIN_RESPONSE = 0.05  # of the noise: how much the velocity, which is noise less data, differs by sample
 MIN_CORRELATION = 0.1  # of neighbours in pictures; in noise, and so in what an untrained network makes of it, it is 0
 MAX_REVERSAL = 0.2  # see `Motion.reversal`: flows have less than 0, reversed ones about 1
@@ -110,7 +111,7 @@ class Verdict:
 
     def _complaints(self) -> Iterator[str]:
         low, high = self.data_range
-        if MIN_SPREAD < self.spread < MIN_SPREAD * (high - low):
+        if SPREAD_OF_DATA < self.spread < MIN_SPREAD * (high - low):
             yield f"wanted samples that fill [{low:g}, {high:g}]; {self._lie}: {self._declare}"
         elif self.spread < MIN_SPREAD * (high - low):
             yield (

@@ -44,6 +44,7 @@ from eval.sampling.samplers import draw_samples, student_sampler
 from pipeline import networks
 from pipeline.common.config import load_sections, merge, parse_assignment
 from pipeline.common.image_grid import is_drawable, save_rows, to_bytes
+from pipeline.common.plural import counted
 from pipeline.generation.generate import GenerateConfig, generate
 from traflow_pipeline.trajectory_dataset import TrajectoryDataset
 from trainer.checkpoints import checkpoint
@@ -219,16 +220,13 @@ def read(path: Path) -> list[Row]:
 def table(study: Study, sources: Sequence[str], seeds: Sequence[int], units: float) -> str:
     """In Markdown, a row for each recipe."""
     rows = {row.key: row for row in read(study.results)}
-    header = ["recipe", *map(_counted, evaluations(study)), "steps", "cost of a row", "seconds", "needs"]
+    counts = [counted(n, "evaluation") for n in evaluations(study)]
+    header = ["recipe", *counts, "steps", "cost of a row", "seconds", "needs"]
     lines = [header, ["---"] * len(header)]
     for source in sources:
         key = identity(study, source)
         lines.append(_line(study, source, [rows[key, seed, units] for seed in seeds]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _counted(num_evaluations: int) -> str:
-    return f"{num_evaluations} evaluation{'s' if num_evaluations > 1 else ''}"
 
 
 def _line(study: Study, source: str, rows: Sequence[Row]) -> list[str]:

@@ -66,7 +66,7 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import has_pictures, is_drawable
 from pipeline.common.progress import bar, weighted
 from pipeline.dataset.conditions import Prompts
-from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.manifest import read_dataset
 from pipeline.flow.numerics import check_precision
 from pipeline.generation.same_flow import require_same_flow
 from pipeline.storage.output import Output, check_output, hold_output
@@ -603,7 +603,8 @@ class _Evaluation:
         teacher = self.models.teacher
         if teacher is not None and teacher.network is None:
             store = open_store(data)
-            require_same_flow(store, read_manifest(store).plan, teacher, self.ranks.device)
+            if (dataset := read_dataset(store)) is not None:
+                require_same_flow(store, dataset.plan, teacher, self.ranks.device)
 
 
 def _raise_failure(pending: Sequence[tuple[Sampler, "Future[Result]"]]) -> None:

@@ -295,3 +295,12 @@ def hostile(text: str) -> Report:
         machine=text,
         date=text,
     )
+
+
+UNUSUAL = {
+    "bare": bare_report(),
+    "no metrics": bare_report(
+        metrics=(), spaces=(), rows=(row("student", "1 step", 1, [], scores={"fd-digits": Figure(values=(1.0,))}),)
+    ),
+    "40 rows": digits_report(rows=tuple(row("few-step", f"euler {n}", n, [1.0 / n]) for n in range(1, 41))),
+}

@@ -4,13 +4,14 @@ import pytest
 from markdown_it import MarkdownIt
 
 from eval.report import markdown, tables
-from eval.results import Figure, Report
+from eval.results import Report
 from tests.support.reports import (
     DIGITS,
     DIGITS_METRICS,
     INCEPTION,
     INCEPTION_METRICS,
     TRAINING,
+    UNUSUAL,
     bare_report,
     digits_report,
     inception_report,
@@ -127,16 +128,6 @@ def test_a_name_in_markdown_is_text_wherever_it_stands(name: str) -> None:
     assert shown.count(" ".join(name.split()).replace("<", "&lt;").replace(">", "&gt;")) >= 4
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        bare_report(),
-        bare_report(
-            metrics=(), spaces=(), rows=(row("student", "1 step", 1, [], scores={"fd-digits": Figure(values=(1.0,))}),)
-        ),
-        digits_report(rows=tuple(row("few-step", f"euler {n}", n, [1.0 / n]) for n in range(1, 41))),
-    ],
-    ids=["bare", "no metrics", "40 rows"],
-)
+@pytest.mark.parametrize("report", UNUSUAL.values(), ids=UNUSUAL)
 def test_whatever_is_missing_there_is_a_table(report: Report) -> None:
     assert report.rows[-1].sampler in markdown.document(report)

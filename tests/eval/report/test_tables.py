@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from eval.report import tables
-from eval.results import Figure, Report
+from eval.results import Report
 from tests.support.reports import (
+    UNUSUAL,
     bare_report,
     digits_report,
     inception_report,
@@ -82,16 +83,6 @@ def test_a_count_keeps_three_digits(count: float) -> None:
     assert math.isclose(float(number) * 1000 ** ["", "k", "M", "G", "T"].index(unit), count, rel_tol=5.1e-3)
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        bare_report(),
-        bare_report(
-            metrics=(), spaces=(), rows=(row("student", "1 step", 1, [], scores={"fd-digits": Figure(values=(1.0,))}),)
-        ),
-        digits_report(rows=tuple(row("few-step", f"euler {n}", n, [1.0 / n]) for n in range(1, 41))),
-    ],
-    ids=["bare", "no metrics", "40 rows"],
-)
+@pytest.mark.parametrize("report", UNUSUAL.values(), ids=UNUSUAL)
 def test_whatever_is_missing_there_is_a_table(report: Report) -> None:
     assert report.rows[-1].sampler in printed(report)

@@ -503,6 +503,7 @@ class _Evaluation:
             ),
             shape=self.models.shape,
             reference=self.reference.reference,
+            reference_scores=self._reference_scores(),
             prompts=self._prompt_set(),
             not_computed=tuple(self.not_computed),
             warnings=tuple(self.warnings),
@@ -526,6 +527,12 @@ class _Evaluation:
             training_work=provenance.training_work(self.models.run, self.models.info),
             evaluation_work=self._work(),
         )
+
+    def _reference_scores(self) -> dict[str, Figure]:
+        """What samples would have that are as good as the reference, where it is large enough to tell."""
+        stats = self.reference.stats.values()
+        scores = {key: x for each in stats for key, x in distances.score_itself(each, self.num_samples).items()}
+        return {key: Figure(values=(value,)) for key, value in scores.items()}
 
     def _prompt_set(self) -> PromptSet | None:
         held_out = self.models.prompts

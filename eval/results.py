@@ -91,8 +91,14 @@ class NotComputed(_Record):
     reason: str
 
 
-Group = Literal["solver", "few-step", "student"]  # the teacher's own solver, its few-step samplers, the student
-TITLES: dict[str, str] = {"solver": "teacher's solver", "few-step": "teacher", "student": "student"}
+# The teacher's own solver, its few-step samplers, the student, and the reference itself.
+Group = Literal["solver", "few-step", "student", "reference"]
+TITLES: dict[str, str] = {
+    "solver": "teacher's solver",
+    "few-step": "teacher",
+    "student": "student",
+    "reference": "reference",
+}
 
 
 def row_title(group: str, sampler: str) -> str:
@@ -103,7 +109,7 @@ def row_title(group: str, sampler: str) -> str:
 class Row(_Record):
     """One sampler's figures."""
 
-    model: Literal["teacher", "student"]
+    model: Literal["teacher", "student", "reference"]
     sampler: str  # such as "euler 4" or "2 steps"
     group: Group
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
@@ -215,6 +221,8 @@ class Report(_Record):
     spaces: tuple[Space, ...]
     shape: tuple[int, ...] | None = None  # of a sample; None in older reports, which are of images
     reference: Reference
+    # Of as many of the reference as a row has samples, against its others: what perfect samples have.
+    reference_scores: dict[str, Figure] = Field(default={}, exclude_if=lambda scores: not scores)
     prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()
     warnings: tuple[str, ...] = ()  # what a reader should know before comparing

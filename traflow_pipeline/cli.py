@@ -682,7 +682,7 @@ def sample(
     from pipeline.common.progress import bar, say
     from traflow_pipeline.loading import open_source
     from traflow_pipeline.sample_folder import save_folder
-    from traflow_pipeline.samples import check_file, names_folder, save
+    from traflow_pipeline.samples import check_drawable, check_file, names_folder, save
 
     if prompt and prompts is not None:
         raise BadInput("sample: wanted --prompt or --prompts, not both")
@@ -702,7 +702,9 @@ def sample(
     if label is not None and source.classes is not None and label not in source.classes:
         say(f"warning: {source.name} was not trained on class {label}: it had no image")
     indices, is_folder = range(first, first + n), names_folder(out)
-    if not is_folder:
+    if is_folder:
+        check_drawable(source.image_shape)
+    else:
         check_file(out, source.image_shape)
     with bar("sample", n) as advance:
         if is_folder:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
 from pipeline.common.errors import BadInput, reason
-from pipeline.common.image_grid import is_drawable, is_picture, save_square, to_bytes
+from pipeline.common.image_grid import has_pictures, is_drawable, is_picture, save_square, to_bytes, to_pictures
 from pipeline.storage.store import aside_of
 
 ARRAY, ARCHIVE, TENSORS = ".npy", ".npz", ".safetensors"
@@ -42,6 +42,11 @@ class Samples:
         return self.shape if self.pixels is None else self.pixels.shape[1:]
 
     @property
+    def shown(self) -> NDArray[np.float32]:
+        """The samples as they are shown: latents decoded. [N, *image_shape]"""
+        return self.arrays if self.pixels is None else self.pixels
+
+    @property
     def images(self) -> NDArray[np.uint8]:
         """The samples as bytes, [N, H, W, C].
 
@@ -49,8 +54,7 @@ class Samples:
             BadInput: their shape is not an image's.
         """
         check_drawable(self.image_shape)
-        shown = self.arrays if self.pixels is None else self.pixels
-        return to_bytes(shown, self.data_range).transpose(0, 2, 3, 1)
+        return to_bytes(self.shown, self.data_range).transpose(0, 2, 3, 1)
 
     def save(self, path: str | Path) -> None:
         """Write one file, see `save`.
@@ -83,7 +87,8 @@ def check_file(path: Path, shape: tuple[int, ...]) -> None:
         raise BadInput(
             f"{path}: wanted a picture such as samples.png, a {ARRAY}, {TENSORS} or {ARCHIVE} file, or a folder"
         )
-    check_drawable(shape)
+    if not has_pictures(shape):
+        check_drawable(shape)
 
 
 def save(
@@ -98,7 +103,7 @@ def save(
     A .npy file holds `arrays`; a .safetensors file the same as `samples`, and `labels`; a .npz file, as ADM's evaluator
     reads it, `arr_0`: the images, uint8 [N, H, W, C], or the arrays, float32 [N, *shape], where they are no images; and
     `labels` int64 [N] if there are classes. All but .safetensors are written batch by batch. Any other suffix that
-    Pillow knows is a picture: the images in a grid.
+    Pillow knows is a picture: the images in a grid, or all points of the plane together.
 
     Raises:
         BadInput: `path` cannot be written, or they are no images.
@@ -107,7 +112,7 @@ def save(
     check_file(path, image_shape)
     if path.suffix not in (ARRAY, ARCHIVE, TENSORS):
         parts = list(batches)
-        save_square(path, np.concatenate([part.images for part in parts]).transpose(0, 3, 1, 2))
+        save_square(path, to_pictures(np.concatenate([part.shown for part in parts]), parts[0].data_range))
         return
     with whole_file(path) as file:
         if path.suffix == ARRAY:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from eval.features.clip import Clip
 from eval.features.spaces import Extracted, FeatureSpace
-from eval.sampling.samplers import Sampler, draw_samples
+from eval.sampling.samplers import SampleBatch, Sampler, draw_samples
 from pipeline.common.errors import WorkFailed, one_line
 from pipeline.common.image_grid import to_bytes
 from pipeline.common.progress import Advance
@@ -29,6 +29,7 @@ from trainer.distributed import Ranks
 
 KEPT = ("samples", "latents")  # the arrays of a chunk that only the first one keeps
 CHUNK_SAMPLES = 1024  # at least; whole batches
+TIMED_SECONDS = 0.25  # that a speed is measured over, at least
 MAX_CHUNK_BYTES = 2**30  # of its samples in memory: of larger ones a chunk has fewer
 
 
@@ -96,6 +97,8 @@ class SampleRange:
                 advance(len(indices), sampler.title, skipped=True)
                 continue
             chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
+            if number == 0 and chunk["seconds"] * len(self.indices) < TIMED_SECONDS * len(indices):
+                chunk["seconds"] = np.array(_steady_seconds(sampler, settings, indices, ranks.device))
             if number > 0:  # only the first chunk's images are used again
                 chunk = {key: array for key, array in chunk.items() if key not in KEPT}
             self.folder.write(name, _as_npz(chunk))
@@ -157,17 +160,7 @@ def _draw_chunk(
     kept: dict[str, list[NDArray[np.float32]]] = {}
     evaluations, seconds, is_finite = 0, 0.0, True
     features = _BatchFeatures(settings.spaces_of(sampler), settings.data_range, _batches_behind(device))
-    for batch in draw_samples(
-        sampler,
-        settings.shape,
-        settings.num_classes,
-        settings.seed,
-        indices,
-        settings.batch_size,
-        device,
-        classes=settings.classes,
-        in_turn=settings.in_turn,
-    ):
+    for batch in _draw_batches(sampler, settings, indices, device):
         samples = batch.samples.numpy()
         is_finite &= bool(np.isfinite(samples).all())
         if not sampler.is_brief and not is_finite:
@@ -185,6 +178,32 @@ def _draw_chunk(
         "evaluations": np.array(evaluations),
         "seconds": np.array(seconds),
     }
+
+
+def _steady_seconds(sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device) -> float:
+    """What drawing `indices` takes when it is repeated: a first batch of a small network is mostly preparations."""
+    seconds, num_drawn = 0.0, 0
+    while seconds < TIMED_SECONDS:
+        for batch in _draw_batches(sampler, settings, indices, device):
+            seconds += batch.wall_seconds
+            num_drawn += len(batch.samples)
+    return seconds * len(indices) / num_drawn
+
+
+def _draw_batches(
+    sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device
+) -> Iterator[SampleBatch]:
+    return draw_samples(
+        sampler,
+        settings.shape,
+        settings.num_classes,
+        settings.seed,
+        indices,
+        settings.batch_size,
+        device,
+        classes=settings.classes,
+        in_turn=settings.in_turn,
+    )
 
 
 def _batches_behind(device: torch.device) -> int:

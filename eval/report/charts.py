@@ -49,7 +49,17 @@ def _curves(report: Report, x: Axis) -> list[Curve]:
         _curve(report, "teacher, best few-step", "best", best if best != euler else [], x),
         _curve(report, "student", "student", report.rows_of("student"), x),
     ]
-    return [curve for curve in curves if curve.points]
+    shown = [curve for curve in curves if curve.points]
+    return [*shown, *_reference_level(report, shown)]
+
+
+def _reference_level(report: Report, curves: Sequence[Curve]) -> list[Curve]:
+    """A line at what the reference has by itself, from the leftmost point of `curves`."""
+    figure = report.reference_scores.get(report.headline.key)
+    if figure is None or figure.mean <= 0 or not curves:
+        return []
+    left = min(point.x for curve in curves for point in curve.points)
+    return [Curve("the reference itself", "reference", (Point(left, figure.mean),), is_level=True)]
 
 
 def comparison_chart(runs: Sequence[tuple[str, Report]]) -> Chart | None:

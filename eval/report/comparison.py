@@ -9,7 +9,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from eval.report.tables import NFE, NONE, Cell, Column, cost_columns, distance_columns, metric_columns, speed_column
+from eval.report.tables import (
+    NFE,
+    NONE,
+    Cell,
+    Column,
+    cost_columns,
+    distance_columns,
+    metric_columns,
+    reference_rows,
+    speed_column,
+)
 from eval.report.words import config_without_paths
 from eval.results import Report, Row
 
@@ -55,7 +65,9 @@ def terminal(runs: Runs) -> Table:
 def as_csv(runs: Runs) -> str:
     """Every row of every run with all its figures, unrounded: metrics as means, and in KEY_sd their spread."""
     keys = dict.fromkeys(metric.key for _, report in runs for metric in report.metrics)
-    lines = [_figures(name, report, row, keys) for name, report in runs for row in report.rows]
+    lines = [
+        _figures(name, report, row, keys) for name, report in runs for row in [*report.rows, *reference_rows(report)]
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -64,14 +76,15 @@ def as_csv(runs: Runs) -> str:
 
 
 def _figures(name: str, report: Report, row: Row, keys: Iterable[str]) -> dict[str, object]:
-    figures: dict[str, object] = {"run": name, "model": row.model, "sampler": row.sampler, "evaluations": row.nfe}
+    figures: dict[str, object] = {"run": name, "model": row.model, "group": row.group, "sampler": row.sampler}
+    figures["evaluations"] = row.nfe or None
     for key in keys:
         figure = row.scores.get(key)
         figures |= {key: figure and figure.mean, f"{key}_sd": figure and figure.spread}
     return figures | {
         "rmse_to_teacher": row.rmse,
         "lpips_to_teacher": row.lpips,
-        "images_per_second": row.images_per_second,
+        "images_per_second": row.images_per_second or None,
         "num_samples": report.num_samples,
     }
 

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 from eval.report.tables import evaluations_text, headline_text
-from eval.results import Report, Row
+from eval.results import Metric, Report, Row
+
+SHARES = ("precision", "recall", "coverage")
+SHORT = 0.1  # of a share: by as much it is to be seen in pictures
 
 
 def gains(report: Report) -> list[str]:
@@ -14,6 +17,27 @@ def gains(report: Report) -> list[str]:
 
 
 def _gain(report: Report, row: Row) -> str:
+    return " ".join([_of_headline(report, row), *shortfalls(report, row)])
+
+
+def shortfalls(report: Report, row: Row) -> list[str]:
+    """A text for what the headline does not see: the shares in which `row` is well below the teacher's own solver."""
+    solver = next(iter(report.rows_of("solver")), None)
+    if solver is None or row.group != "student":
+        return []
+    found = []
+    for metric in report.metrics:
+        ours, theirs = row.scores.get(metric.key), solver.scores.get(metric.key)
+        if _is_share(report, metric) and ours and theirs and theirs.mean - ours.mean > SHORT:
+            found.append(f"in {metric.heading.lower()}, {ours.mean:.2f} for {theirs.mean:.2f}")
+    return [f"The student falls short of the teacher's solver {', and '.join(found)}."] if found else []
+
+
+def _is_share(report: Report, metric: Metric) -> bool:
+    return metric.space == report.headline.space and metric.key.split("-")[0] in SHARES
+
+
+def _of_headline(report: Report, row: Row) -> str:
     student = f"At {evaluations_text(row.nfe)} the student has {report.headline.heading} {headline_text(report, row)}"
     best = best_within(report, row.nfe)
     if best is None:

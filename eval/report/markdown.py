@@ -28,18 +28,17 @@ def remarks(report: Report) -> list[str]:
     """The remarks below `table`."""
     return [
         *tables.cautions(report),
-        *tables.legend(report),
+        *tables.legend(report, _columns(report)),
         "FLOPs and MACs are those of one evaluation of one sample.",
     ]
 
 
 def table(report: Report) -> str:
     """The table of `document`, by itself."""
-    scores = [*tables.metric_columns(report), *tables.distance_columns(report)]
-    columns = [tables.NFE, *scores, *tables.cost_columns(report), tables.speed_column(report)]
+    columns = _columns(report)
     headline = 1
     lines = [["Method", *(column.heading for column in columns)], ["---", *["--:"] * len(columns)]]
-    for title, rows in tables.grouped(report.rows):
+    for title, rows in tables.grouped([*report.rows, *tables.reference_rows(report)]):
         lines.append([f"*{title}*", *[""] * len(columns)])
         for row in rows:
             cells = [escape(row.sampler), *(escape(str(column.cell(row))) for column in columns)]
@@ -48,6 +47,11 @@ def table(report: Report) -> str:
             lines.append(cells)
     head, rule, *rest = lines
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(map(escape, head)), rule, *rest])
+
+
+def _columns(report: Report) -> list[tables.Column]:
+    scores = [*tables.metric_columns(report), *tables.distance_columns(report)]
+    return [tables.NFE, *scores, *tables.cost_columns(report), tables.speed_column(report)]
 
 
 def bullets(texts: Sequence[str]) -> str:

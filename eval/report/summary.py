@@ -99,18 +99,38 @@ def _distance(report: Report, row: Row, solver: Row | None) -> Number:
         beside.append(f"{tables.headline_text(report, solver)} with {solver.nfe:g}")
     if best is not None and best != solver:
         beside.append(f"{tables.headline_text(report, best)} with {best.nfe:g} ({best.sampler})")
-    text = f"The teacher has {', and '.join(beside)}." if beside else ""
+    texts = [f"The teacher has {', and '.join(beside)}."] if beside else []
+    text = " ".join([*texts, *gains.shortfalls(report, row)])
     return Number(tables.headline_text(report, row), what, text, _figure_caveat(report))
 
 
 def _figure_caveat(report: Report) -> str:
     space = next((space for space in report.spaces if space.name == report.headline.space), None)
     if space is None:
-        return "From the same noise, in units of [-1, 1]. How good samples are by themselves was not measured."
+        return f"From the same noise, {tables.RMSE_UNITS}. How good samples are by themselves was not measured."
     counted = f"Over {report.num_samples:,} {report.noun}"
+    if report.noun != "images":
+        return f"{counted}.{_floor(report)}"
     if not tables.is_inception(report, space):
-        return f"{counted}, by {space.title}: it is no FID."
-    return f"{counted}, where published figures take {FULL_NUM_SAMPLES:,}." if report.has_few_samples else f"{counted}."
+        return f"{counted}, by {space.title}: it is no FID.{_floor(report)}"
+    published = f", where published figures take {FULL_NUM_SAMPLES:,}" if report.has_few_samples else ""
+    return f"{counted}{published}.{_floor(report)}"
+
+
+def _floor(report: Report) -> str:
+    """What perfect samples have in the headline, where it was measured."""
+    rows = tables.reference_rows(report)
+    return f" The reference itself has {tables.headline_text(report, rows[0])} over as many." if rows else ""
+
+
+def _speed_as_good(report: Report, row: Row, other: Row) -> str:
+    """The speed beside that of the teacher's cheapest sampler that is as good, unless that is `other`."""
+    found = gains.cheapest_as_good(report, row) if report.metrics and report.value(row) is not None else None
+    if found is None or found == other:
+        return ""
+    theirs = found.images_per_second
+    as_good = f"{tables.speed_text(theirs)} with {found.sampler}, which is as good"
+    return f", and {ratio(row.images_per_second, theirs)} its {as_good}"
 
 
 def _speed(report: Report, row: Row, other: Row | None) -> Number:
@@ -118,7 +138,8 @@ def _speed(report: Report, row: Row, other: Row | None) -> Number:
     beside = ""
     if other is not None:
         theirs = other.images_per_second
-        beside = f"{ratio(speed, theirs)} the teacher's {tables.speed_text(theirs)} with {other.sampler}."
+        beside = f"{ratio(speed, theirs)} the teacher's {tables.speed_text(theirs)} with {other.sampler}"
+        beside += f"{_speed_as_good(report, row, other)}."
     return Number(
         tables.speed_text(speed),
         f"{report.noun} per second at {evaluations_text(row.nfe)}",

@@ -1,6 +1,7 @@
 """The columns of an evaluation's tables, the table for a terminal, cautions and provenance."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,12 +18,20 @@ GROUPS = {
     "solver": "Teacher, own solver",
     "few-step": "Teacher, few steps",
     "student": "Student",
+    "reference": "The reference itself",
 }
 # As in the paper's Tables 4 to 7, with metrics that they lack beside similar ones.
 ORDER = ("fid", "is", "kid", "precision", "recall", "density", "coverage")
 NONE, NOT_FINITE, BEST = "—", "not finite", "★"
 MAX_DECIMALS = 5
+NOTHING = "none"  # the resizer and the digest of a feature space that has none
+SHA256 = re.compile("[0-9a-f]{64}")
 NEGLIGIBLE = 10.0**-MAX_DECIMALS
+RMSE_UNITS = "where the range of the data is [-1, 1]"
+SHARES = (
+    "Precision and density: how far samples lie where the reference does. Recall and coverage: how much of the "
+    "reference they reach. 1 is best; density may exceed it."
+)
 
 
 class Cell(NamedTuple):
@@ -99,12 +108,17 @@ def cost_columns(report: Report) -> list[Column]:
     return [column("Params", "parameters"), column("FLOPs", "flops"), column("MACs", "macs")]
 
 
-NFE = Column("nfe", "NFE", lambda row: Cell(f"{row.nfe:g}"))
+def _drawn(text: Callable[[Row], str]) -> Callable[[Row], Cell]:
+    """A cell of rows whose samples a network draws."""
+    return lambda row: Cell(NONE if row.group == "reference" else text(row))
+
+
+NFE = Column("nfe", "NFE", _drawn(lambda row: f"{row.nfe:g}"))
 
 
 def speed_column(report: Report) -> Column:
     """Samples per second, under the noun of `report`."""
-    return Column("speed", f"{report.noun}/s", lambda row: Cell(speed_text(row.images_per_second)))
+    return Column("speed", f"{report.noun}/s", _drawn(lambda row: speed_text(row.images_per_second)))
 
 
 def columns(report: Report) -> list[Column]:
@@ -116,6 +130,15 @@ def grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """The rows under the titles of their groups, in the order of `GROUPS`, without empty groups."""
     groups = [(title, [row for row in rows if row.group == group]) for group, title in GROUPS.items()]
     return [(title, members) for title, members in groups if members]
+
+
+def reference_rows(report: Report) -> list[Row]:
+    """A row of what the reference has by itself, where it was measured: the figures of perfect samples."""
+    if not report.reference_scores:
+        return []
+    sampler = f"{report.num_samples:,} against the rest"
+    scores = report.reference_scores
+    return [Row(model="reference", group="reference", sampler=sampler, nfe=0, scores=scores, images_per_second=0)]
 
 
 def count_text(count: float) -> str:
@@ -145,6 +168,8 @@ def _not_fids(report: Report) -> list[str]:
     if report.reference.source == "teacher":
         return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
     titles = [space.title for space in _compared(report) if not is_inception(report, space)]
+    if report.noun != "images":  # nobody takes a distance of others for an FID
+        return []
     return [
         f"Compared by {title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
         for title in titles
@@ -157,6 +182,10 @@ def _compared(report: Report) -> list[Space]:
 
 
 def _few_samples(report: Report) -> str:
+    if report.noun != "images":
+        return (
+            f"Over {report.num_samples:,} samples. Distances fall with their number: compare only figures over as many."
+        )
     what = "FIDs" if any(is_inception(report, space) for space in report.spaces) else "figures"
     return (
         f"{report.num_samples:,} samples: not comparable with {what} over {FULL_NUM_SAMPLES:,}. "
@@ -176,7 +205,7 @@ def facts(report: Report) -> dict[str, str]:
         **({"precision": _precision(report.precision)} if report.precision else {}),
         "checkpoint": f"{report.checkpoint}, after {counted(training.step, 'step')}",
         "weights": _weights(report),
-        **({"teacher": f"{training.teacher}, sha256 {training.teacher_sha256}"} if training.teacher else {}),
+        **({"teacher": _teacher(training.teacher, training.teacher_sha256)} if training.teacher else {}),
         **({"training data": f"sha256 {training.data_sha256}"} if training.data_sha256 else {}),
         **({"generate": _generation(report.generation)} if report.generation else {}),
         **{name: _work(work) for name, work in _works(report) if work is not None},
@@ -184,6 +213,11 @@ def facts(report: Report) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "date": report.date,
     }
+
+
+def _teacher(source: str, digest: str | None) -> str:
+    """A function of the user's may give any text as its digest."""
+    return f"{source}, {'sha256' if SHA256.fullmatch(digest or '') else 'digest'} {digest}"
 
 
 def _prompts(prompts: PromptSet) -> str:
@@ -247,7 +281,8 @@ def _weights(report: Report) -> str:
 
 
 def _features(space: Space) -> str:
-    return f"{space.title}; resizing: {space.resizer}; weights sha256 {space.sha256}"
+    parts = {"resizing: ": space.resizer, "weights sha256 ": space.sha256}
+    return "; ".join([space.title, *(f"{name}{text}" for name, text in parts.items() if text != NOTHING)])
 
 
 def terminal(report: Report, is_whole: bool = False) -> Table:
@@ -265,7 +300,9 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),
-        caption=Text("\n".join([*cautions(report), *legend(report), _cost_line(report), *filter(None, [more])])),
+        caption=Text(
+            "\n".join([*cautions(report), *legend(report, columns), _cost_line(report), *filter(None, [more])])
+        ),
         title_justify="left",
         caption_justify="left",
         padding=0,
@@ -274,7 +311,7 @@ def terminal(report: Report, is_whole: bool = False) -> Table:
     for column in columns:
         width = max(len(_short(column, row, columns)) for row in rows)
         table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, members in student_first(grouped(rows)):
+    for title, members in student_first(grouped([*rows, *reference_rows(report)])):
         table.add_row(Text(title, style="dim"))
         for row in members:
             texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
@@ -294,15 +331,19 @@ def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
     return str(cell._replace(minimum="")) if column is columns[1] else cell.text
 
 
-def legend(report: Report) -> list[str]:
-    """What the table's abbreviations, star, RMSE and CLIP score mean."""
+def legend(report: Report, columns: Sequence[Column]) -> list[str]:
+    """What the abbreviations, the star and the metrics of a table with `columns` mean."""
     texts = ["NFE: evaluations of the network for a sample."]
     if any(row.best for row in report.rows):
         texts.append(f"{BEST}: the teacher's best sampler with as many evaluations.")
     if distance_columns(report):
-        texts.append("RMSE: to the teacher's own solution from the same noise, in units of [-1, 1].")
+        texts.append(f"RMSE: to the teacher's own solution from the same noise, {RMSE_UNITS}.")
     if _has_latents(report):
         texts.append("Latent RMSE: the same before decoding, in units of the latents.")
+    if any(column.key.startswith("precision-") for column in columns):
+        texts.append(SHARES)
+    if report.reference_scores:
+        texts.append(f"{GROUPS['reference']}: what {report.noun} as good as its own would have.")
     if any(metric.space == CLIP for metric in report.metrics):
         texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts
@@ -366,8 +407,10 @@ def evaluations_text(nfe: float) -> str:
 
 
 def speed_text(images_per_second: float) -> str:
-    """ "6,691", "0.42"."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
+    """ "6,690", "53", "0.42": three significant digits at most."""
+    if images_per_second < 10:
+        return f"{images_per_second:.2g}"
+    return f"{float(f'{images_per_second:.3g}'):,.0f}"
 
 
 def number_text(value: float, decimals: int) -> str:

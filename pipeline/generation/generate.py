@@ -189,7 +189,8 @@ def report(failures: Sequence[str], num_pieces: int, stop: threading.Event, piec
     if stop.is_set():
         raise KeyboardInterrupt
     if failures:
-        raise WorkFailed(f"{len(failures)} of {num_pieces} {pieces} failed: {failures[0]}; the others are committed")
+        others = "; the others are committed" if len(failures) < num_pieces else ""
+        raise WorkFailed(f"{len(failures)} of {num_pieces} {pieces} failed: {failures[0]}{others}")
 
 
 def _notes(config: GenerateConfig, plan: Plan) -> Iterator[str]:

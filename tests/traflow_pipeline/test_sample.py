@@ -13,6 +13,7 @@ from PIL import Image
 import traflow_pipeline as tp
 from eval.sampling.samplers import Sampler
 from pipeline.common.errors import BadInput, WorkFailed
+from pipeline.common.point_cloud import SIDE
 from tests.support.command import assert_one_line, call
 from tests.support.problems import save_tiny_teacher
 from traflow_pipeline.sample_folder import save_folder
@@ -45,7 +46,7 @@ def test_an_archive_holds_images_and_labels_as_adm_s_evaluator_reads_them(tmp_pa
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.npz"]
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (2,), (5, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 8, 8), (3,), (5, 5)], ids=str)
 def test_what_is_no_image_is_saved_as_floats(tmp_path: Path, shape: tuple[int, ...]) -> None:
     halves = source(shape=shape, num_classes=0)
     array, archive = np.load(drawn(tmp_path / "x.npy", halves)), np.load(drawn(tmp_path / "x.npz", halves))
@@ -58,6 +59,14 @@ def test_what_is_no_image_is_saved_as_floats(tmp_path: Path, shape: tuple[int, .
     with pytest.raises(BadInput, match=r"\.npy, \.safetensors or \.npz"):
         save_folder(tmp_path / "folder", halves, range(4), 0, None, silent)
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.npz"}
+
+
+def test_points_in_the_plane_are_one_picture(tmp_path: Path) -> None:
+    points = source(shape=(2,), num_classes=0)
+    drawn(tmp_path / "x.png", points)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (SIDE, SIDE)
+        assert np.asarray(picture).min() < 128
 
 
 def test_a_name_of_no_kind_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ def _find(source: str) -> Source:
         files = [file for file in (path, labels_beside(path)) if file is not None]
         version = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
         return Source(version, path.stat().st_size, partial(_loader(path), path))
+    found = f"{source}: no such file or folder" if path.suffix or len(path.parts) > 1 else f"no image set {source!r}"
     raise BadInput(
-        f"no image set {source!r}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npy, .npz, .zip or IDX file "
-        "or a folder of images"
+        f"{found}: wanted {', '.join(IMAGE_SETS)}, hf:NAME[:SPLIT], an .npy, .npz, .zip or IDX file or a folder "
+        "of images"
     )
 
 

@@ -1,6 +1,7 @@
 import io
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from eval.metrics.distances import (
     not_computed,
     precision_recall,
     score,
+    score_itself,
 )
 
 RNG = np.random.default_rng(0)
@@ -206,6 +208,24 @@ def test_scores_are_those_of_the_columns(space: str, has_features: bool) -> None
     missing = {key for entry in not_computed(40, reference.size) for key in entry.metrics}
     assert missing.isdisjoint(found)
     assert missing == (set() if has_features else set(distances.metric_keys([space])) - set(found))
+
+
+def test_a_reference_by_itself_has_what_perfect_samples_have() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(size=(1200, 2)).astype(np.float32)
+    itself = score_itself(measured(points[:800], "values"), 400)
+    perfect = score(Extracted(points[800:]), measured(points[:400], "values"))
+    assert list(itself) == list(perfect)
+    for key in ("w2-values", "precision-values", "recall-values", "coverage-values"):
+        assert itself[key] == pytest.approx(perfect[key], rel=0.15)
+
+
+def test_a_reference_too_small_or_kept_in_part_says_nothing_of_itself() -> None:
+    points = normal(20, 2)
+    assert score_itself(measured(points), 10) != {}
+    assert score_itself(measured(points), 11) == {}
+    assert score_itself(measured(points, has_features=False), 10) == {}
+    assert score_itself(replace(measured(points), num_images=40), 10) == {}
 
 
 @pytest.mark.parametrize("num_samples", range(1, 12))

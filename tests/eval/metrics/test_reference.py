@@ -328,7 +328,7 @@ def test_bad_references_are_named_and_refused(tmp_path: Path) -> None:
     for source, message in (
         (few, "wanted at least 4 images; it holds 3"),
         (damaged, r"00003\.png"),
-        (str(tmp_path / "nowhere"), "no image set"),
+        (str(tmp_path / "nowhere"), "nowhere: no such file or folder"),
         (str(tmp_path / "a.npz"), r"a\.npz"),
     ):
         with pytest.raises(BadInput, match=message) as caught:

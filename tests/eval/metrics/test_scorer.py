@@ -83,6 +83,24 @@ def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def test_a_speed_is_that_of_batches_after_the_first_where_all_take_little_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, num_draws = 0.0, 0
+
+    def draw(noise: Tensor, label: Tensor | None) -> tuple[Tensor, int]:
+        nonlocal clock, num_draws
+        clock, num_draws = clock + (0.01 if num_draws else 0.05), num_draws + 1
+        return noise, 1
+
+    monkeypatch.setattr("eval.sampling.samplers.time.monotonic", lambda: clock)
+    drawn = SampleRange(WorkFolder(tmp_path), range(16), SETTINGS.chunk_size)
+    drawn.draw(Sampler("student", "identity", draw), SETTINGS, ALONE, _silent)
+    assert drawn.images_per_second == pytest.approx(8 / 0.01)
+    assert drawn.nfe == 1
+    assert clock >= sample_chunks.TIMED_SECONDS
+
+
 def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = score(scorer(tmp_path / "undisturbed"), STUDENT)
     draw_chunk = sample_chunks._draw_chunk

@@ -106,6 +106,18 @@ def test_the_best_sampler_is_no_curve_of_its_own_where_it_is_euler() -> None:
     assert [curve.style for curve in drawn(digits_report(rows=rows)).curves] == ["euler"]
 
 
+def test_what_the_reference_has_by_itself_is_a_level_without_points() -> None:
+    report = digits_report(reference_scores={"fd-digits": Figure(values=(0.3,))})
+    for found in (charts.headline_chart(report), charts.speed_chart(report)):
+        assert found is not None
+        *_, level = found.curves
+        assert (level.name, level.is_level, level.points[0].y) == ("the reference itself", True, 0.3)
+        assert level.points[0].x == min(point.x for curve in found.curves for point in curve.points)
+    below = charts.headline_chart(digits_report(reference_scores={"fd-digits": Figure(values=(-0.1,))}))
+    assert below is not None
+    assert below.curves[-1].name == "student"
+
+
 def test_error_bars_span_the_spread_and_are_absent_without_one() -> None:
     rows = (row("student", "1 step", 1, [9.0, 10.0, 11.0]), row("student", "2 steps", 2, [5.0]))
     first, second = drawn(digits_report(rows=rows)).curves[0].marks

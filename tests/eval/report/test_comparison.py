@@ -24,6 +24,7 @@ def test_csv_has_every_row_unrounded_and_nothing_where_there_is_no_figure() -> N
     assert [row["run"] for row in rows] == ["a"] * len(report.rows) + ["b"] * len(other.rows)
     found, row = rows[0], report.rows[0]
     assert (found["model"], found["sampler"], float(found["evaluations"])) == ("teacher", row.sampler, row.nfe)
+    assert [each["group"] for each in rows[:2]] == ["solver", "few-step"]
     assert float(found["fd-digits"]) == row.scores["fd-digits"].mean
     assert float(found["fd-digits_sd"]) == row.scores["fd-digits"].spread
     assert rows[-1]["lpips_to_teacher"] == ""

@@ -8,7 +8,8 @@ def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
     one, *_, eight = gains(digits_report())
     assert one == (
         "At 1 evaluation the student has Fréchet distance 1.16, and the teacher 229.60 (euler 1). "
-        "The teacher needs 8 evaluations to do as well (heun 8, EDM grid)."
+        "The teacher needs 8 evaluations to do as well (heun 8, EDM grid). "
+        "The student falls short of the teacher's solver in precision, 0.77 for 0.87."
     )
     assert eight.endswith("and the teacher 0.92 (heun 8, EDM grid). The teacher does not do as well in up to 8.")
 

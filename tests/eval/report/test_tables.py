@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from eval.report import tables
-from eval.results import Report
+from eval.results import Figure, Report
 from tests.support.reports import (
+    TRAINING,
     UNUSUAL,
     bare_report,
     digits_report,
@@ -29,8 +30,38 @@ def test_a_terminal_of_100_columns_shows_every_row_whole(report: Report) -> None
     assert max(map(len, lines)) <= 100
     for shown in report.rows:
         (line,) = [line for line in lines if line.startswith(f"  {shown.sampler} ")]
-        for text in (f"{shown.nfe:g}", f"{shown.rmse:.4f}", f"{shown.images_per_second:,.0f}"):
+        for text in (f"{shown.nfe:g}", f"{shown.rmse:.4f}", tables.speed_text(shown.images_per_second)):
             assert text in line.split()
+
+
+def test_what_the_reference_has_by_itself_stands_below_without_evaluations_or_speed() -> None:
+    report = digits_report(reference_scores={"fd-digits": Figure(values=(0.41,))})
+    lines = printed(report).splitlines()
+    line = lines[[each.strip() for each in lines].index("The reference itself") + 1]
+    assert line.split() == ["4,096", "against", "the", "rest", "—", "0.41", "—", "—", "—", "—"]
+
+
+def test_a_speed_has_three_digits_at_most() -> None:
+    speeds = (0.4249, 9.96, 53.4, 131, 6691, 100_160)
+    assert [tables.speed_text(speed) for speed in speeds] == ["0.42", "10", "53", "131", "6,690", "100,000"]
+
+
+def test_shares_are_explained_where_they_are_shown() -> None:
+    report = digits_report()
+    assert tables.SHARES in tables.legend(report, tables.columns(report))
+    assert tables.SHARES not in printed(report, 400, is_whole=False)
+
+
+def test_points_are_cautioned_of_their_number_and_not_of_being_no_fid() -> None:
+    reference = bare_report().reference.model_copy(update={"shape": (2,), "source": "points.npy"})
+    (caution,) = tables.cautions(bare_report(shape=(2,), reference=reference, num_samples=1000, not_computed=()))
+    assert caution == "Over 1,000 samples. Distances fall with their number: compare only figures over as many."
+
+
+def test_only_a_sha256_is_called_so() -> None:
+    training = TRAINING | {"teacher": "ring:load", "teacher_sha256": "ring-v1"}
+    assert tables.facts(digits_report(training=training))["teacher"] == "ring:load, digest ring-v1"
+    assert tables.facts(digits_report())["teacher"] == f"digits, sha256 {'c3' * 32}"
 
 
 @pytest.mark.parametrize("report", [digits_report(), inception_report()])

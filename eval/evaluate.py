@@ -530,9 +530,11 @@ class _Evaluation:
 
     def _reference_scores(self) -> dict[str, Figure]:
         """What samples would have that are as good as the reference, where it is large enough to tell."""
-        stats = self.reference.stats.values()
-        scores = {key: x for each in stats for key, x in distances.score_itself(each, self.num_samples).items()}
-        return {key: Figure(values=(value,)) for key, value in scores.items()}
+        found: dict[str, Figure] = {}
+        for stats in self.reference.stats.values():
+            if parts := distances.score_itself(stats, self.num_samples):
+                found |= {key: Figure(values=tuple(part[key] for part in parts)) for key in parts[0]}
+        return found
 
     def _prompt_set(self) -> PromptSet | None:
         held_out = self.models.prompts

@@ -23,7 +23,8 @@ MAX_PAIRS = 1000  # of an exact Wasserstein distance, whose time grows with thei
 MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
-SPLIT_SEED = 0  # of the part of a reference that is compared with the rest
+NUM_PARTS = 3  # of a reference that are compared with the rest of it
+PARTS_SEED = 0
 CHUNK = 4096  # feature vectors converted to float64 at a time
 
 
@@ -347,17 +348,22 @@ def score(
     return scores
 
 
-def score_itself(reference: ReferenceStats, num_samples: int) -> dict[str, float]:
+def score_itself(reference: ReferenceStats, num_samples: int) -> list[dict[str, float]]:
     """The values of `columns` for `num_samples` of the reference, against its others: what perfect samples have.
 
-    Empty unless twice as many are kept, and all are: a distance depends on how many samples it is over.
+    Of `NUM_PARTS` random parts. Empty unless twice as many samples are kept, and all are: a distance depends on how
+    many it is over.
     """
     features = reference.features
     if features is None or reference.num_images != len(features) or len(features) < 2 * num_samples:
-        return {}
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(features))
-    drawn, others = features[order[:num_samples]], features[order[num_samples:]]
-    return score(Extracted(drawn), replace(reference, moments=moments(others), features=others, num_images=len(others)))
+        return []
+    rng, found = np.random.default_rng(PARTS_SEED), []
+    for _ in range(NUM_PARTS):
+        order = rng.permutation(len(features))
+        drawn, others = features[order[:num_samples]], features[order[num_samples:]]
+        rest = replace(reference, moments=moments(others), features=others, num_images=len(others))
+        found.append(score(Extracted(drawn), rest))
+    return found
 
 
 def not_computed(num_samples: int, reference: ReferenceSize) -> list[NotComputed]:

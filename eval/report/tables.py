@@ -343,7 +343,7 @@ def legend(report: Report, columns: Sequence[Column]) -> list[str]:
     if any(column.key.startswith("precision-") for column in columns):
         texts.append(SHARES)
     if report.reference_scores:
-        texts.append(f"{GROUPS['reference']}: what {report.noun} as good as its own would have.")
+        texts.append(f"{GROUPS['reference']}: what {report.noun} as good as its own would have, in three random parts.")
     if any(metric.space == CLIP for metric in report.metrics):
         texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts
@@ -381,7 +381,8 @@ def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
             return Cell(NONE if row.is_finite or metric != report.headline else NOT_FINITE)
         if figure.spread is None:
             return Cell(number_text(figure.mean, decimals))
-        minimum = number_text(figure.minimum, decimals) if metric.lower_is_better else ""
+        has_minimum = metric.lower_is_better and row.group != "reference"
+        minimum = number_text(figure.minimum, decimals) if has_minimum else ""
         return Cell(number_text(figure.mean, decimals), number_text(figure.spread, decimals), minimum)
 
     return cell

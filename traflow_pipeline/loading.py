@@ -46,8 +46,9 @@ def load_student(
 def _sampler_of(model: Model, device: torch.device, prompts: str | tuple[str, ...] | None = None) -> StudentSampler:
     if model.info.trains != "student":
         raise BadInput(f"{model.weights}: wanted a student; it is a trained teacher: use load_teacher")
-    network = model.load().to(device).requires_grad_(False)
+    network = model.load()
     settings = "" if prompts is None else _take_prompts(model, network, device, prompts)
+    network = network.to(device).requires_grad_(False)
     decode = loading.find_decoder(model.info.teacher, device)
     return StudentSampler(
         model.folder, model.info, Student(network), device, file_sha256(model.weights), decode, settings
@@ -60,7 +61,7 @@ def _take_prompts(model: Model, network: Network, device: torch.device, given: s
         raise BadInput(f"{model.weights}: a student without prompts; leave --prompt and --prompts out")
     source = loading.resolve(model.info.teacher)
     prompts = source.prompts(given, None)
-    network.conditions = source.encoded(prompts, device)
+    network.conditions = source.encoded(prompts, device, ahead=True)
     return _told(prompts)
 
 
@@ -139,7 +140,7 @@ def _open(
     source: TeacherSource, device: torch.device, guidance_scale: float, prompts: Prompts | None, size: str | None
 ) -> Teacher:
     sides = None if size is None else validate(PictureSettings, {"size": size}, "--size").size
-    return source.load(device, guidance_scale, size=sides, conditions=source.encoded(prompts, device))
+    return source.load(device, guidance_scale, size=sides, conditions=source.encoded(prompts, device, ahead=True))
 
 
 def load_teacher(source: str | Path, *, device: str = "auto", guidance_scale: float = 1.0) -> Teacher:

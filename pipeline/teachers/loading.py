@@ -226,8 +226,11 @@ class TeacherSource(ABC):
         """
         raise BadInput(f"teacher {self.text} takes no prompts")
 
-    def encoded(self, prompts: Prompts | None, device: torch.device) -> Conditions | None:
-        """The conditions of `prompts`, encoded when they are asked for and stored nowhere; None without prompts."""
+    def encoded(self, prompts: Prompts | None, device: torch.device, ahead: bool = False) -> Conditions | None:
+        """The conditions of `prompts`, stored nowhere and encoded when they are asked for; None without prompts.
+
+        If `ahead`, the first ones are encoded at once, and the text encoders leave memory for the network.
+        """
         return None
 
     def decoder(self, device: torch.device) -> Decode | None:
@@ -444,10 +447,10 @@ class DiffusersSource(TeacherSource):
 
         return PromptEncoder(self.folder, device)
 
-    def encoded(self, prompts: Prompts | None, device: torch.device) -> Conditions | None:
+    def encoded(self, prompts: Prompts | None, device: torch.device, ahead: bool = False) -> Conditions | None:
         from pipeline.teachers.diffusers.encoder import EncodedPrompts, PromptEncoder
 
-        return None if prompts is None else EncodedPrompts(prompts, PromptEncoder(self.folder, device))
+        return None if prompts is None else EncodedPrompts(prompts, partial(PromptEncoder, self.folder, device), ahead)
 
     def decoder(self, device: torch.device) -> Decode | None:
         from pipeline.teachers.diffusers.decoder import Decoder

@@ -1,6 +1,6 @@
 """From prompts to conditions: the text encoders of a pipeline, which leave memory with the encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Self
 
@@ -11,6 +11,8 @@ from pipeline.common.errors import BadInput, one_line
 from pipeline.dataset.conditions import Prompts, as_stored
 from pipeline.networks.diffusers.weights import quiet, versions
 from pipeline.teachers.diffusers.folder import PipelineFolder
+
+NUM_AHEAD = 64  # prompts
 
 
 class PromptEncoder:
@@ -41,11 +43,24 @@ class PromptEncoder:
 
 
 class EncodedPrompts:
-    """The conditions of `prompts`, each encoded when it is first asked for: for what is not stored."""
+    """The conditions of `prompts`, each encoded when it is first asked for: for what is not stored.
 
-    def __init__(self, prompts: Prompts, encoder: PromptEncoder) -> None:
-        self.prompts = prompts
-        self.row = lru_cache(maxsize=None)(lambda number: as_stored(encoder.row(prompts, number)))
+    The first ones are encoded at once if that is wanted `ahead` of loading a network, and then the text encoders, which
+    may be larger than it, leave memory until others are asked for.
+    """
+
+    def __init__(self, prompts: Prompts, open_encoder: Callable[[], PromptEncoder], ahead: bool = False) -> None:
+        self.prompts, self._open_encoder = prompts, open_encoder
+        self._encoder: PromptEncoder | None = open_encoder()
+        self.row = lru_cache(maxsize=None)(self._encode)
+        if ahead:
+            for number in (*range(min(NUM_AHEAD, len(prompts))), *([-1] if prompts.negative is not None else [])):
+                self.row(number)
+            self._encoder = None
+
+    def _encode(self, number: int) -> dict[str, Tensor]:
+        self._encoder = self._encoder or self._open_encoder()
+        return as_stored(self._encoder.row(self.prompts, number))
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -610,7 +610,7 @@ class _Evaluation:
     def _require_same_flow(self, data: str) -> None:
         """Raises `BadInput` if the teacher is a function of the user's that did not make the trajectories in `data`."""
         teacher = self.models.teacher
-        if teacher is not None and teacher.network is None:
+        if teacher is not None and self.models.has_own_code:
             store = open_store(data)
             if (dataset := read_dataset(store)) is not None:
                 require_same_flow(store, dataset.plan, teacher, self.ranks.device)

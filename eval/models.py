@@ -37,6 +37,7 @@ class EvaluatedModels:
     student: Student | None
     decode: Decode | None = None  # of latents
     prompts: HeldOut | None = None  # what its labels stand for, instead of the training's prompts
+    has_own_code: bool = False  # whether the teacher is a function of the user's, see `TeacherSource.is_function`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,7 +119,8 @@ def open_models(
     folder, info, file = model.folder, model.info, model.weights
     network = model.load().to(device).requires_grad_(False)
     _take_prompts(folder, network, prompts)
-    loaded_teacher = _load_teacher(model, teacher, device, network)
+    source = find_teacher(model, teacher)
+    loaded_teacher = _load_teacher(model, teacher, source, device, network)
     student = Student(network) if info.trains == "student" else None
     if loaded_teacher is not None and (
         loaded_teacher.shape != network.config.shape
@@ -126,7 +128,18 @@ def open_models(
     ):
         raise BadInput(f"{file}: wanted the samples and classes of its teacher {loaded_teacher.name}; it has others")
     decode = loaded_teacher.decode if loaded_teacher is not None else find_decoder(info.teacher, device)
-    return EvaluatedModels(folder, info, file, file_sha256(file), network, loaded_teacher, student, decode, prompts)
+    return EvaluatedModels(
+        folder,
+        info,
+        file,
+        file_sha256(file),
+        network,
+        loaded_teacher,
+        student,
+        decode,
+        prompts,
+        has_own_code=source is not None and source.is_function,
+    )
 
 
 def _take_prompts(folder: Path, network: Network, prompts: HeldOut | None) -> None:
@@ -165,13 +178,14 @@ def _or_without(elsewhere: str = "") -> Iterator[None]:
         raise BadInput(f"{error}; {elsewhere}--teacher {NO_TEACHER} evaluates without it") from error
 
 
-def _load_teacher(model: Model, teacher: str | None, device: torch.device, network: Network) -> Teacher | None:
+def _load_teacher(
+    model: Model, teacher: str | None, source: TeacherSource | None, device: torch.device, network: Network
+) -> Teacher | None:
     folder, info, file = model.folder, model.info, model.weights
     if info.trains == "teacher":
         if teacher:
             raise BadInput(f"{folder} is a teacher itself: leave 'teacher' out")
         return load_teacher(str(folder if file.name == checkpoint.EMA else file), device)
-    source = find_teacher(model, teacher)
     if source is None:
         return None
     with _or_without("" if teacher else "--teacher PATH says where it is, "):

@@ -109,7 +109,7 @@ class Worker:
             teacher = source.load_planned(plan, self.store, self.device, True, plan.precision)
             if teacher.sha256 != self.job.plan.teacher_sha256:
                 raise WorkFailed(f"teacher {self.job.teacher}: its weights on this machine are not those of the plan")
-            if teacher.network is None:  # the user's own function, which may take no other batch than the plan's
+            if source.is_function:  # it may take no other batch than the plan's
                 require_sound(teacher, self.device, self.job.plan.batch_size)
             self._is_unchecked = source.is_function
             self._check_flow(teacher)

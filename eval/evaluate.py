@@ -503,7 +503,7 @@ class _Evaluation:
             ),
             shape=self.models.shape,
             reference=self.reference.reference,
-            reference_scores=self._reference_scores(),
+            reference_scores={key: Figure(values=values) for key, values in self.scorer.score_reference().items()},
             prompts=self._prompt_set(),
             not_computed=tuple(self.not_computed),
             warnings=tuple(self.warnings),
@@ -527,14 +527,6 @@ class _Evaluation:
             training_work=provenance.training_work(self.models.run, self.models.info),
             evaluation_work=self._work(),
         )
-
-    def _reference_scores(self) -> dict[str, Figure]:
-        """What samples would have that are as good as the reference, where it is large enough to tell."""
-        found: dict[str, Figure] = {}
-        for stats in self.reference.stats.values():
-            if parts := distances.score_itself(stats, self.num_samples):
-                found |= {key: Figure(values=tuple(part[key] for part in parts)) for key in parts[0]}
-        return found
 
     def _prompt_set(self) -> PromptSet | None:
         held_out = self.models.prompts

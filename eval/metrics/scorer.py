@@ -8,14 +8,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from eval.features import clip
 from eval.features.spaces import Features
@@ -34,6 +34,8 @@ from trainer.distributed import Ranks
 NUM_IMAGES = 16
 CLIP_SCORE = Metric(key="clip-score", heading="CLIP score", space=clip.NAME, lower_is_better=False)
 NUM_STUDENT_IMAGES = 64
+REFERENCE = "reference.json"  # its scores by itself
+SCORES = TypeAdapter(dict[str, tuple[float, ...]])
 FIRST = "first.npy"  # the samples of the first chunk
 FIRST_LATENTS = "first-latents.npy"
 
@@ -118,6 +120,17 @@ class Scorer:
             self.teacher_samples = self._read_first(sampler)
             self.teacher_latents = self._read_latents(sampler)
         return future
+
+    def score_reference(self) -> dict[str, tuple[float, ...]]:
+        """What samples as good as the reference would have, see `distances.score_itself`; empty if it is too small."""
+        with suppress(OSError, ValidationError):  # missing, or of another version
+            return SCORES.validate_json(self.folder.fetch(REFERENCE).read_bytes())
+        found: dict[str, tuple[float, ...]] = {}
+        for stats in (self.reference_stats or {}).values():
+            parts = distances.score_itself(stats, self.num_samples)
+            found |= {key: tuple(part[key] for part in parts) for part in parts[:1] for key in part}
+        self.folder.write(REFERENCE, SCORES.dump_json(found))
+        return found
 
     def first_images(self, sampler: Sampler) -> Images:
         """The first images of the first range, uint8 [n, C, H, W], or a picture of points.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.features.spaces import Extracted, FeatureSpace
-from eval.metrics import sample_chunks
+from eval.metrics import distances, sample_chunks
 from eval.metrics.distances import ReferenceStats, moments
 from eval.metrics.sample_chunks import SampleRange, SamplingSettings
 from eval.metrics.scorer import Result, Scorer, scoring_thread
@@ -244,6 +244,14 @@ def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(mon
     monkeypatch.setattr(sample_chunks, "_batches_behind", lambda device: 1)
     sample_chunks._draw_chunk(drawing, SETTINGS, range(24), CPU, _silent)
     assert order == ["draw", "begin", *["draw", "begin", "finish"] * 2, "finish"]
+
+
+def test_the_reference_is_compared_with_itself_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(scorer(tmp_path), num_samples=20)
+    found = few.score_reference()
+    assert {len(values) for values in found.values()} == {distances.NUM_PARTS}
+    monkeypatch.delattr(distances, "score_itself")
+    assert few.score_reference() == found
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test cluster proof bench gpu docs lint format clean
 .DEFAULT_GOAL := quickstart
 
-# From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it goes on.
+# From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it resumes.
 quickstart: .venv/installed
 	$(BIN)/traflow-pipeline run configs/quickstart.yaml
 

@@ -7,6 +7,7 @@ import typer
 
 from manual.text import code, prose, table
 from traflow_pipeline.cli import app
+from traflow_pipeline.once import in_words
 
 INTRO = """# Commands
 
@@ -33,7 +34,7 @@ def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _section(name: str, command: Any, context: typer.Context) -> str:
-    describe = getattr(command, "describe", lambda parameter: parameter)
+    describe = getattr(command, "describe", in_words)
     shown = [describe(parameter) for parameter in command.params if not parameter.hidden]
     arguments = [each for each in shown if each.param_type_name == "argument"]
     options = [each for each in shown if each.param_type_name == "option" and each.name != "help"]
@@ -42,7 +43,10 @@ def _section(name: str, command: Any, context: typer.Context) -> str:
     if arguments:
         parts.append(table(["argument", "meaning"], [(code(_metavar(each)), each.help or "") for each in arguments]))
     if options:
-        rows = [(_flags(each), code(_value(each, context)), code(_default(each)), each.help or "") for each in options]
+        rows = [
+            (_flags(each), code(each.display_type_rich(context)), code(_default(each)), each.help or "")
+            for each in options
+        ]
         parts.append(table(["option", "value", "default", "meaning"], rows))
     return "\n\n".join(parts)
 
@@ -59,14 +63,12 @@ def _flags(option: Any) -> str:
     return ", ".join(code(flag) for flag in (*option.opts, *option.secondary_opts))
 
 
-def _value(option: Any, context: typer.Context) -> str:
-    return "" if option.is_flag else str(option.metavar or option.display_type(context).strip("<>"))
-
-
 def _default(option: Any) -> str:
     if option.required:
         return "required"
-    is_said = option.show_default and option.default is not None and not (option.is_flag and option.default is False)
+    if option.is_flag:
+        return option.opts[0] if option.default else ""
+    is_said = option.show_default and option.default is not None
     return _short(option.default) if is_said and option.default != () else ""
 
 

@@ -67,7 +67,7 @@ def _class(name: str, cls: type) -> str:
     fields = _fields(cls)
     if fields:
         parts.append(table(["field", "type", "meaning"], fields))
-    properties = [(code(key), prose(value)) for key, value in _properties(cls).items()]
+    properties = [(code(key), inspect.cleandoc(value)) for key, value in _properties(cls).items()]
     if properties:
         parts.append(table(["property", "meaning"], properties))
     methods = [

@@ -56,9 +56,10 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def type_name(annotation: object) -> str:
-    """An annotation as it reads: without modules, `None` last."""
+    """An annotation as it reads: without modules and constraints, `None` last."""
     text = (
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
+    text = re.sub(r"Annotated\[(\w+), .*\)\]", r"\1", text)
     text = re.sub(r"(?:\w+\.)+(\w+)", r"\1", text).replace("NoneType", "None")
     return re.sub(r"ndarray\[tuple\[Any, ...\], dtype\[(\w+)\]\]", r"NDArray[\1]", text)

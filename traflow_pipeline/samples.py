@@ -57,7 +57,10 @@ class Samples:
         return to_bytes(self.shown, self.data_range).transpose(0, 2, 3, 1)
 
     def save(self, path: str | Path) -> None:
-        """Write one file, see `save`.
+        """Write one file, of the kind that its suffix names.
+
+        `.npy` holds the arrays; `.safetensors` the arrays as `samples`, and `labels`; `.npz` the images as `arr_0`,
+        uint8 [N, H, W, C], or else the arrays, and `labels`; `.png`, or another suffix that Pillow knows, a grid.
 
         Raises:
             BadInput: `path` cannot be written, or they are no images.

@@ -13,7 +13,7 @@ INIT = Init(xavier=False)
 
 
 class DhariwalUNetConfig(UNetConfig):
-    """`UNetConfig`, and the sizes of attention heads and of normalisation groups."""
+    """The keys of every U-Net, and the sizes of attention heads and of normalisation groups."""
 
     family: Literal["dhariwal"] = Field(default="dhariwal", description="The ADM U-Net.")
     attention_resolutions: Annotated[tuple[int, ...], Unit("pixels")] = Field(

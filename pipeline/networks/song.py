@@ -29,7 +29,7 @@ INIT = Init(xavier=True)
 
 
 class SongUNetConfig(UNetConfig):
-    """`UNetConfig`, and the choices that lead from DDPM++ (the defaults) to NCSN++.
+    """The keys of every U-Net, and the choices that lead from DDPM++ (the defaults) to NCSN++.
 
     NCSN++ has time_embedding fourier, encoder residual and resample_filter (1, 3, 3, 1).
     """

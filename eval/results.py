@@ -27,11 +27,12 @@ class _Record(BaseModel):
 class Figure(_Record):
     """The values of a metric, one for each range of noise."""
 
-    values: tuple[float, ...] = Field(min_length=1)
+    values: tuple[float, ...] = Field(min_length=1)  # in the order of the ranges
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def mean(self) -> float:
+        """Over the ranges."""
         return statistics.fmean(self.values)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -53,13 +54,13 @@ class Metric(_Record):
     key: str  # "fid", "kid-tf", "precision-digits", ...
     heading: str  # of the column
     space: str  # the name of a Space
-    lower_is_better: bool
+    lower_is_better: bool  # as of a distance; of a precision or a recall more is
 
 
 class Space(_Record):
     """The features in which sets of images are compared."""
 
-    name: str
+    name: str  # as --features takes it
     title: str  # for people
     resizer: str  # from the sample's size to the network's
     sha256: str  # of the network's weights
@@ -87,11 +88,10 @@ class PromptSet(_Record):
 class NotComputed(_Record):
     """Metrics that could not be computed, with the reason and what to do."""
 
-    metrics: tuple[str, ...]
-    reason: str
+    metrics: tuple[str, ...]  # their keys
+    reason: str  # and what to do
 
 
-# The teacher's own solver, its few-step samplers, the student, and the reference itself.
 Group = Literal["solver", "few-step", "student", "reference"]
 TITLES: dict[str, str] = {
     "solver": "teacher's solver",
@@ -109,15 +109,14 @@ def row_title(group: str, sampler: str) -> str:
 class Row(_Record):
     """One sampler's figures."""
 
-    model: Literal["teacher", "student", "reference"]
+    model: Literal["teacher", "student", "reference"]  # whose samples; in metrics.json the reference has no row
     sampler: str  # such as "euler 4" or "2 steps"
-    group: Group
+    group: Group  # few-step: the teacher's, of few evaluations
     nfe: float  # counted network evaluations per sample; a mean, if the solver adapts
     scores: dict[str, Figure]  # by Metric.key
-    rmse: float | None = None  # to the teacher's own solution from the same noise, in units of [-1, 1]
-    # Of latents, in their own units; left out where samples are none.
-    latent_rmse: float | None = Field(default=None, exclude_if=lambda value: value is None)
-    lpips: float | None = None  # likewise
+    rmse: float | None = None  # to the teacher's own solution from the same noise, where the data's range is [-1, 1]
+    latent_rmse: float | None = Field(default=None, exclude_if=lambda value: value is None)  # in units of the latents
+    lpips: float | None = None  # to the same, over the same samples
     images_per_second: float  # drawn on this machine
     is_finite: bool = True  # whether all samples are; if not, there are no figures
     best: bool = False  # whether it is the teacher's best few-step sampler at this nfe
@@ -138,8 +137,8 @@ class Cost(_Record):
     """The cost of one evaluation of a network; FLOPs and multiply-adds (MACs) are for one sample."""
 
     parameters: int  # of the network
-    flops: int
-    macs: int
+    flops: int  # of its matrix products and convolutions
+    macs: int  # half of them
     latency_ms: float  # of one evaluation at batch 1, median
     peak_memory_bytes: int | None  # of one evaluation at the configured batch size; None on a CPU
 
@@ -147,16 +146,16 @@ class Cost(_Record):
 class Grid(_Record):
     """Values over pairs of times t > s: `values[i][j]` at t = times[i], s = times[j], None where t <= s."""
 
-    times: tuple[float, ...]
-    values: tuple[tuple[float | None, ...], ...]
+    times: tuple[float, ...]  # from noise to data
+    values: tuple[tuple[float | None, ...], ...]  # a row for each t
 
 
 class Line(_Record):
     """Values over time, or over steps."""
 
-    name: str
+    name: str  # such as "loss" or "images_per_second"
     x: tuple[float, ...]  # times or steps
-    y: tuple[float, ...]
+    y: tuple[float, ...]  # the values there
 
 
 class TrajectoryFit(_Record):
@@ -164,22 +163,22 @@ class TrajectoryFit(_Record):
 
     data: str  # the data set, as configured
     data_sha256: str  # its digest
-    seen_in_training: bool
+    seen_in_training: bool  # whether the student was trained on them
     num_records: int  # that were compared
     endpoint_rmse: float  # G(x_1, 1, 0) to the stored sample
     state_rmse: Grid  # G(x_t, t, s) to the stored x_s
     consistency_gap: Grid  # G(x_t, t, 0) to G(G(x_t, t, s), s, 0)
     velocity_rmse: Line | None  # F(x_t, t, t) to the stored velocity; None if none are stored
     student_straightness: float  # see pipeline.flow.path.straightness, of the student's own many-step path
-    teacher_straightness: float | None
+    teacher_straightness: float | None  # likewise, of the stored paths; None without velocities
 
 
 class Generation(_Record):
     """What the trajectories of a training are, and what they took."""
 
-    num_records: int
+    num_records: int  # trajectories
     num_states: int  # stored between noise and sample
-    solver: str
+    solver: str  # and its tolerance or steps
     nfe: float  # solver evaluations per sample, a mean
     device_hours: float  # of all workers together
     machines: tuple[str, ...]  # with torch and its threads, of every kind that made shards
@@ -189,7 +188,7 @@ class Work(_Record):
     """What a stage took, and where it worked."""
 
     hours: float | None  # wall-clock, without interruptions
-    num_devices: int
+    num_devices: int  # processes, each with a GPU or some threads
     environment: Environment | None
 
     @property
@@ -200,7 +199,7 @@ class Work(_Record):
 class ScoredCheckpoint(_Record):
     """The student's rows after `step` steps of training, over the first range of noise and by the headline alone."""
 
-    step: int
+    step: int  # of the training
     rows: tuple[Row, ...]
 
 
@@ -209,7 +208,7 @@ class EvaluatedCheckpoint(CheckpointInfo):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    weights: str
+    weights: str  # such as "ema"
 
 
 class Report(_Record):
@@ -221,8 +220,12 @@ class Report(_Record):
     spaces: tuple[Space, ...]
     shape: tuple[int, ...] | None = None  # of a sample; None in older reports, which are of images
     reference: Reference
-    # Of as many of the reference as a row has samples, against its others: what perfect samples have.
-    reference_scores: dict[str, Figure] = Field(default={}, exclude_if=lambda scores: not scores)
+    reference_scores: dict[str, Figure] = Field(
+        default={},
+        exclude_if=lambda scores: not scores,
+        description="By Metric.key: random parts of the reference, as many as a row has samples, against the rest of "
+        "it; what perfect samples would have.",
+    )
     prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()
     warnings: tuple[str, ...] = ()  # what a reader should know before comparing
@@ -237,11 +240,10 @@ class Report(_Record):
     other_checkpoints: tuple[ScoredCheckpoint, ...] = ()  # of the same training, where they were asked for
     checkpoint: str  # the folder that was evaluated
     training: EvaluatedCheckpoint
-    # What the student's teacher calls itself; None without one, and in older reports.
-    teacher_name: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    teacher_name: str | None = Field(default=None, exclude_if=lambda name: name is None)  # as it calls itself
     command: str  # runs this evaluation again
     versions: dict[str, str]  # of the packages that decide figures
-    machine: str
+    machine: str  # of the evaluation
     date: str  # of the evaluation
     generation: Generation | None = None  # None if the data set is not here, as in older reports
     training_work: Work | None = None

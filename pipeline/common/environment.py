@@ -44,9 +44,9 @@ class Environment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     machine: str  # the GPU, or the CPU's architecture and number of threads
-    python: str
+    python: str  # its version
     program: str | None  # its installed version
-    commit: str | None
+    commit: str | None  # of the program, where it runs from a clone
 
     @classmethod
     def here(cls, machine: str) -> Self:

@@ -14,9 +14,9 @@ class TrainedClass(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    label: int = Field(ge=0)
-    name: str = ""
-    num_images: int | None = Field(default=None, ge=1)
+    label: int = Field(ge=0)  # its number
+    name: str = ""  # what the data call it
+    num_images: int | None = Field(default=None, ge=1)  # in the data, if that is known
 
     def __str__(self) -> str:
         name = f"{self.label} {self.name}" if self.name else f"{self.label}"

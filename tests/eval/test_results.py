@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import manual.metrics
 from eval import results
 from eval.results import Figure, Report
 from pipeline.common.errors import BadInput
@@ -58,3 +59,9 @@ def test_a_metric_without_values_is_refused(tmp_path: Path) -> None:
     (tmp_path / results.METRICS).write_text(re.sub(r'"values":\[[^\]]+', '"values":[', text, count=1))
     with pytest.raises(BadInput):
         results.read_report(tmp_path)
+
+
+def test_every_key_of_metrics_json_has_a_meaning_in_the_reference() -> None:
+    rows = [line for line in manual.metrics.page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert [row for row in rows if row.endswith("|  |")] == []

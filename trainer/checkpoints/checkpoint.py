@@ -46,24 +46,23 @@ class CheckpointInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1] = 1  # of checkpoint.json
     step: int = Field(ge=0, lt=2**63)  # steps done
-    trains: Literal["student", "teacher"]
-    recipe: str
+    trains: Literal["student", "teacher"]  # what was trained
+    recipe: str  # its name
     teacher: str | None = None  # what loads it, and its weights, for a student
-    teacher_sha256: str | None = None
+    teacher_sha256: str | None = None  # of its weights, or what a function of the user's gives as its digest
     data_sha256: str | None = None  # of the manifest, or of the images
     start_sha256: str | None = None  # of the weights that the run started from, where `start` names a model
-    t_start: float = 1.0
-    t_end: float = 0.0
+    t_start: float = 1.0  # where the flow begins, at noise
+    t_end: float = 0.0  # and where it ends, at data
     step_shift: float = Field(default=1.0, gt=0, exclude_if=lambda shift: shift == 1)  # of the student's times
     guidance_scale: float = 1.0  # of the teacher
-    data_range: tuple[float, float] = (-1.0, 1.0)
+    data_range: tuple[float, float] = (-1.0, 1.0)  # of samples; of images black and white
     classes: tuple[TrainedClass, ...] = Field(default=(), exclude_if=lambda classes: not classes)
-    # Of the files of perceptual distances, by the distance; left out where there is none.
-    distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)
+    distance_sha256: dict[str, str] = Field(default={}, exclude_if=lambda digests: not digests)  # of LPIPS's networks
     environment: Environment | None = Field(default=None, exclude_if=lambda known: known is None)
-    ranks: int | None = Field(default=None, exclude_if=lambda ranks: ranks is None)
+    ranks: int | None = Field(default=None, exclude_if=lambda ranks: ranks is None)  # processes that trained
     config: dict[str, Any]  # the resolved configuration
     files: dict[FileName, str] = {}  # the sha256 of each
 

@@ -67,7 +67,7 @@ class UNetConfig(FlowNetworkConfig):
         default=MAX_GROUPS,
         ge=1,
         exclude_if=lambda count: count == MAX_GROUPS,
-        description="Most groups of a group normalisation; a student's grow with its channels, from its teacher's.",
+        description="Most groups of a normalisation; a wider student has proportionally more than its teacher.",
     )
 
     @model_validator(mode="after")

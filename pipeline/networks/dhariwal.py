@@ -45,7 +45,7 @@ class DhariwalUNet(UNet):
             self.embed_label = nn.Linear(config.num_classes, self.embedding_channels, bias=False)
             nn.init.normal_(self.embed_label.weight)
         if config.augment_dim:
-            self.embed_augment = nn.Linear(config.augment_dim, config.channels, bias=False)
+            self.embed_augment = nn.Linear(config.augment_dim, config.num_time_features, bias=False)
             nn.init.zeros_(self.embed_augment.weight)
         if config.second_time:
             self.add_second_time(self._time_embedding())
@@ -54,6 +54,7 @@ class DhariwalUNet(UNet):
             embedding_channels=self.embedding_channels,
             dropout=config.dropout,
             norm_eps=1e-5,
+            max_groups=config.max_groups,
             min_channels_per_group=config.min_channels_per_group,
             skip_scale=1.0,
             scales=True,
@@ -65,7 +66,7 @@ class DhariwalUNet(UNet):
         self.build_trunk(style, config.widths[0], attends_everywhere=True)
 
     def _time_embedding(self) -> TimeEmbedding:
-        channels = self.config.channels
+        channels = self.config.num_time_features
         return TimeEmbedding(PositionalFeatures(channels, adm=True), channels, self.embedding_channels, INIT)
 
     def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -23,6 +23,8 @@ ConventionName = Literal["flow", "rectified-flow", "rectified-flow-scaled", "edm
 # The sentences of keys that every family declares for itself.
 ABOUT = {
     "dropout": "Probability of dropping a feature in training.",
+    "time_channels": "Number of sines and cosines of the time; left out, `channels` decides. A wider student has its "
+    "teacher's.",
     "num_classes": "Number of classes; 0 makes an unconditional network.",
     "label_dropout": "Probability of dropping a label in training, so that the network also answers without one.",
     "convention": "What the network predicts: flow is the velocity; docs/how-to/teacher.md has the others.",
@@ -50,6 +52,7 @@ class FlowNetworkConfig(BaseModel):
             """Of one sample."""
 
         channels: int
+        time_channels: int | None
         dropout: float
         num_classes: int
         label_dropout: float
@@ -62,6 +65,11 @@ class FlowNetworkConfig(BaseModel):
     def is_complete(self) -> bool:
         """Whether it leaves nothing to the data."""
         raise NotImplementedError
+
+    @property
+    def num_time_features(self) -> int:
+        """Number of sines and cosines of a time."""
+        return self.time_channels or self.channels
 
     @property
     def num_blocks_and_width(self) -> tuple[int, int]:
@@ -85,6 +93,11 @@ class FlowNetworkConfig(BaseModel):
     def for_training(self, second_time: bool) -> Self:
         """The configuration of a network that is trained here: a student's has a second time, a teacher's has one."""
         return self.model_copy(update={"second_time": second_time})
+
+    def grown_from(self, given: Self) -> dict[str, Any]:
+        """The fields by which a network of this configuration can do what a narrower one of `given` does."""
+        has_more = self.num_time_features > given.num_time_features
+        return {"time_channels": given.num_time_features} if has_more else {}
 
     @model_serializer(mode="wrap")
     def _without_what_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 Resampling = Literal["up", "down", "none"]
 
 
-def group_norm(channels: int, eps: float, min_channels: int = 4) -> nn.GroupNorm:
-    """The most groups, up to 32, that divide the channels into at least `min_channels` each."""
-    groups = next(n for n in range(min(32, channels // min_channels), 0, -1) if channels % n == 0)
+def group_norm(channels: int, eps: float, max_groups: int, min_channels: int = 4) -> nn.GroupNorm:
+    """The most groups, up to `max_groups`, that divide the channels into at least `min_channels` each."""
+    groups = next(n for n in range(min(max_groups, channels // min_channels), 0, -1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
@@ -135,6 +135,7 @@ class BlockStyle:
     embedding_channels: int
     dropout: float
     norm_eps: float
+    max_groups: int
     min_channels_per_group: int
     skip_scale: float  # of the sum of two branches; sqrt(1/2) keeps its variance at one
     scales: bool  # whether the embedding scales the features, or only shifts them
@@ -146,7 +147,7 @@ class BlockStyle:
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """A normalisation of the network's kind."""
-        return group_norm(channels, self.norm_eps, self.min_channels_per_group)
+        return group_norm(channels, self.norm_eps, self.max_groups, self.min_channels_per_group)
 
 
 class Attention(nn.Module):

@@ -1,5 +1,6 @@
 """Mlp: a residual network over the values of an array of any shape, for points, audio frames or robot actions."""
 
+import copy
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -34,6 +35,9 @@ class MlpConfig(FlowNetworkConfig):
     sigma_data: float = Field(default=0.5, gt=0, description=ABOUT["sigma_data"])
     time_scale: float = Field(default=16.0, gt=0, description=ABOUT["time_scale"])
     second_time: bool = Field(default=False, description=ABOUT["second_time"])
+    time_channels: int | None = Field(
+        default=None, ge=4, multiple_of=2, exclude_if=lambda count: count is None, description=ABOUT["time_channels"]
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,7 +87,7 @@ class Mlp(FlowNetwork):
         num_values = math.prod(config.shape)
         self.embed_t = self._time_embedding()
         if config.num_classes:
-            self.embed_label = INIT.linear(config.num_classes, config.channels)
+            self.embed_label = INIT.linear(config.num_classes, config.num_time_features)
         if config.second_time:
             self.add_second_time(self._time_embedding())
         self.layer_in = INIT.linear(num_values, config.width)
@@ -93,8 +97,25 @@ class Mlp(FlowNetwork):
         self.norm_out = nn.LayerNorm(config.width)
         self.layer_out = INIT.linear(config.width, num_values)
 
+    def padded(self, width: int) -> "Mlp":
+        """A network that does the same, and does so still where its features are widened to `width` by zeros.
+
+        A layer norm takes off the mean of the features, so that all that is added to them may have mean zero. Zeros
+        then lower their deviation alone, which the scales behind the norms make good.
+        """
+        network, ratio = copy.deepcopy(self).requires_grad_(False), math.sqrt(self.config.width / width)
+        blocks = [block for block in network.blocks if isinstance(block, MlpBlock)]
+        for layer in (network.layer_in, *(block.layer1 for block in blocks)):
+            layer.weight.sub_(layer.weight.mean(0))
+            layer.bias.sub_(layer.bias.mean())
+        for block in blocks:
+            block.affine.weight[: self.config.width].mul_(ratio)
+            block.affine.bias[: self.config.width].add_(1).mul_(ratio).sub_(1)  # the scale is 1 + this
+        network.norm_out.weight.mul_(ratio)
+        return network
+
     def _time_embedding(self) -> TimeEmbedding:
-        channels = self.config.channels
+        channels = self.config.num_time_features
         return TimeEmbedding(PositionalFeatures(channels, adm=False), channels, self.embedding_channels, INIT)
 
     def condition(self, label: Tensor, augment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

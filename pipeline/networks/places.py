@@ -19,7 +19,7 @@ class Place:
     there, or in the trunk of an Mlp, it is block `number` of `count`. `layer` is the rest of the tensor's name. `axes`
     gives for each axis of the tensor the sizes of the parts that it joins, as queries, keys and values; the parts of
     the axis `frequencies`, if any, are sines and cosines at as many frequencies, evenly spaced between the same two on
-    a logarithmic scale.
+    a logarithmic scale. `head_channels` are those of a head of attention, in the layer of its queries.
     """
 
     block: str
@@ -28,6 +28,7 @@ class Place:
     layer: str
     axes: tuple[tuple[int, ...], ...]
     frequencies: int | None = None
+    head_channels: int = 0
 
     def __str__(self) -> str:
         return f"{self.block} {self.number + 1} of {self.count}" if self.count > 1 else self.block
@@ -36,11 +37,12 @@ class Place:
 def places(network: FlowNetwork) -> dict[str, Place]:
     """The place of every tensor of `network`, by its name in the state."""
     levels = dict(_levels(network) if isinstance(network, UNet) else _numbered(network))
-    frequencies, found = dict(_frequencies(network)), {}
+    frequencies, heads, found = dict(_frequencies(network)), dict(_heads(network)), {}
     for name, axes in _axes(network).items():
         prefix = ".".join(name.split(".")[:2])
         block, number, count = levels.get(prefix, (prefix, 0, 1))
-        found[name] = Place(block, number, count, name.removeprefix(prefix), tuple(axes), frequencies.get(name))
+        layer = name.removeprefix(prefix)
+        found[name] = Place(block, number, count, layer, tuple(axes), frequencies.get(name), heads.get(name, 0))
     return found
 
 
@@ -51,6 +53,14 @@ def _frequencies(network: FlowNetwork) -> Iterator[tuple[str, int]]:
     yield from (("embed_t.layer0.weight", 1), ("embed_s.layer0.weight", 1))
     if _labels_join_features(network):
         yield from (("embed_label.weight", 0), ("embed_label.bias", 0))
+
+
+def _heads(network: FlowNetwork) -> Iterator[tuple[str, int]]:
+    """The tensors that make queries, and the channels of a head there."""
+    for path, module in network.named_modules():
+        if isinstance(module, Attention):
+            channels = module.qkv.in_channels // module.num_heads
+            yield from ((f"{path}.qkv.{kind}", channels) for kind in ("weight", "bias"))
 
 
 def _labels_join_features(network: FlowNetwork) -> bool:

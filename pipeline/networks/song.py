@@ -54,6 +54,11 @@ class SongUNetConfig(UNetConfig):
             raise ValueError(f"resample_filter: halving needs an even number of taps, got {self.resample_filter}")
         return self
 
+    @property
+    def num_time_features(self) -> int:
+        """See above; as in EDM twice the width where they are random."""
+        return self.time_channels or self.channels * (2 if self.time_embedding == "fourier" else 1)
+
 
 class ResidualInput(nn.Module):
     """The image, convolved and halved, joins the features and goes on as what they are then."""
@@ -88,7 +93,7 @@ class SkipOutput(nn.Module):
 
     def __init__(self, config: SongUNetConfig, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, NORM_EPS)
+        self.norm = group_norm(channels, NORM_EPS, config.max_groups)
         self.conv = INIT.conv(channels, config.image_channels, gain=1e-5)
         self.resample = Resample(config.resample_filter, "up")
 
@@ -105,13 +110,11 @@ class SongUNet(UNet):
 
     def __init__(self, config: SongUNetConfig) -> None:
         super().__init__(config)
-        # As in EDM: twice the width for random features.
-        self.time_channels = config.channels * (2 if config.time_embedding == "fourier" else 1)
         self.embed_t = self._time_embedding()
         if config.num_classes:
-            self.embed_label = INIT.linear(config.num_classes, self.time_channels)
+            self.embed_label = INIT.linear(config.num_classes, config.num_time_features)
         if config.augment_dim:
-            self.embed_augment = nn.Linear(config.augment_dim, self.time_channels, bias=False)
+            self.embed_augment = nn.Linear(config.augment_dim, config.num_time_features, bias=False)
             nn.init.xavier_uniform_(self.embed_augment.weight)
         if config.second_time:
             self.add_second_time(self._time_embedding())
@@ -120,6 +123,7 @@ class SongUNet(UNet):
             embedding_channels=self.embedding_channels,
             dropout=config.dropout,
             norm_eps=NORM_EPS,
+            max_groups=config.max_groups,
             min_channels_per_group=4,
             skip_scale=SKIP_SCALE,
             scales=False,
@@ -133,7 +137,7 @@ class SongUNet(UNet):
         self._build_pyramids()
 
     def _time_embedding(self) -> TimeEmbedding:
-        channels = self.time_channels
+        channels = self.config.num_time_features
         positional = self.config.time_embedding == "positional"
         features = PositionalFeatures(channels, adm=False) if positional else FourierFeatures(channels)
         return TimeEmbedding(features, channels, self.embedding_channels, INIT)

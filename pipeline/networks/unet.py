@@ -12,6 +12,7 @@ from pipeline.networks.flow_network import ABOUT, ConventionName, FlowNetwork, F
 from pipeline.networks.layers import Block, BlockStyle, Resampling
 
 Resolution = int | tuple[int, int]
+MAX_GROUPS = 32
 ATTENTION_RESOLUTIONS = "Shorter sides at which a level attends."
 
 
@@ -59,6 +60,15 @@ class UNetConfig(FlowNetworkConfig):
     sigma_data: float = Field(default=0.5, gt=0, description=ABOUT["sigma_data"])
     time_scale: float = Field(default=1000.0, gt=0, description=ABOUT["time_scale"])
     second_time: bool = Field(default=False, description=ABOUT["second_time"])
+    time_channels: int | None = Field(
+        default=None, ge=4, multiple_of=2, exclude_if=lambda count: count is None, description=ABOUT["time_channels"]
+    )
+    max_groups: int = Field(
+        default=MAX_GROUPS,
+        ge=1,
+        exclude_if=lambda count: count == MAX_GROUPS,
+        description="Most groups of a normalisation; a wider student has proportionally more than its teacher.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,6 +100,11 @@ class UNetConfig(FlowNetworkConfig):
     def for_training(self, second_time: bool) -> Self:
         """See above; without augmentation labels, which describe a published teacher's training images."""
         return super().for_training(second_time).model_copy(update={"augment_dim": 0})
+
+    def grown_from(self, given: Self) -> dict[str, Any]:
+        """See above; a group then joins as many channels as in `given`."""
+        groups = int(given.max_groups * max(self.channels / given.channels, 1))
+        return super().grown_from(given) | {"max_groups": groups}
 
     @property
     def shape(self) -> tuple[int, int, int]:

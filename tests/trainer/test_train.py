@@ -157,9 +157,26 @@ def test_a_run_of_another_configuration_is_refused(data: Path, tmp_path: Path) -
         train(config(data, tmp_path / "run", trainer={"lr": 2e-3}))
 
 
-def test_a_network_of_its_own_starts_from_scratch(data: Path, tmp_path: Path) -> None:
-    folder = train(config(data, tmp_path / "run", network=tiny_config(channels=16).model_dump()))
+def test_a_network_of_its_own_is_what_the_configuration_says(data: Path, tmp_path: Path) -> None:
+    wide = {"network": tiny_config(channels=16).model_dump(), "start": "scratch"}
+    folder = train(config(data, tmp_path / "run", **wide))
     assert networks.load(folder / "ema.safetensors").config == tiny_config(channels=16, second_time=True)
+
+
+def test_a_wider_network_starts_from_the_teachers_and_resumes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tiny_config(channels=16).model_dump()
+    folder = train(config(data, tmp_path / "run", network=wide, trainer={"num_steps": 2}))
+    assert "145 widened" in capsys.readouterr().out
+    assert networks.load(folder / "ema.safetensors").config == tiny_config(
+        channels=16, second_time=True, time_channels=8, max_groups=64
+    )
+    train(config(data, tmp_path / "run", network=wide))
+    assert "resuming from" in capsys.readouterr().out
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"wanted a network for \[1, 4, 4\] and 0 classes as the data"):
         train(config(data, tmp_path / "other", network=tiny_config(num_classes=3).model_dump()))
 

@@ -55,14 +55,15 @@ def from_teacher(
 
     Of the same architecture it is exactly the teacher's Euler step, G(x, t, s) = x + (s - t) v(x, t): the embedding of
     s starts from the weights of the embedding of t, behind a gate that is zero. Another one takes of each layer that
-    stands in the same place what fits (`inherit`). It keeps the teacher's convention, for which the weights were
-    trained. Augmentation labels, which describe a teacher's training images, are left out; and so is its dropout,
-    unless `config` has its own.
+    stands in the same place what fits (`inherit`). One that only has more `channels`, or more `width`, is that step as
+    well, to rounding; not quite, where a group of a normalisation joins features and a skip connection. A student keeps
+    the teacher's convention, for which the weights were trained; a wider one also the sines and cosines of its times,
+    and the sizes of its groups. Augmentation labels, which describe a teacher's training images, are left out; and so
+    is its dropout, unless `config` has its own.
     """
-    given = teacher.config
-    wanted = (config or given).model_dump() | {
-        name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")
-    }
+    given, asked = teacher.config, config or teacher.config
+    wanted = asked.model_dump() | {name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")}
+    wanted |= asked.grown_from(given)
     wanted["dropout"] = config.dropout if config else 0.0
     network = networks.build(networks.parse_own(wanted).for_training(second_time=True))
     return Student(network), inherit(network, teacher)

@@ -69,6 +69,15 @@ def test_a_network_without_a_shape_is_built_only_once_the_data_gave_it() -> None
         partial.completed((7,), 0)
 
 
+def test_what_a_wider_student_keeps_stands_in_a_configuration_only_where_it_is_not_the_default(tmp_path: Path) -> None:
+    assert not tiny_config().model_dump().keys() & {"time_channels", "max_groups"}
+    network = tiny_network(channels=12, time_channels=8, max_groups=2)
+    networks.save(tmp_path / "wide.safetensors", network)
+    config = networks.load(tmp_path / "wide.safetensors").config
+    assert isinstance(config, UNetConfig)
+    assert (config.num_time_features, config.max_groups) == (8, 2)
+
+
 def test_a_second_time_behind_a_closed_gate_changes_nothing() -> None:
     network = tiny_network(second_time=True)
     torch.testing.assert_close(network(X, T, 0 * T), network(X, T, T))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeline import networks
-from pipeline.networks import FlowNetwork, FlowNetworkConfig
+from pipeline.networks import FlowNetwork, FlowNetworkConfig, MlpConfig
 from pipeline.networks.unet import UNetConfig
-from tests.support.problems import FAMILIES, tiny_config, tiny_network, with_second_time
+from tests.support.problems import FAMILIES, shaken, tiny_config, tiny_network, with_second_time
 from trainer.distillation.inheritance import counterpart, inherit
 from trainer.distillation.student import from_teacher
 
@@ -116,3 +116,79 @@ def test_a_student_with_parts_the_teacher_lacks_names_them() -> None:
 def test_the_convention_is_the_teachers() -> None:
     student, _ = from_teacher(tiny_network(channels=16, convention="edm", time_scale=1.0), tiny_config(channels=8))
     assert (student.network.config.convention, student.network.config.time_scale) == ("edm", 1)
+
+
+def widened(config: FlowNetworkConfig, factor: float) -> FlowNetworkConfig:
+    sizes = [name for name in ("channels", "width") if name in type(config).model_fields]
+    return config.model_copy(update={name: round(factor * getattr(config, name)) for name in sizes})
+
+
+def assert_starts_as_its_teacher(teacher: FlowNetwork, config: FlowNetworkConfig, tolerance: float) -> None:
+    student, found = from_teacher(teacher, config)
+    assert found.widened > 0
+    assert found.new == []
+    x, t = torch.randn(8, *config.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(0.2, 0.9, 8)
+    label = torch.arange(8) % config.num_classes if config.num_classes else None
+    euler_step = from_teacher(teacher)[0].eval()(x, t, 0.5 * t, label)
+    torch.testing.assert_close(student.eval()(x, t, 0.5 * t, label), euler_step, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_a_wider_student_of_any_family_starts_as_its_teachers_euler_step(
+    config: FlowNetworkConfig, factor: float
+) -> None:
+    # The wider layer norms of an mlp add the same epsilon to a smaller variance.
+    tolerance = 1e-3 if isinstance(config, MlpConfig) else 1e-5
+    assert_starts_as_its_teacher(shaken(config), widened(config, factor), tolerance)
+
+
+def test_a_wider_student_keeps_its_teachers_sines_and_cosines() -> None:
+    config = tiny_config(time_scale=1000.0)  # so fast that other frequencies could not stand for them
+    student, _ = from_teacher(shaken(config), widened(config, 1.5))
+    assert student.network.config.num_time_features == config.num_time_features
+    assert_starts_as_its_teacher(shaken(config), widened(config, 1.5), 1e-5)
+
+
+def test_a_wider_student_keeps_the_sizes_of_its_teachers_groups() -> None:
+    config = tiny_config(channels=160, channel_mult=(1,))  # 32 groups of 5, where 4 would be enough
+    assert_starts_as_its_teacher(shaken(config), widened(config, 1.5), 1e-4)
+
+
+def test_a_student_that_is_wider_on_one_level_and_narrower_on_another_takes_what_fits() -> None:
+    student, found = from_teacher(tiny_network(channels=8), tiny_config(channels=12, channel_mult=(1, 1)))
+    assert min(found.cut, found.widened) > 0
+    assert torch.isfinite(student(X[:, :, :4, :4], T, 0 * T, None)).all()
+
+
+def test_old_channels_read_nothing_of_the_new_which_keep_their_own_start() -> None:
+    config = tiny_config(channels=8)
+    network = networks.build(with_second_time(widened(config, 1.5)))
+    start = network.state_dict()["encoder.0.conv1.weight"].clone()
+    teacher = shaken(config)
+    inherit(network, teacher)
+    weight = network.state_dict()["encoder.0.conv1.weight"]
+    torch.testing.assert_close(weight[:8, :8], teacher.state_dict()["encoder.0.conv1.weight"])
+    assert not weight[:8, 8:].any()
+    assert torch.equal(weight[8:], start[8:])
+
+
+@pytest.mark.parametrize("family", ["ddpm++", "adm", "mlp"])
+def test_the_new_channels_learn(family: str) -> None:
+    config = FAMILIES[family]
+    student, _ = from_teacher(shaken(config), widened(config, 1.5))
+    optimizer = torch.optim.SGD(student.requires_grad_(True).parameters(), 0.1)
+    x, t = torch.randn(8, *config.shape, generator=torch.Generator().manual_seed(0)), torch.linspace(0.2, 0.9, 8)
+    for _ in range(3):
+        optimizer.zero_grad()
+        student(x, t, 0 * t, None).square().mean().backward()
+        optimizer.step()
+    last = "layer_out.weight" if family == "mlp" else "conv_out.weight"
+    num_old = shaken(config).state_dict()[last].shape[1]
+    new = student.network.state_dict()[last].transpose(0, 1)[num_old:]
+    assert (new.abs().flatten(1).amax(1) > 0).all()
+
+
+def test_the_summary_says_how_many_tensors_were_widened() -> None:
+    _, found = from_teacher(tiny_network(channels=8), tiny_config(channels=12))
+    assert str(found) == f"{found.whole} tensor as they are, {found.widened} widened"

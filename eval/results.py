@@ -223,8 +223,8 @@ class Report(_Record):
     reference_scores: dict[str, Figure] = Field(
         default={},
         exclude_if=lambda scores: not scores,
-        description="By Metric.key: random parts of the reference, as many as a row has samples, against the rest of "
-        "it; what perfect samples would have.",
+        description="By Metric.key: random parts of the reference, as many as a row has samples, against others "
+        "of it; what perfect samples would have.",
     )
     prompts: PromptSet | None = Field(default=None, exclude_if=lambda prompts: prompts is None)
     not_computed: tuple[NotComputed, ...] = ()

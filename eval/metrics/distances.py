@@ -25,6 +25,7 @@ NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
 NUM_PARTS = 3  # of a reference that are compared with the rest of it
 PARTS_SEED = 0
+SHARE = 4  # of the reference, at most one in so many is compared with the rest
 CHUNK = 4096  # feature vectors converted to float64 at a time
 
 
@@ -351,19 +352,30 @@ def score(
 def score_itself(reference: ReferenceStats, num_samples: int) -> list[dict[str, float]]:
     """The values of `columns` for `num_samples` of the reference, against its others: what perfect samples have.
 
-    Of `NUM_PARTS` random parts. Empty unless twice as many samples are kept, and all are: a distance depends on how
-    many it is over.
+    Of `NUM_PARTS` random parts. Empty unless `SHARE` times as many samples are kept: a distance depends on how many
+    both sides are.
     """
-    features = reference.features
-    if features is None or reference.num_images != len(features) or len(features) < 2 * num_samples:
+    features, num_images = reference.features, reference.num_images
+    if features is None or num_images is None or len(features) < SHARE * num_samples:
         return []
     rng, found = np.random.default_rng(PARTS_SEED), []
     for _ in range(NUM_PARTS):
         order = rng.permutation(len(features))
         drawn, others = features[order[:num_samples]], features[order[num_samples:]]
-        rest = replace(reference, moments=moments(others), features=others, num_images=len(others))
-        found.append(score(Extracted(drawn), rest))
+        rest = moments_without(reference.moments, num_images, drawn)
+        num_others = num_images - num_samples
+        found.append(score(Extracted(drawn), replace(reference, moments=rest, features=others, num_images=num_others)))
     return found
+
+
+def moments_without(whole: Moments, count: int, part: Features) -> Moments:
+    """Those of `count` features of moments `whole`, less the features `part` [N, D] of them, N < count - 1."""
+    left, own = count - len(part), moments(part)
+    mean = (count * whole.mean - len(part) * own.mean) / left
+    shift = own.mean - mean
+    scatter = (count - 1) * whole.covariance - (len(part) - 1) * own.covariance
+    scatter -= np.outer(shift, shift) * (len(part) * left / count)
+    return Moments(mean, scatter / (left - 1))
 
 
 def not_computed(num_samples: int, reference: ReferenceSize) -> list[NotComputed]:

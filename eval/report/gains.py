@@ -6,7 +6,7 @@ from eval.report.tables import evaluations_text, headline_text
 from eval.results import Metric, Report, Row
 
 SHARES = ("precision", "recall", "coverage")
-SHORT = 0.1  # of a share: by as much it is to be seen in pictures
+SHORT = 0.1  # of a share: by as much less it is to be seen in pictures; and so is half of a small one
 
 
 def gains(report: Report) -> list[str]:
@@ -28,8 +28,8 @@ def shortfalls(report: Report, row: Row) -> list[str]:
     found = []
     for metric in report.metrics:
         ours, theirs = row.scores.get(metric.key), solver.scores.get(metric.key)
-        if _is_share(report, metric) and ours and theirs and theirs.mean - ours.mean > SHORT:
-            found.append(f"in {metric.heading.lower()}, {ours.mean:.2f} for {theirs.mean:.2f}")
+        if _is_share(report, metric) and ours and theirs and ours.mean < max(theirs.mean - SHORT, theirs.mean / 2):
+            found.append(f"in {metric.heading.lower()}, {ours.mean:.2g} for {theirs.mean:.2g}")
     return [f"The student falls short of the teacher's solver {', and '.join(found)}."] if found else []
 
 

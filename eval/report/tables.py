@@ -136,7 +136,7 @@ def reference_rows(report: Report) -> list[Row]:
     """A row of what the reference has by itself, where it was measured: the figures of perfect samples."""
     if not report.reference_scores:
         return []
-    sampler = f"{report.num_samples:,} against the rest"
+    sampler = f"{report.num_samples:,} of it against others"
     scores = report.reference_scores
     return [Row(model="reference", group="reference", sampler=sampler, nfe=0, scores=scores, images_per_second=0)]
 

@@ -22,6 +22,7 @@ from eval.metrics.distances import (
     kept_rows,
     kernel_distance,
     moments,
+    moments_without,
     not_computed,
     precision_recall,
     score,
@@ -212,21 +213,29 @@ def test_scores_are_those_of_the_columns(space: str, has_features: bool) -> None
 
 def test_a_reference_by_itself_has_what_perfect_samples_have() -> None:
     rng = np.random.default_rng(1)
-    points = rng.uniform(size=(1200, 2)).astype(np.float32)
-    parts = score_itself(measured(points[:800], "values"), 400)
+    points = rng.uniform(size=(2000, 2)).astype(np.float32)
+    parts = score_itself(measured(points[:1600], "values"), 400)
     itself = {key: np.mean([part[key] for part in parts]) for key in parts[0]}
-    perfect = score(Extracted(points[800:]), measured(points[:400], "values"))
+    perfect = score(Extracted(points[1600:]), measured(points[:1200], "values"))
     assert list(itself) == list(perfect)
     for key in ("w2-values", "precision-values", "recall-values", "coverage-values"):
         assert itself[key] == pytest.approx(perfect[key], rel=0.15)
 
 
-def test_a_reference_too_small_or_kept_in_part_says_nothing_of_itself() -> None:
-    points = normal(20, 2)
+def test_moments_without_a_part_are_those_of_the_rest() -> None:
+    features = normal(30, 3, mean=2)
+    rest, wanted = moments_without(moments(features), 30, features[:9]), moments(features[9:])
+    np.testing.assert_allclose(rest.mean, wanted.mean, rtol=1e-10)
+    np.testing.assert_allclose(rest.covariance, wanted.covariance, rtol=1e-8)
+
+
+def test_a_reference_too_small_or_of_unknown_size_says_nothing_of_itself() -> None:
+    points = normal(40, 2)
     assert score_itself(measured(points), 10) != []
+    assert score_itself(replace(measured(points), num_images=400), 10) != []
     assert score_itself(measured(points), 11) == []
     assert score_itself(measured(points, has_features=False), 10) == []
-    assert score_itself(replace(measured(points), num_images=40), 10) == []
+    assert score_itself(replace(measured(points), num_images=None), 10) == []
 
 
 @pytest.mark.parametrize("num_samples", range(1, 12))

@@ -247,7 +247,7 @@ def test_the_next_batch_is_drawn_before_the_features_of_the_last_are_awaited(mon
 
 
 def test_the_reference_is_compared_with_itself_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = replace(scorer(tmp_path), num_samples=20)
+    few = replace(scorer(tmp_path), num_samples=12)
     found = few.score_reference()
     assert {len(values) for values in found.values()} == {distances.NUM_PARTS}
     monkeypatch.delattr(distances, "score_itself")

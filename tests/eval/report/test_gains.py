@@ -1,6 +1,9 @@
 """What a student gains is told in plain sentences, and so is that it gains nothing."""
 
-from eval.report.gains import best_within, gains, rival
+import pytest
+
+from eval.report.gains import best_within, gains, rival, shortfalls
+from eval.results import Figure
 from tests.support.reports import bare_report, digits_report, failed_report, row
 
 
@@ -40,3 +43,17 @@ def test_the_rival_may_need_fewer_evaluations_and_may_be_the_teacher_s_own_solve
 def test_no_gain_is_told_without_a_baseline() -> None:
     assert gains(bare_report()) == []
     assert gains(digits_report(rows=(row("solver", "dopri5", 100, [1.0]),))) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [(0.75, 0.87, True), (0.78, 0.87, False), (0.9, 0.87, False), (0.03, 0.08, True), (0.05, 0.08, False)],
+)
+def test_a_share_is_short_by_a_tenth_or_by_half(ours: float, theirs: float, said: bool) -> None:
+    solver, student = digits_report().rows[0], digits_report().rows_of("student")[0]
+    rows = tuple(
+        each.model_copy(update={"scores": each.scores | {"precision-digits": Figure(values=(share,))}})
+        for each, share in ((solver, theirs), (student, ours))
+    )
+    assert bool(shortfalls(digits_report(rows=rows), rows[1])) == said
+    assert shortfalls(digits_report(rows=rows), rows[0]) == []

@@ -38,7 +38,7 @@ def test_what_the_reference_has_by_itself_stands_below_without_evaluations_or_sp
     report = digits_report(reference_scores={"fd-digits": Figure(values=(0.41,))})
     lines = printed(report).splitlines()
     line = lines[[each.strip() for each in lines].index("The reference itself") + 1]
-    assert line.split() == ["4,096", "against", "the", "rest", "—", "0.41", "—", "—", "—", "—"]
+    assert line.split() == ["4,096", "of", "it", "against", "others", "—", "0.41", "—", "—", "—", "—"]
 
 
 def test_a_speed_has_three_digits_at_most() -> None:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -33,7 +33,7 @@ from eval.metrics.reference import (
 )
 from eval.metrics.sample_chunks import SamplingSettings
 from eval.metrics.scorer import CLIP_SCORE, Result, Scorer, scoring_thread
-from eval.models import EvaluatedModels, find_teacher, find_training_data, open_models
+from eval.models import EvaluatedModels, find_teacher, find_training_data, open_models, or_without
 from eval.prompts import HeldOut, encode_held_out, read_held_out, training_prompts
 from eval.report import files, provenance
 from eval.report.pictures import Pictures
@@ -212,6 +212,7 @@ class _Evaluation:
         self.num_samples = config.num_samples or max(len(models.prompts or ()), MIN_SAMPLES)
         self.started = time.monotonic()
         self.not_computed: list[NotComputed] = []
+        self._require_same_flow()
         self.warnings: list[str] = [] if models.prompts is None else list(models.prompts.notes)
         self.spaces = dict(self._open_spaces())
         self.reference = self._open_reference()
@@ -299,7 +300,7 @@ class _Evaluation:
             try:
                 space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
-                self._skip(self._keys([name]), str(error))
+                self._skip(self._keys([name]), f"{error}; --features names others, such as values")
                 continue
             space.check_shape(shape, "the samples")
             yield space.name, space
@@ -591,7 +592,6 @@ class _Evaluation:
         if student is None or source is None:
             return None
         try:
-            self._require_same_flow(source)
             return trajectory_fit.measure(student, info, source, self.config.num_trajectories, self.ranks.device)
         except (BadInput, WorkFailed) as error:
             if self.config.data is not None:
@@ -599,12 +599,16 @@ class _Evaluation:
             self.warnings.append(f"the student was not compared with trajectories: {error}")
             return None
 
-    def _require_same_flow(self, data: str) -> None:
-        """Raises `BadInput` if the teacher is a function of the user's that did not make the trajectories in `data`."""
-        teacher = self.models.teacher
-        if teacher is not None and self.models.has_own_code:
-            store = open_store(data)
-            if (dataset := read_dataset(store)) is not None:
+    def _require_same_flow(self) -> None:
+        """Raises `BadInput` if the teacher is a function of the user's that did not make the student's trajectories."""
+        teacher, data = self.models.teacher, self.config.data or self.models.training_data
+        if teacher is None or data is None or not self.models.has_own_code:
+            return
+        store, dataset = open_store(data), None
+        with suppress(BadInput, WorkFailed):  # the comparison with the trajectories says what is wrong with them
+            dataset = read_dataset(store)
+        if dataset is not None:
+            with suppress(WorkFailed), or_without():
                 require_same_flow(store, dataset.plan, teacher, self.ranks.device)
 
 

@@ -164,14 +164,14 @@ def find_teacher(model: Model, teacher: str | None) -> TeacherSource | None:
         raise BadInput(
             f"{model.folder}: wanted its teacher, which it does not name: give --teacher TEACHER, or --teacher none"
         )
-    with _or_without():
+    with or_without():
         return resolve_recorded(
             model.info.teacher or "", teacher or None, f"{model.folder}/{checkpoint.INFO}", "--teacher "
         )
 
 
 @contextmanager
-def _or_without(elsewhere: str = "") -> Iterator[None]:
+def or_without(elsewhere: str = "") -> Iterator[None]:
     try:
         yield
     except BadInput as error:
@@ -188,7 +188,7 @@ def _load_teacher(
         return load_teacher(str(folder if file.name == checkpoint.EMA else file), device)
     if source is None:
         return None
-    with _or_without("" if teacher else "--teacher PATH says where it is, "):
+    with or_without("" if teacher else "--teacher PATH says where it is, "):
         if isinstance(network, DiffusersNetwork):  # on the same conditions
             size, conditions = network.config.image_size, network.conditions
             loaded = source.load(device, info.guidance_scale, size=size, conditions=conditions)

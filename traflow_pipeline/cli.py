@@ -427,13 +427,14 @@ def evaluate(
     """Score a student beside its teacher and the teacher's few-step samplers; write a table, pictures and a page."""
     settings = _settings(context, config, set_)
     from eval import evaluate as stage
-    from eval.report import files, tables
+    from eval.report import files, terminal
     from pipeline.common.progress import console, say
 
+    location = settings.mirror or settings.out
+    files.check_same(settings, str(location))
     report = stage.evaluate(settings)
     if report is not None:  # the first rank's
-        console.print(tables.terminal(report, is_whole))
-        location = settings.mirror or settings.out
+        console.print(terminal.table(report, is_whole))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
 
 
@@ -482,7 +483,7 @@ def run(
 
     check_settings(config, out, set_ or [], address)
     from eval import results
-    from eval.report import files, tables
+    from eval.report import files, terminal
     from pipeline.common.progress import console, say
     from pipeline.generation.parts import Part
     from traflow_pipeline import jobs, slurm
@@ -507,7 +508,7 @@ def run(
     run_stages(plan, on == "ray" or address is not None, address, only, None if part is None else Part.parse(part))
     if plan.evaluate is not None and only in (None, "evaluate"):
         location = plan.evaluate.mirror or plan.evaluate.out
-        console.print(tables.terminal(results.read_report(location), is_whole))
+        console.print(terminal.table(results.read_report(location), is_whole))
         say(f"{location}/{files.PAGE}: the page; {files.TABLE}, metrics.json and pictures are beside it")
     say(f"state of each stage: traflow-pipeline status {quote(plan.location)}")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from eval import evaluate as evaluation
 from eval.config import EvaluateConfig
+from eval.report import files
 from eval.results import Report
 from pipeline.common.config import Model
 from pipeline.common.errors import BadInput
@@ -55,10 +56,13 @@ def evaluate(settings: EvaluateConfig | None = None, /, *, config: str | None = 
         The report; None on every rank of torchrun but the first.
 
     Raises:
-        BadInput: unknown or missing keys, or a checkpoint, reference and features that do not fit together.
+        BadInput: unknown or missing keys; a checkpoint, reference and features that do not fit together; or `out` holds
+            a report over other samples.
         WorkFailed: samples are not finite, or a required metric could not be computed.
     """
-    return evaluation.evaluate(_settings(EvaluateConfig, "evaluate", settings, config, keys))
+    settings = _settings(EvaluateConfig, "evaluate", settings, config, keys)
+    files.check_same(settings, str(settings.mirror or settings.out))
+    return evaluation.evaluate(settings)
 
 
 def _settings(

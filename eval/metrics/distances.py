@@ -14,12 +14,11 @@ from torch import Tensor
 
 from eval.features.spaces import Extracted, Features
 from eval.results import Metric, NotComputed
+from eval.sample_counts import MAX_PAIRS, NEIGHBOURHOOD
 from eval.sample_counts import MIN_SAMPLES as MIN_SAMPLES
-from eval.sample_counts import NEIGHBOURHOOD
 
 CPU = torch.device("cpu")
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
-MAX_PAIRS = 1000  # of an exact Wasserstein distance, whose time grows with their cube
 MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over

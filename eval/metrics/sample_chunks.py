@@ -6,6 +6,7 @@ the CPU resizes the images of the one before. Once a range is scored, its chunks
 
 import io
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,13 +182,15 @@ def _draw_chunk(
 
 
 def _steady_seconds(sampler: Sampler, settings: SamplingSettings, indices: range, device: torch.device) -> float:
-    """What drawing `indices` takes when it is repeated: a first batch of a small network is mostly preparations."""
-    seconds, num_drawn = 0.0, 0
-    while seconds < TIMED_SECONDS:
-        for batch in _draw_batches(sampler, settings, indices, device):
-            seconds += batch.wall_seconds
-            num_drawn += len(batch.samples)
-    return seconds * len(indices) / num_drawn
+    """What drawing `indices` takes by the median of batches, drawn again and again.
+
+    A first batch of a small network is mostly preparations, and some wait for what else the machine does.
+    """
+    batches: list[tuple[float, int]] = []
+    while sum(seconds for seconds, _ in batches) < TIMED_SECONDS:
+        drawn = _draw_batches(sampler, settings, indices, device)
+        batches += [(batch.wall_seconds, len(batch.samples)) for batch in drawn]
+    return len(indices) * statistics.median(seconds / count for seconds, count in batches)
 
 
 def _draw_batches(

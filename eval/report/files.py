@@ -1,15 +1,17 @@
 """The files of an evaluation: figures, tables, pictures, a page, and a model card beside the weights."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import yaml
 from pydantic import BaseModel
 from rich.table import Table
 
 from eval.report import comparison, markdown, model_card, page, paper
 from eval.report.pictures import Pictures
 from eval.results import METRICS, Report, find_report, read_report
-from pipeline.common.config import resolved
+from pipeline.common.config import differences, resolved
 from pipeline.common.errors import BadInput, WorkFailed, reason
 from pipeline.common.image_grid import encode_rows
 from pipeline.storage.store import is_url, open_store, write_file
@@ -18,6 +20,8 @@ CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_
 REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
+# The settings of every row, in a configuration; others add rows to a report.
+SAMPLES = ("weights", "reference", "features", "prompts", "num_samples", "seed", "teacher_solver", "precision")
 NUM_COLUMNS = 16  # of the grids
 
 
@@ -43,6 +47,17 @@ def write(
     write_file(folder / PAGE, page.render(report, pictures).encode())
     write_file(run / CARD, model_card.card(report).encode())
     write_file(folder / METRICS, report.model_dump_json(indent=1).encode())
+
+
+def check_same(config: BaseModel, location: str) -> None:
+    """Raises `BadInput` if `location` holds a report over other samples, which one of `config` would replace."""
+    with suppress(OSError, yaml.YAMLError, AttributeError):  # what cannot be read is no report
+        contents = open_store(location).read_all([CONFIG, METRICS])
+        if METRICS in contents:
+            there, asked = yaml.safe_load(contents[CONFIG])["evaluate"], config.model_dump(mode="json")
+            fields = differences(*({key: each.get(key) for key in SAMPLES} for each in (there, asked)))
+            if fields:
+                raise BadInput(f"{location} holds another evaluation ({fields}); choose another --out, or remove it")
 
 
 def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:

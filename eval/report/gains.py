@@ -6,6 +6,7 @@ from eval.report.tables import evaluations_text, headline_text
 from eval.results import Metric, Report, Row
 
 SHARES = ("precision", "recall", "coverage")
+MEMORISED = 1.5  # times the error on trajectories of the training
 SHORT = 0.1  # of a share: by as much less it is to be seen in pictures; and so is half of a small one
 
 
@@ -13,7 +14,7 @@ def gains(report: Report) -> list[str]:
     """A text for each of the student's rows, which says so where the teacher is as good; none without baselines."""
     if not report.metrics or not _scored(report, report.rows_of("few-step")):
         return []
-    return [_gain(report, row) for row in _scored(report, report.rows_of("student"))]
+    return [*(_gain(report, row) for row in _scored(report, report.rows_of("student"))), *_memorised(report)]
 
 
 def _gain(report: Report, row: Row) -> str:
@@ -33,6 +34,18 @@ def shortfalls(report: Report, row: Row) -> list[str]:
     return [f"The student falls short of the teacher's solver {', and '.join(found)}."] if found else []
 
 
+def _memorised(report: Report) -> list[str]:
+    """A text where one jump is much nearer to the teacher's samples on trajectories of the training than on others."""
+    fit = report.trajectories
+    fresh = next((row.rmse for row in report.rows_of("student") if row.nfe == 1 and row.rmse is not None), None)
+    if fit is None or fresh is None or not fit.seen_in_training or fresh < MEMORISED * fit.endpoint_rmse:
+        return []
+    return [
+        f"One jump ends {fit.endpoint_rmse:.2g} from the teacher's sample on noise of the training, and {fresh:.2g} on "
+        "other noise: more trajectories, and a training long enough to use them, would help."
+    ]
+
+
 def _is_share(report: Report, metric: Metric) -> bool:
     return metric.space == report.headline.space and metric.key.split("-")[0] in SHARES
 
@@ -45,20 +58,20 @@ def _of_headline(report: Report, row: Row) -> str:
     teacher = f"{headline_text(report, best)} ({best.sampler})"
     if rival(report, row) is not None:
         return f"{student}. That is no better than the teacher's {teacher}."
-    return f"{student}, and the teacher {teacher}. {_at_equal_quality(report, row)}"
+    return f"{student}, and the teacher {teacher}. {_at_equal_quality(report, row)}".rstrip()
 
 
 def _at_equal_quality(report: Report, row: Row) -> str:
     if (found := cheapest_as_good(report, row)) is not None:
         return f"The teacher needs {evaluations_text(found.nfe)} to do as well ({found.sampler})."
     most = max(other.nfe for other in report.rows_of("few-step"))
-    return f"The teacher does not do as well in up to {most:g}."
+    return f"The teacher does not do as well in up to {most:g}." if most > row.nfe else ""
 
 
 def rival(report: Report, row: Row) -> Row | None:
     """What `row` does not beat: the teacher's best sampler with at most as many evaluations, if it is as good."""
     best = best_within(report, row.nfe)
-    return best if best is not None and _value(report, best) <= _value(report, row) else None
+    return best if best is not None and is_as_good(report, best, row) else None
 
 
 def best_within(report: Report, nfe: float) -> Row | None:
@@ -69,9 +82,15 @@ def best_within(report: Report, nfe: float) -> Row | None:
 
 def cheapest_as_good(report: Report, row: Row) -> Row | None:
     """The teacher's few-step sampler of the fewest evaluations whose headline is that of `row` or better."""
-    few = _scored(report, report.rows_of("few-step"))
-    as_good = [other for other in few if _value(report, other) <= _value(report, row)]
+    as_good = [other for other in _scored(report, report.rows_of("few-step")) if is_as_good(report, other, row)]
     return min(as_good, key=lambda other: (other.nfe, other.sampler), default=None)
+
+
+def is_as_good(report: Report, other: Row, row: Row) -> bool:
+    """Whether the headline of `other` is that of `row` or better, as far as their spreads and decimals tell."""
+    spreads = [each.scores[report.headline.key].spread or 0.0 for each in (other, row)]
+    is_same = headline_text(report, other) == headline_text(report, row)
+    return is_same or _value(report, other) <= _value(report, row) + max(spreads)
 
 
 def _scored(report: Report, rows: Sequence[Row]) -> list[Row]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from eval.report import tables
+from eval.report.cautions import cautions
 from eval.report.gains import gains
 from eval.results import Report
 
@@ -18,6 +19,7 @@ def document(report: Report) -> str:
         table(report),
         bullets(remarks(report)),
         "## How to reproduce",
+        "In the folder where the evaluation was run:",
         f"{INDENT}{' '.join(report.command.split())}",
         bullets([f"{name}: {text}" for name, text in tables.facts(report).items()]),
     ]
@@ -27,7 +29,7 @@ def document(report: Report) -> str:
 def remarks(report: Report) -> list[str]:
     """The remarks below `table`."""
     return [
-        *tables.cautions(report),
+        *cautions(report),
         *tables.legend(report, _columns(report)),
         "FLOPs and MACs are those of one evaluation of one sample.",
     ]

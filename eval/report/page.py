@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.report import charts, comparison, summary, tables, words
+from eval.report.cautions import cautions
 from eval.report.gains import gains
 from eval.report.pictures import Pictures
 from eval.report.prompts import prompt_table
@@ -66,7 +67,7 @@ def render(report: Report, pictures: Pictures | None = None) -> str:
         strip=_strip(report, pictures.samples),
         every=_every(report, pictures.samples),
         sentences=gains(report),
-        cautions=tables.cautions(report),
+        cautions=cautions(report),
         legend=tables.legend(report, tables.columns(report)),
         columns=tables.columns(report),
         chosen=tables.student_first(tables.grouped([*chosen, *tables.reference_rows(report)])),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eval.report import gains, tables
+from eval.report.cautions import compared_text
 from eval.report.tables import evaluations_text
 from eval.results import FULL_NUM_SAMPLES, Report, Row
 
@@ -59,6 +60,9 @@ def _evaluations(report: Report, row: Row, solver: Row | None) -> Number:
         number, noun = evaluations_text(row.nfe).split(" ")
         return Number(number, f"{noun} {what}", "", "")
     beside = f"{evaluations_text(row.nfe)} {what}, instead of {solver.nfe:g} with {solver.sampler}."
+    made = report.generation
+    if made is not None and made.nfe < solver.nfe:
+        beside += f" The trajectories took {made.nfe:.3g} each ({made.solver})."
     what = "fewer evaluations than the teacher's solver"
     return Number(ratio(solver.nfe, row.nfe), what, beside, _cheapest(report, row))
 
@@ -66,7 +70,8 @@ def _evaluations(report: Report, row: Row, solver: Row | None) -> Number:
 def _no_gain(report: Report, row: Row, rival: Row) -> Number:
     """The student's row beside what the teacher does as well."""
     ours, theirs = tables.headline_text(report, row), tables.headline_text(report, rival)
-    what = f"at {evaluations_text(row.nfe)}: the teacher's own steps are {'better' if theirs != ours else 'as good'}"
+    is_tie = gains.is_as_good(report, row, rival)
+    what = f"at {evaluations_text(row.nfe)}: the teacher's own steps are {'as good' if is_tie else 'better'}"
     beside = f"{report.headline.heading} {theirs} with {rival.sampler}. The student has {ours}."
     return Number("No gain", what, beside, _where_better(report))
 
@@ -108,7 +113,7 @@ def _figure_caveat(report: Report) -> str:
     space = next((space for space in report.spaces if space.name == report.headline.space), None)
     if space is None:
         return f"From the same noise, {tables.RMSE_UNITS}. How good samples are by themselves was not measured."
-    counted = f"Over {report.num_samples:,} {report.noun}"
+    counted = f"Over {compared_text(report)}"
     if report.noun != "images":
         return f"{counted}.{_floor(report)}"
     if not tables.is_inception(report, space):

@@ -1,4 +1,4 @@
-"""The columns of an evaluation's tables, the table for a terminal, cautions and provenance."""
+"""The columns, rows and legend of an evaluation's tables, and where its figures come from."""
 
 import math
 import re
@@ -6,12 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from eval.features.clip import NAME as CLIP
-from eval.results import FULL_NUM_SAMPLES, Figure, Generation, Metric, PromptSet, Report, Row, Space, Work
+from eval.results import Figure, Generation, Metric, PromptSet, Report, Row, Space, Work
 from pipeline.common.plural import counted
 
 GROUPS = {
@@ -152,45 +148,7 @@ def count_text(count: float) -> str:
 
 def is_inception(report: Report, space: Space) -> bool:
     """Whether distances over `space` are an FID and a KID; only Inception's features give those names."""
-    return any(_kind(metric) in ("fid", "kid") for metric in report.metrics if metric.space == space.name)
-
-
-def cautions(report: Report) -> list[str]:
-    """What a reader must know before comparing figures, in a text for each caution."""
-    texts = _not_fids(report)
-    if report.has_few_samples:
-        texts.append(_few_samples(report))
-    missing = [f"Not computed ({', '.join(each.metrics)}): {each.reason}" for each in report.not_computed]
-    return [*texts, *missing, *report.warnings]
-
-
-def _not_fids(report: Report) -> list[str]:
-    if report.reference.source == "teacher":
-        return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
-    titles = [space.title for space in _compared(report) if not is_inception(report, space)]
-    if report.noun != "images":  # nobody takes a distance of others for an FID
-        return []
-    return [
-        f"Compared by {title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
-        for title in titles
-    ]
-
-
-def _compared(report: Report) -> list[Space]:
-    """The feature spaces in which samples are compared with the reference: all but that of the CLIP score."""
-    return [space for space in report.spaces if space.name != CLIP]
-
-
-def _few_samples(report: Report) -> str:
-    if report.noun != "images":
-        return (
-            f"Over {report.num_samples:,} samples. Distances fall with their number: compare only figures over as many."
-        )
-    what = "FIDs" if any(is_inception(report, space) for space in report.spaces) else "figures"
-    return (
-        f"{report.num_samples:,} samples: not comparable with {what} over {FULL_NUM_SAMPLES:,}. "
-        "With fewer samples a Fréchet distance is biased upwards."
-    )
+    return any(kind(metric) in ("fid", "kid") for metric in report.metrics if metric.space == space.name)
 
 
 def facts(report: Report) -> dict[str, str]:
@@ -285,50 +243,9 @@ def _features(space: Space) -> str:
     return "; ".join([space.title, *(f"{name}{text}" for name, text in parts.items() if text != NOTHING)])
 
 
-def terminal(report: Report, is_whole: bool = False) -> Table:
-    """The table for a terminal: the student, its teacher and the best few-step samplers in 80 columns.
-
-    With `is_whole`, every row, and every metric of the first space, in 100 columns.
-    """
-    metrics = metric_columns(report, [*report.spaces[:1], *(space for space in report.spaces if space.name == CLIP)])
-    columns = [NFE, *(metrics if is_whole else metrics[:1]), *distance_columns(report)[:1], speed_column(report)]
-    rows = report.rows if is_whole else [row for row in report.rows if row.group != "few-step" or row.best]
-    num_hidden = len(report.rows) - len(rows)
-    more = ""
-    if not is_whole and (num_hidden or metrics[1:]):
-        more = f"{counted(num_hidden, 'more row')} and all metrics: --all." if num_hidden else "All metrics: --all."
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=Text(f"{report.num_samples:,} samples per row against {reference_text(report)}"),
-        caption=Text(
-            "\n".join([*cautions(report), *legend(report, columns), _cost_line(report), *filter(None, [more])])
-        ),
-        title_justify="left",
-        caption_justify="left",
-        padding=0,
-    )
-    table.add_column("sampler", overflow="fold")
-    for column in columns:
-        width = max(len(_short(column, row, columns)) for row in rows)
-        table.add_column(Text(column.heading), justify="right", min_width=width, overflow="fold")
-    for title, members in student_first(grouped([*rows, *reference_rows(report)])):
-        table.add_row(Text(title, style="dim"))
-        for row in members:
-            texts = [f" {row.sampler}" + f" {BEST}" * row.best, *(_short(column, row, columns) for column in columns)]
-            table.add_row(*map(Text, texts), style="bold" if row.best or row.group == "student" else "")
-        table.add_section()
-    return table
-
-
 def student_first(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
     """`groups` with the student's before the others."""
     return sorted(groups, key=lambda group: group[0] != GROUPS["student"])
-
-
-def _short(column: Column, row: Row, columns: Sequence[Column]) -> str:
-    """A figure's mean; the first metric also has its spread."""
-    cell = column.cell(row)
-    return str(cell._replace(minimum="")) if column is columns[1] else cell.text
 
 
 def legend(report: Report, columns: Sequence[Column]) -> list[str]:
@@ -349,26 +266,18 @@ def legend(report: Report, columns: Sequence[Column]) -> list[str]:
     return texts
 
 
-def _cost_line(report: Report) -> str:
-    networks = [
-        f"{name} {cost.parameters:,} parameters, {cost.flops:,} FLOPs, {cost.macs:,} MACs"
-        for name, cost in report.cost.items()
-    ]
-    return "One evaluation: " + "; ".join(networks) if networks else ""
-
-
 def _heading(metric: Metric) -> str:
     return metric.heading[:1].upper() + metric.heading[1:]
 
 
-def _kind(metric: Metric) -> str:
+def kind(metric: Metric) -> str:
     return metric.key.split("-")[0]
 
 
 def _rank(metric: Metric) -> int:
     """The index of a metric's kind in `ORDER`; every Fréchet distance counts as an FID."""
-    kind = {"fd": "fid", "kd": "kid"}.get(_kind(metric), _kind(metric))
-    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+    name = {"fd": "fid", "kd": "kid"}.get(kind(metric), kind(metric))
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _metric_cell(report: Report, metric: Metric) -> Callable[[Row], Cell]:
@@ -398,7 +307,7 @@ def _decimals(metric: Metric, figures: Sequence[Figure]) -> int:
     sizes = [figure.spread for figure in figures if figure.spread is not None]
     sizes += [abs(figure.mean) / 10 for figure in figures] if metric.lower_is_better else []
     wanted = [-math.floor(math.log10(size)) for size in sizes if NEGLIGIBLE < size < math.inf]
-    usual = 2 if metric.lower_is_better or _kind(metric) == "is" else 3
+    usual = 2 if metric.lower_is_better or kind(metric) == "is" else 3
     return min(MAX_DECIMALS, max([usual, *wanted]))
 
 

@@ -38,8 +38,10 @@ CURVES = {
 SCALES = {"images_per_second": 1.0, "memory_bytes": 1e-9}  # of curves that begin at zero, from the log to their words
 PATH_KEYS = {"out", "mirror", "data", "teacher", "start", "images", "reference", "checkpoint"}
 NO_PATH = re.compile(r"(hf|cleanfid|diffusers):")
-# An absolute path or a URL with at least one folder, in a text: from a place where a word may begin to its end.
-PATH = re.compile(r"(?<![\w./~-])(?:[a-z][a-z0-9+.-]*://|~/|\.{1,2}/|/)(?:[^\s/'\"“”()<>,;]+/)+([^\s/'\"“”()<>,;]+)")
+# An absolute path or a store's URL with at least one folder, in a text: from a place where a word may begin to its end.
+PATH = re.compile(
+    r"(?<![\w./~:-])(?!https?://)(?:[a-z][a-z0-9+.-]*://|~/|\.{1,2}/|/)(?:[^\s/'\"“”()<>,;]+/)+([^\s/'\"“”()<>,;]+)"
+)
 
 
 def curve_title(name: str, losses: Mapping[str, str]) -> str:

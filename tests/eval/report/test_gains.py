@@ -4,17 +4,41 @@ import pytest
 
 from eval.report.gains import best_within, gains, rival, shortfalls
 from eval.results import Figure
-from tests.support.reports import bare_report, digits_report, failed_report, row
+from tests.support.reports import bare_report, digits_report, failed_report, row, trajectories
 
 
 def test_gains_are_told_at_equal_evaluations_and_at_equal_quality() -> None:
-    one, *_, eight = gains(digits_report())
+    one, *_, eight = gains(digits_report(trajectories=None))
     assert one == (
         "At 1 evaluation the student has Fréchet distance 1.16, and the teacher 229.60 (euler 1). "
         "The teacher needs 8 evaluations to do as well (heun 8, EDM grid). "
         "The student falls short of the teacher's solver in precision, 0.77 for 0.87."
     )
-    assert eight.endswith("and the teacher 0.92 (heun 8, EDM grid). The teacher does not do as well in up to 8.")
+    assert eight.endswith("and the teacher 0.92 (heun 8, EDM grid).")
+
+
+def test_what_is_within_the_spread_or_printed_alike_is_as_good() -> None:
+    rows = (
+        row("few-step", "euler 1", 1, [3.0]),
+        row("few-step", "midpoint 2", 2, [1.004]),
+        row("student", "1 step", 1, [1.0]),
+        row("student", "2 steps", 2, [0.9, 1.1]),
+    )
+    one, two = gains(digits_report(rows=rows, trajectories=None))
+    assert one.endswith("The teacher needs 2 evaluations to do as well (midpoint 2).")
+    assert two.endswith(
+        "the student has Fréchet distance 1.00. That is no better than the teacher's 1.00 (midpoint 2)."
+    )
+
+
+def test_a_student_that_knows_its_own_trajectories_better_is_told_of() -> None:
+    *_, last = gains(digits_report(trajectories=trajectories().model_copy(update={"endpoint_rmse": 0.05})))
+    assert last.startswith(
+        "One jump ends 0.05 from the teacher's sample on noise of the training, and 0.15 on other noise"
+    )
+    for changes in ({"endpoint_rmse": 0.14}, {"endpoint_rmse": 0.05, "seen_in_training": False}):
+        *_, last = gains(digits_report(trajectories=trajectories().model_copy(update=changes)))
+        assert last.startswith("At 8 evaluations")
 
 
 def test_a_student_that_is_no_better_than_its_teacher_is_called_so() -> None:

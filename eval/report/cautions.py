@@ -1,0 +1,73 @@
+"""What a reader must know before an evaluation's figures are compared with others."""
+
+from eval.features.clip import NAME as CLIP
+from eval.report.tables import headline_text, is_inception, kind, reference_rows
+from eval.results import FULL_NUM_SAMPLES, Report, Space
+from eval.sample_counts import MAX_PAIRS
+
+FAR = 1.5  # times what the reference has by itself
+
+
+def cautions(report: Report) -> list[str]:
+    """What a reader must know before comparing figures, in a text for each caution."""
+    texts = _not_fids(report)
+    if report.has_few_samples:
+        texts.append(_few_samples(report))
+    reasons: dict[str, list[str]] = {}
+    for each in report.not_computed:
+        reasons.setdefault(each.reason, []).extend(each.metrics)
+    missing = [f"Not computed ({', '.join(metrics)}): {reason}" for reason, metrics in reasons.items()]
+    far = _far_teacher(report) if report.metrics else []
+    return [*far, *texts, *missing, *report.warnings]
+
+
+def compared_text(report: Report) -> str:
+    """How many samples the headline is over: "1,000 pairs", "4,096 images"."""
+    if _is_over_pairs(report):
+        return f"{min(report.num_samples, report.reference.num_images or MAX_PAIRS, MAX_PAIRS):,} pairs"
+    return f"{report.num_samples:,} {report.noun}"
+
+
+def _is_over_pairs(report: Report) -> bool:
+    return bool(report.metrics) and kind(report.headline) == "w2"
+
+
+def _not_fids(report: Report) -> list[str]:
+    if report.reference.source == "teacher":
+        return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
+    titles = [space.title for space in _compared(report) if not is_inception(report, space)]
+    if report.noun != "images":  # nobody takes a distance of others for an FID
+        return []
+    return [
+        f"Compared by {title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
+        for title in titles
+    ]
+
+
+def _compared(report: Report) -> list[Space]:
+    """The feature spaces in which samples are compared with the reference: all but that of the CLIP score."""
+    return [space for space in report.spaces if space.name != CLIP]
+
+
+def _few_samples(report: Report) -> str:
+    kinds = {kind(metric) for metric in report.metrics}
+    if report.noun != "images" or _is_over_pairs(report):
+        return f"Over {compared_text(report)}. Distances fall with their number: compare only figures over as many."
+    what = "FIDs" if any(is_inception(report, space) for space in report.spaces) else "figures"
+    bias = " With fewer samples a Fréchet distance is biased upwards." if kinds & {"fid", "fd"} else ""
+    return f"{report.num_samples:,} samples: not comparable with {what} over {FULL_NUM_SAMPLES:,}.{bias}"
+
+
+def _far_teacher(report: Report) -> list[str]:
+    """A text where the teacher's own samples are well beyond what the reference has by itself."""
+    solver, own = next(iter(report.rows_of("solver")), None), report.reference_scores.get(report.headline.key)
+    value = None if solver is None else report.value(solver)
+    if value is None or own is None or solver is None or not report.headline.lower_is_better:
+        return []
+    if value <= FAR * own.mean + (own.spread or 0.0):
+        return []
+    texts = [headline_text(report, row) for row in (solver, *reference_rows(report))]
+    return [
+        f"The teacher itself is far from the reference: its own solver has {report.headline.heading} {texts[0]}, where "
+        f"the reference itself has {texts[1]}. A student learns to draw as its teacher does."
+    ]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test cluster proof bench gpu docs lint format clean
+.PHONY: quickstart test cluster proof bench gpu reference docs lint format clean
 .DEFAULT_GOAL := quickstart
 
 # From noise to a scored few-step generator: runs/quickstart/report.html. Killed? Run it again, it resumes.
@@ -28,6 +28,10 @@ bench: .venv/installed-dev
 # What needs a GPU, in at most eight minutes: a table, and gpu.json. ARGS=--tiny: whether it runs, on any machine.
 gpu: .venv/installed
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# The pages of docs/ that are made from the code; commit them with it.
+reference: .venv/installed
+	$(BIN)/python -m manual
 
 # The documentation as a site that needs no network and no server: site/index.html. A broken link fails.
 docs: .venv/installed-docs

@@ -1,1 +1,1 @@
-"""The documentation's pages that are made from the code, and the hook of mkdocs that adds them. Not installed."""
+"""The pages of the documentation that are made from the code, and the hook of mkdocs. Not installed."""

@@ -1,24 +1,14 @@
-"""What mkdocs calls while it builds the site: adds generated pages, sets equations, refuses pages that fetch."""
+"""What mkdocs calls while it builds the site: sets equations, refuses pages that fetch."""
 
 import re
 
-from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from manual import equations
-from manual.pages import PAGES
 
 # What a browser loads by itself from elsewhere; a link that a reader follows is none.
 FETCHED = re.compile(r'<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href)="?(?:https?:)?//[^\s">]+')
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each part of the reference."""
-    for path, make in PAGES.items():
-        files.append(File.generated(config, path, content=make()))
-    return files
 
 
 def on_page_content(html: str, **_: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 FIELD = re.compile(r"^    (\w+): .*?(?:  # (.+))?$", re.MULTILINE)
 SECTION = re.compile(r"^(Raises|Returns|Yields|Args):\n((?:    .*\n?|\n)+)", re.MULTILINE)
 ITEM = re.compile(r"^    (\w+): ", re.MULTILINE)
+BAR = re.compile(r" ?\| ?")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -17,9 +18,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """`text` on one line, as a cell of a table, in which a bar outside code would end it."""
+    """`text` on one line, as a cell of a table, which a bar ends, on GitHub in code too: code is split there."""
     parts = " ".join(text.split()).split("`")
-    return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
+    return "`".join(BAR.sub(r"` \| `", part) if i % 2 else part.replace("|", r"\|") for i, part in enumerate(parts))
 
 
 def code(value: object) -> str:

@@ -45,7 +45,7 @@ def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
     ).stdout
     assert "8 steps" in said
     assert "Fréchet" in (quick / "both.html").read_text()
-    assert (quick / "both.csv").read_text().startswith("run,model,sampler,evaluations,fd-digits,fd-digits_sd,")
+    assert (quick / "both.csv").read_text().startswith("run,model,group,sampler,evaluations,fd-digits,fd-digits_sd,")
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["generation"]["num_records"], metrics["generation"]["solver"]) == (512, "rk4 9")
     assert 0 < metrics["training_work"]["hours"] < 1

@@ -63,7 +63,7 @@ from eval.sampling.samplers import Sampler, student_sampler, teacher_sampler
 from pipeline.common.device import machine
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed
-from pipeline.common.image_grid import has_pictures, is_drawable
+from pipeline.common.image_grid import Images, has_pictures, is_drawable, num_shown, to_pictures
 from pipeline.common.progress import bar, weighted
 from pipeline.dataset.conditions import Prompts
 from pipeline.dataset.manifest import read_dataset
@@ -261,7 +261,16 @@ class _Evaluation:
             paths=draw_strips(self.models, config.teacher_solver, config.seed, device),
             classes=draw_classes(self.models, self._shortest(), config.seed, device),
             nearest=self._nearest(),
+            reference=self._draw_reference(),
         )
+
+    def _draw_reference(self) -> Images | None:
+        """One picture of as many of the reference as a row shows, if it is of points in the plane."""
+        stats = next(iter(self.reference.stats.values()), None)
+        shape = self.models.picture_shape
+        if is_drawable(shape) or stats is None or stats.features is None or stats.features.shape[1:] != shape:
+            return None
+        return to_pictures(distances.spread_rows(stats.features, num_shown(shape, 0)), self.models.data_range)
 
     def _shortest(self) -> list[Sampler]:
         """The student's sampler of the fewest evaluations, and the teacher's own solver, where there are such."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eval.features.spaces import Extracted, Features
 from eval.results import Metric, NotComputed
-from eval.sample_counts import MAX_PAIRS, NEIGHBOURHOOD
+from eval.sample_counts import MAX_PAIRS, NEIGHBOURHOOD, SHARE
 from eval.sample_counts import MIN_SAMPLES as MIN_SAMPLES
 
 CPU = torch.device("cpu")
@@ -24,7 +24,6 @@ NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
 NUM_PARTS = 3  # of a reference that are compared with the rest of it
 PARTS_SEED = 0
-SHARE = 4  # of the reference, at most one in so many is compared with the rest
 CHUNK = 4096  # feature vectors converted to float64 at a time
 
 

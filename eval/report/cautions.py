@@ -1,8 +1,9 @@
 """What a reader must know before an evaluation's figures are compared with others."""
 
 from eval.features.clip import NAME as CLIP
+from eval.report.gains import short_of
 from eval.report.tables import headline_text, is_inception, kind, reference_rows
-from eval.results import FULL_NUM_SAMPLES, Report, Space
+from eval.results import FULL_NUM_SAMPLES, Figure, Report, Row, Space
 from eval.sample_counts import MAX_PAIRS
 
 FAR = 1.5  # times what the reference has by itself
@@ -17,8 +18,7 @@ def cautions(report: Report) -> list[str]:
     for each in report.not_computed:
         reasons.setdefault(each.reason, []).extend(each.metrics)
     missing = [f"Not computed ({', '.join(metrics)}): {reason}" for reason, metrics in reasons.items()]
-    far = _far_teacher(report) if report.metrics else []
-    return [*far, *texts, *missing, *report.warnings]
+    return [*_far_teacher(report), *texts, *missing, *report.warnings]
 
 
 def compared_text(report: Report) -> str:
@@ -59,15 +59,19 @@ def _few_samples(report: Report) -> str:
 
 
 def _far_teacher(report: Report) -> list[str]:
-    """A text where the teacher's own samples are well beyond what the reference has by itself."""
-    solver, own = next(iter(report.rows_of("solver")), None), report.reference_scores.get(report.headline.key)
-    value = None if solver is None else report.value(solver)
-    if value is None or own is None or solver is None or not report.headline.lower_is_better:
+    """A text where the teacher's own samples are well behind what the reference has by itself."""
+    solver, own = next(iter(report.rows_of("solver")), None), report.reference_scores
+    if solver is None or not report.metrics or report.headline.key not in own:
         return []
-    if value <= FAR * own.mean + (own.spread or 0.0):
-        return []
-    texts = [headline_text(report, row) for row in (solver, *reference_rows(report))]
-    return [
-        f"The teacher itself is far from the reference: its own solver has {report.headline.heading} {texts[0]}, where "
-        f"the reference itself has {texts[1]}. A student learns to draw as its teacher does."
-    ]
+    short = short_of(report, solver.scores, own)
+    if _is_far(report, solver, own[report.headline.key]):
+        texts = [headline_text(report, row) for row in (solver, *reference_rows(report))]
+        short = f"in {report.headline.heading}, {texts[0]} for {texts[1]}" + (f", and {short}" if short else "")
+    learned = "A student learns to draw as its teacher does."
+    return [f"The teacher itself falls short of the reference {short}. {learned}"] if short else []
+
+
+def _is_far(report: Report, solver: Row, own: Figure) -> bool:
+    value = report.value(solver)
+    is_distance = value is not None and report.headline.lower_is_better
+    return is_distance and value > FAR * own.mean + (own.spread or 0.0)

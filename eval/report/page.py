@@ -64,7 +64,7 @@ def render(report: Report, pictures: Pictures | None = None) -> str:
         report=report,
         reference=tables.reference_text(report),
         numbers=summary.numbers(report),
-        strip=_strip(report, pictures.samples),
+        strip=_strip(report, pictures),
         every=_every(report, pictures.samples),
         sentences=gains(report),
         cautions=cautions(report),
@@ -100,10 +100,12 @@ def _without_folders(report: Report) -> Report:
     return report.model_copy(update={"reference": reference, "training": training, "checkpoint": checkpoint})
 
 
-def _strip(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
-    """The `strip_rows`, from the same noise."""
-    chosen = strip_rows(report, samples)
-    rows = {row.title: samples[row.title] for row in chosen}
+def _strip(report: Report, pictures: Pictures) -> Tiles | None:
+    """The `strip_rows`, from the same noise, and before them the reference where it is one picture."""
+    chosen = strip_rows(report, pictures.samples)
+    rows = {row.title: pictures.samples[row.title] for row in chosen}
+    if rows and pictures.reference is not None:
+        rows = {"reference": pictures.reference, **rows}
     return tile(rows, STRIP, {row.title: summary.said_of(report, row) for row in chosen})
 
 
@@ -126,8 +128,7 @@ def _euler(report: Report, samples: Mapping[str, Images], student: Sequence[Row]
 def _every(report: Report, samples: Mapping[str, Images]) -> Tiles | None:
     """Every row from the same noise; None where the strip has them all."""
     rows = {row.title: samples[row.title] for row in report.rows if row.title in samples}
-    strip = _strip(report, samples)
-    return tile(rows, EVERY) if strip is not None and len(strip.rows) < len(rows) else None
+    return tile(rows, EVERY) if 0 < len(strip_rows(report, samples)) < len(rows) else None
 
 
 def _grids(report: Report, samples: Mapping[str, Images]) -> list[Tiles]:

@@ -21,3 +21,4 @@ class Pictures:
     paths: Rows = field(default_factory=dict)
     classes: Mapping[str, Rows] = field(default_factory=dict)
     nearest: NearestImages | None = None
+    reference: Images | None = None  # one picture, of points in the plane

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from eval.features.clip import NAME as CLIP
 from eval.results import Figure, Generation, Metric, PromptSet, Report, Row, Space, Work
+from eval.sample_counts import SHARE
 from pipeline.common.plural import counted
 
 GROUPS = {
@@ -261,6 +262,8 @@ def legend(report: Report, columns: Sequence[Column]) -> list[str]:
         texts.append(SHARES)
     if report.reference_scores:
         texts.append(f"{GROUPS['reference']}: what {report.noun} as good as its own would have, in three random parts.")
+    elif _could_be_larger(report):
+        texts.append(f"The reference itself has no row: that takes {SHARE} of its {report.noun} for each of a row.")
     if any(metric.space == CLIP for metric in report.metrics):
         texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts
@@ -268,6 +271,11 @@ def legend(report: Report, columns: Sequence[Column]) -> list[str]:
 
 def _heading(metric: Metric) -> str:
     return metric.heading[:1].upper() + metric.heading[1:]
+
+
+def _could_be_larger(report: Report) -> bool:
+    """Whether the reference is of samples, and too few of them to be compared with itself."""
+    return report.reference.num_images is not None and report.reference.source != "teacher" and bool(report.spaces)
 
 
 def kind(metric: Metric) -> str:

@@ -69,7 +69,7 @@ PATHS = Style(Room(WIDE, (9,), 1), Room(NARROW + 17, (5,), 1), 96, 210_000)
 # Rows of one picture each, such as points in the plane: they stand side by side.
 FEW_SINGLE = Style(Room(WIDE, (3,), 1), Room(NARROW, (1,), 1), 256, 200_000)
 MANY_SINGLE = Style(Room(WIDE, (7,), 1), Room(NARROW, (2,), 1), 128, 400_000)
-MANY = 6
+MANY = 7
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from eval import models
 from eval.config import EvaluateConfig
 from eval.evaluate import cautions_of_default, evaluate
 from eval.metrics import sample_chunks
@@ -395,3 +396,27 @@ def test_evaluations_stand_side_by_side(out: Path, root: Path, tmp_path: Path) -
     assert "other" in page
     with pytest.raises(BadInput, match=r"wanted the metrics\.json of an evaluation"):
         files.compare([str(out), str(tmp_path)], tmp_path / "compare.html")
+
+
+def test_a_teacher_whose_code_has_changed_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*_: Any) -> NoReturn:
+        raise BadInput("its code has changed")
+
+    monkeypatch.setattr("eval.evaluate.require_same_flow", changed)
+    monkeypatch.setattr(
+        "eval.evaluate.open_models", lambda *given: replace(models.open_models(*given), has_own_code=True)
+    )
+    with pytest.raises(BadInput, match="its code has changed; --teacher none evaluates without it"):
+        run(root, tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
+
+
+def test_a_report_is_not_replaced_by_one_over_other_samples(out: Path, root: Path) -> None:
+    config = EvaluateConfig.model_validate(settings(root) | {"checkpoint": root / "run", "out": out})
+    files.check_same(config, str(out))
+    files.check_same(config.model_copy(update={"steps": (1, 8)}), str(out))
+    with pytest.raises(BadInput, match=r"holds another evaluation \(num_samples: .* there, 64 asked\); choose another"):
+        files.check_same(config.model_copy(update={"num_samples": 64}), str(out))
+    files.check_same(config.model_copy(update={"num_samples": 64}), str(out / "elsewhere"))

@@ -154,6 +154,9 @@ def test_points_in_the_plane_are_one_picture_a_row_and_no_grid() -> None:
     html = page.render(digits_report(), Pictures(samples={row.title: cloud for row in digits_report().rows}))
     assert 'class="tiles single"' in html
     assert "Random samples" not in html
+    assert "<b>Reference</b>" not in html
+    samples = {row.title: cloud for row in digits_report().rows}
+    assert "<b>Reference</b>" in page.render(digits_report(), Pictures(samples=samples, reference=cloud))
 
 
 def test_without_pictures_there_are_none() -> None:

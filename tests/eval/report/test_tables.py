@@ -15,6 +15,14 @@ def test_a_speed_has_three_digits_at_most() -> None:
     assert [tables.speed_text(speed) for speed in speeds] == ["0.42", "10", "53", "131", "6,690", "100,000"]
 
 
+def test_a_reference_that_is_too_small_is_said_to_have_no_row() -> None:
+    report = digits_report()
+    text = "The reference itself has no row: that takes 4 of its images for each of a row."
+    assert text in tables.legend(report, tables.columns(report))
+    measured = digits_report(reference_scores={"fd-digits": Figure(values=(0.41,))})
+    assert text not in tables.legend(measured, tables.columns(measured))
+
+
 def test_only_a_sha256_is_called_so() -> None:
     training = TRAINING | {"teacher": "ring:load", "teacher_sha256": "ring-v1"}
     assert tables.facts(digits_report(training=training))["teacher"] == "ring:load, digest ring-v1"

@@ -73,5 +73,6 @@ def _far_teacher(report: Report) -> list[str]:
 
 def _is_far(report: Report, solver: Row, own: Figure) -> bool:
     value = report.value(solver)
-    is_distance = value is not None and report.headline.lower_is_better
-    return is_distance and value > FAR * own.mean + (own.spread or 0.0)
+    if value is None or not report.headline.lower_is_better:
+        return False
+    return value > FAR * own.mean + (own.spread or 0.0)

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.report import tables
+from eval.results import Figure
 from tests.support.reports import (
     TRAINING,
     digits_report,

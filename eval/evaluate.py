@@ -36,6 +36,7 @@ from eval.metrics.scorer import CLIP_SCORE, Result, Scorer, scoring_thread
 from eval.models import EvaluatedModels, find_teacher, find_training_data, open_models, or_without
 from eval.prompts import HeldOut, encode_held_out, read_held_out, training_prompts
 from eval.report import files, provenance
+from eval.report.cautions import missing_texts
 from eval.report.pictures import Pictures
 from eval.results import (
     Cost,
@@ -64,7 +65,7 @@ from pipeline.common.device import machine
 from pipeline.common.environment import Environment
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, num_shown, to_pictures
-from pipeline.common.progress import bar, weighted
+from pipeline.common.progress import bar, say, weighted
 from pipeline.dataset.conditions import Prompts
 from pipeline.dataset.manifest import read_dataset
 from pipeline.flow.numerics import check_precision
@@ -118,6 +119,8 @@ def evaluate(config: EvaluateConfig) -> Report | None:
         models = open_models(model, config.teacher, ranks.device, prompts)
         with fixed_arithmetic("fp32", ranks.device):
             evaluation = _Evaluation(config, models, ranks)
+            for text in missing_texts(evaluation.not_computed if ranks.is_first else ()):
+                say(f"note: {text}")
             with _hold(config, ranks):
                 return evaluation.run()
 

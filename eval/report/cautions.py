@@ -1,9 +1,11 @@
 """What a reader must know before an evaluation's figures are compared with others."""
 
+from collections.abc import Iterable
+
 from eval.features.clip import NAME as CLIP
 from eval.report.gains import short_of
 from eval.report.tables import headline_text, is_inception, kind, reference_rows
-from eval.results import FULL_NUM_SAMPLES, Figure, Report, Row, Space
+from eval.results import FULL_NUM_SAMPLES, Figure, NotComputed, Report, Row, Space
 from eval.sample_counts import MAX_PAIRS
 
 FAR = 1.5  # times what the reference has by itself
@@ -14,11 +16,16 @@ def cautions(report: Report) -> list[str]:
     texts = _not_fids(report)
     if report.has_few_samples:
         texts.append(_few_samples(report))
-    reasons: dict[str, list[str]] = {}
-    for each in report.not_computed:
-        reasons.setdefault(each.reason, []).extend(each.metrics)
-    missing = [f"Not computed ({', '.join(metrics)}): {reason}" for reason, metrics in reasons.items()]
+    missing = missing_texts(report.not_computed)
     return [*_far_teacher(report), *texts, *missing, *report.warnings]
+
+
+def missing_texts(not_computed: Iterable[NotComputed]) -> list[str]:
+    """A text for each reason why metrics are missing."""
+    reasons: dict[str, list[str]] = {}
+    for each in not_computed:
+        reasons.setdefault(each.reason, []).extend(each.metrics)
+    return [f"Not computed ({', '.join(metrics)}): {reason}" for reason, metrics in reasons.items()]
 
 
 def compared_text(report: Report) -> str:

@@ -77,7 +77,11 @@ NOT_ENCODED = "torch.nn.functional.one_hot(label, 3)"
         (EMBEDDED, None, r"NoneType \(called with .*t \[2\]; label is None: .* needs num_classes in its Teacher\)"),
         (EMBEDDED, [0, -1], r'IndexError: .* label \[2\]; label -1 is "no label", from takes_no_label=True: map it to'),
         (NOT_ENCODED, [0, -1], r'RuntimeError: .*; label -1 is "no label", from takes_no_label=True: map it to'),
-        (EMBEDDED, [1, 3], r"IndexError: .* label \[2\], of 1 to 3: does its Teacher have the num_classes of the model"),
+        (
+            EMBEDDED,
+            [1, 3],
+            r"IndexError: .* label \[2\], of 1 to 3: does its Teacher have the num_classes of the model",
+        ),
         ("x @ torch.zeros(3, 2)", None, r"called with x \[2, 2\], t \[2\]\)$"),
         ("x @ torch.zeros(3, 2)", [0, -1], r"called with x \[2, 2\], t \[2\], label \[2\]\)$"),
     ],

@@ -9,7 +9,8 @@ from pipeline import networks
 from pipeline.flow.noise import draw_noise
 from pipeline.flow.path import match_dims
 from pipeline.flow.solver import Velocity
-from pipeline.teachers.check import check_teacher
+from pipeline.teachers.check import check_teacher, draw_classes
+from pipeline.teachers.classes import TrainedClass
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher, of_network
 from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow, MixtureFlow, tiny_config
@@ -194,3 +195,31 @@ def test_neighbours_of_an_image_are_alike_and_those_of_noise_are_not() -> None:
     assert found.verdict.noise.correlation is not None
     assert found.verdict.data.correlation is not None
     assert abs(found.verdict.noise.correlation) < 0.1 < 0.3 < found.verdict.data.correlation
+
+
+def labelled(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """The Gaussian flow to data whose mean is a tenth of the class."""
+    assert label is not None
+    mean = match_dims(label, x) / 10
+    return GaussianFlow(0, 0.2).velocity(x - (1 - match_dims(t, x)) * mean, t) - mean
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_samples", "titles", "count"),
+    [
+        ({"num_classes": 3}, 16, ["0", "1", "2"], 5),
+        ({"num_classes": 3, "classes": (TrainedClass(label=2, name="cat"),)}, 4, ["2 cat"], 4),
+        ({"num_classes": 25}, 16, [str(label) for label in range(0, 25, 3)], 2),
+        ({"num_classes": 2}, 1000, ["0", "1"], 10),
+        ({}, 16, [], 0),
+    ],
+)
+def test_each_class_has_a_row_of_samples_from_the_same_noise(
+    fields: dict[str, object], num_samples: int, titles: list[str], count: int
+) -> None:
+    rows = draw_classes(teacher(labelled, **fields), num_samples, 0, CPU)
+    assert list(rows) == titles
+    for title, samples in rows.items():
+        assert samples.shape == (count, *SHAPE)
+        level = (int(title.split()[0]) - int(titles[0].split()[0])) / 10
+        torch.testing.assert_close(samples, rows[titles[0]] + level, atol=1e-3, rtol=0)

@@ -788,8 +788,8 @@ def check_teacher(
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if result.verdict.complaint:
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.verdict.complaint}")
-    if result.motion.warning:
-        say(f"note: {result.motion.warning}")
+    if result.warning:
+        say(f"note: {result.warning}")
 
 
 def _settings(context: Any, config: str | None, assignments: list[str] | None) -> Any:

@@ -14,7 +14,8 @@ from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
 from pipeline.networks import draws_in_turn
 from pipeline.teachers.classes import describe, shown_classes
-from pipeline.teachers.teacher import Teacher, errors_named_after
+from pipeline.teachers.coupling import warn_of_drift
+from pipeline.teachers.teacher import OwnedVelocity, Teacher, errors_named_after
 from pipeline.teachers.verdict import Motion, Paths, Verdict, judge
 
 SOLVER = Solver(name="dopri5", rtol=1e-5, atol=1e-5)
@@ -30,6 +31,7 @@ class TeacherCheck:
     nfe: int
     verdict: Verdict
     motion: Motion
+    warning: str  # what of the paths is unlike a flow's, though their ends may be right; empty if nothing
 
     def table(self) -> Table:
         """The table that `teachers check` prints."""
@@ -76,7 +78,9 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
     with torch.no_grad():
         verdict = judge(paths, teacher.data_range, teacher.decode, is_network=teacher.network is not None)
     assert verdict.motion is not None
-    return TeacherCheck(teacher, solution.nfe, verdict, verdict.motion)
+    # Guidance changes the distribution of the states, and our own networks' conventions are known.
+    drifts = warn_of_drift(paths) if isinstance(teacher.velocity, OwnedVelocity) else ""
+    return TeacherCheck(teacher, solution.nfe, verdict, verdict.motion, verdict.warning or drifts)
 
 
 def draw_classes(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> dict[str, Tensor]:

@@ -754,7 +754,9 @@ def fetch_teacher(name: TeacherName) -> None:
 @teachers.command("check")
 def check_teacher(
     name: Annotated[str, typer.Argument(help="Whatever --teacher takes.", metavar="TEACHER")],
-    out: Annotated[Path, typer.Option(help="PNG to write: its samples.")] = Path("teacher.png"),
+    out: Annotated[Path, typer.Option(help="PNG to write: its samples, or a row for each class.")] = Path(
+        "teacher.png"
+    ),
     n: NumSamples = 16,
     guidance_scale: GuidanceScale = 1.0,
     prompts: Prompts = None,
@@ -765,7 +767,7 @@ def check_teacher(
 ) -> None:
     """Check a teacher on a few samples: does it turn noise into data, at what cost, on how straight a path?"""
     from pipeline.common.device import pick_device
-    from pipeline.common.image_grid import check_picture, has_pictures, save_square, to_pictures
+    from pipeline.common.image_grid import check_picture, has_pictures, save_rows, save_square, to_pictures
     from pipeline.common.progress import console, say
     from pipeline.teachers import check
     from traflow_pipeline.loading import open_teacher
@@ -776,14 +778,19 @@ def check_teacher(
     result = check.check_teacher(teacher, n, seed, processor)
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
-        save_square(out, to_pictures(result.verdict.samples.numpy(), teacher.data_range))
-        say(f"{out}: {counted(n, 'sample')}")
+        rows = check.draw_classes(teacher, n, seed, processor)
+        if rows:
+            save_rows(out, {title: to_pictures(x.numpy(), teacher.data_range) for title, x in rows.items()})
+            say(f"{out}: {counted(len(rows), 'class')}, each from the same noise")
+        else:
+            save_square(out, to_pictures(result.verdict.samples.numpy(), teacher.data_range))
+            say(f"{out}: {counted(n, 'sample')}")
     else:
         say("no picture: only images [C, H, W] with 1 or 3 channels, and points [2], can be drawn")
     if result.verdict.complaint:
         raise WorkFailed(f"teacher {name}: its flow does not end in data; {result.verdict.complaint}")
-    if result.motion.warning:
-        say(f"note: {result.motion.warning}")
+    if result.warning:
+        say(f"note: {result.warning}")
 
 
 def _settings(context: Any, config: str | None, assignments: list[str] | None) -> Any:

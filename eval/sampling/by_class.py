@@ -9,8 +9,8 @@ from eval.models import EvaluatedModels
 from eval.sampling.samplers import Sampler, draw_samples
 from pipeline.common.image_grid import Images, num_shown, to_pictures
 from pipeline.networks import DiffusersNetwork
+from pipeline.teachers.classes import shown_classes
 
-MAX_CLASSES = 10  # evenly spaced ones, if there are more
 NUM_IMAGES = 6  # of a class
 
 
@@ -32,10 +32,7 @@ def _classes(models: EvaluatedModels) -> Mapping[int, str]:
     network = models.network
     if isinstance(network, DiffusersNetwork) and network.conditions is not None:
         return {}
-    labels = models.classes or range(models.num_classes)
-    shown = labels[:: -(-len(labels) // MAX_CLASSES)] if labels else ()
-    names = {each.label: f"{each.label} {each.name}".strip() for each in models.info.classes}
-    return {label: names.get(label, str(label)) for label in shown}
+    return shown_classes(models.classes or range(models.num_classes), models.info.classes)
 
 
 def _draw(models: EvaluatedModels, sampler: Sampler, label: int, seed: int, device: torch.device) -> Images:

@@ -106,11 +106,14 @@ class Summary:
         states = _states(self, self.records)
         shown = decode or (lambda x: x)
         return {
-            f"record {self.records.index[i]}": to_bytes(
-                shown(torch.from_numpy(states[i]).float()).numpy(), plan.data_range
-            )
+            self._title(i): to_bytes(shown(torch.from_numpy(states[i]).float()).numpy(), plan.data_range)
             for i in indices
         }
+
+    def _title(self, i: int) -> str:
+        plan, records = self.manifest.plan, self.records
+        has_classes = plan.num_classes and plan.conditions is None  # else labels stand for prompts
+        return f"record {records.index[i]}" + (f", class {records.label[i]}" if has_classes else "")
 
 
 def summarise(store: Store) -> Summary:

@@ -6,16 +6,20 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.common.image_grid import num_shown
 from pipeline.common.plural import counted
 from pipeline.flow.noise import draw_labels, draw_noise
 from pipeline.flow.numerics import fixed_numerics
 from pipeline.flow.path import uniform_times
 from pipeline.flow.solver import Solver, integrate
-from pipeline.teachers.classes import describe
-from pipeline.teachers.teacher import Teacher, errors_named_after
+from pipeline.networks import draws_in_turn
+from pipeline.teachers.classes import describe, shown_classes
+from pipeline.teachers.coupling import warn_of_drift
+from pipeline.teachers.teacher import OwnedVelocity, Teacher, errors_named_after
 from pipeline.teachers.verdict import Motion, Paths, Verdict, judge
 
 SOLVER = Solver(name="dopri5", rtol=1e-5, atol=1e-5)
+MIN_COLUMNS, MAX_COLUMNS = 2, 10  # pictures of a class
 NUM_INTERVALS = 32  # of the times at which the straightness is measured
 
 
@@ -27,6 +31,7 @@ class TeacherCheck:
     nfe: int
     verdict: Verdict
     motion: Motion
+    warning: str  # what of the paths is unlike a flow's, though their ends may be right; empty if nothing
 
     def table(self) -> Table:
         """The table that `teachers check` prints."""
@@ -73,7 +78,34 @@ def check_teacher(teacher: Teacher, num_samples: int, seed: int, device: torch.d
     with torch.no_grad():
         verdict = judge(paths, teacher.data_range, teacher.decode, is_network=teacher.network is not None)
     assert verdict.motion is not None
-    return TeacherCheck(teacher, solution.nfe, verdict, verdict.motion)
+    # Guidance changes the distribution of the states, and our own networks' conventions are known.
+    drifts = warn_of_drift(paths) if isinstance(teacher.velocity, OwnedVelocity) else ""
+    return TeacherCheck(teacher, solution.nfe, verdict, verdict.motion, verdict.warning or drifts)
+
+
+def draw_classes(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """About `num_samples` samples [B, *picture_shape] in all, by the title of their class, each from the same noise.
+
+    Of classes that were trained; of many, evenly spaced ones. None where labels stand for prompts.
+
+    Raises:
+        SolverFailed: the integration failed.
+        WorkFailed: the teacher raised an error.
+    """
+    if draws_in_turn(teacher.network):
+        return {}
+    classes = shown_classes(teacher.labels or range(teacher.num_classes), teacher.classes)
+    count = min(max(MIN_COLUMNS, num_samples // max(len(classes), 1)), num_shown(teacher.picture_shape, MAX_COLUMNS))
+    noise, _ = first_records(teacher, count, seed, device)
+    return {title: _draw_class(teacher, label, noise) for label, title in classes.items()}
+
+
+def _draw_class(teacher: Teacher, label: int, noise: Tensor) -> Tensor:
+    labels = torch.full((len(noise),), label, device=noise.device)
+    times = uniform_times(1, teacher.t_start, teacher.t_end)
+    with fixed_numerics(), torch.no_grad(), errors_named_after(teacher):
+        samples = integrate(teacher.velocity, teacher.t_start * noise, times, labels, SOLVER).states[-1]
+        return (samples if teacher.decode is None else teacher.decode(samples)).cpu()
 
 
 def first_records(teacher: Teacher, num_samples: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor | None]:

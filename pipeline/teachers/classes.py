@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.common.plural import counted
 
 SHOWN = 20  # classes in one line
+MAX_ROWS = 10  # of pictures, one for each class; of more classes evenly spaced ones
 
 
 class TrainedClass(BaseModel):
@@ -29,6 +30,12 @@ def describe(classes: Sequence[TrainedClass]) -> str:
     if len(shown) > SHOWN:
         shown = [*shown[: SHOWN // 2], "...", shown[-1]]
     return f"{counted(len(classes), 'class')}: {', '.join(shown)}"
+
+
+def shown_classes(labels: Sequence[int], classes: Sequence[TrainedClass]) -> dict[int, str]:
+    """Those of `labels` that get a row of pictures, with its title: the number, and the name that `classes` know."""
+    names = {one.label: f"{one.label} {one.name}".strip() for one in classes}
+    return {label: names.get(label, str(label)) for label in labels[:: -(-len(labels) // MAX_ROWS) or 1]}
 
 
 def trained_labels(classes: Sequence[TrainedClass], num_classes: int) -> tuple[int, ...] | None:

@@ -1,6 +1,7 @@
 """Teachers: a velocity field in the convention of `flow.path`, and the fields that define a data set of it."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +101,8 @@ class OwnedVelocity(FreshVelocity):
         except (BadInput, WorkFailed, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # it is the user's own code
-            raise WorkFailed(f"teacher {self.teacher}: {describe(error)} ({_called_with(x, t, label)})") from error
+            called = f"{_called_with(x, t, label)}{_label_hint(label, error)}"
+            raise WorkFailed(f"teacher {self.teacher}: {describe(error)} ({called})") from error
         if not isinstance(answer, Tensor) or answer.shape != x.shape:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise WorkFailed(
@@ -112,6 +114,18 @@ class OwnedVelocity(FreshVelocity):
 def _called_with(x: Tensor, t: Tensor, label: Tensor | None) -> str:
     given = {"x": x, "t": t, "label": label}
     return "called with " + ", ".join(f"{name} {list(a.shape)}" for name, a in given.items() if a is not None)
+
+
+def _label_hint(label: Tensor | None, error: Exception) -> str:
+    """What the labels that a user's velocity was given have to do with its `error`, if they may."""
+    if label is None:
+        is_about_none = isinstance(error, AssertionError) or re.search("None|label", str(error))
+        return "; label is None: a model with classes needs num_classes in its Teacher" if is_about_none else ""
+    if label.is_cuda or not len(label) or not re.search("(?i)index|label|negative", str(error)):
+        return ""  # after an assertion on a GPU no tensor can be read
+    if label.min() < 0:
+        return '; label -1 is "no label", from takes_no_label=True: map it to the null class of the model'
+    return f", of {int(label.min())} to {int(label.max())}: does its Teacher have the num_classes of the model?"
 
 
 def of_network(
@@ -149,7 +163,7 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
     way, or be told the scale.
 
     Raises:
-        BadInput: the teacher has no classes, or was trained without dropping labels.
+        BadInput: the teacher has no classes, or knows no label -1.
     """
     if scale == 1:
         return teacher
@@ -157,10 +171,18 @@ def guided(teacher: Teacher, scale: float) -> Teacher:
         teacher.tell_guidance(scale)
         return teacher
     if not teacher.num_classes or not teacher.takes_no_label:
-        lack = "was trained without dropping labels" if teacher.num_classes else "has no classes"
-        raise BadInput(f"teacher {teacher.name}: wanted one that guidance can work on; it {lack}: leave guidance_scale")
+        wanted = f"teacher {teacher.name}: wanted one that guidance can work on"
+        raise BadInput(f"{wanted}; {_lack(teacher)}leave guidance_scale")
 
     return replace(teacher, velocity=GuidedVelocity(teacher.velocity, scale, teacher.combine or linear_guidance))
+
+
+def _lack(teacher: Teacher) -> str:
+    """What guidance misses in `teacher`; of a function of the user's only its fields are known, not its training."""
+    if not isinstance(teacher.velocity, OwnedVelocity):
+        return f"it {'was trained without dropping labels' if teacher.num_classes else 'has no classes'}: "
+    missing = "takes_no_label=True" if teacher.num_classes else "num_classes, nor takes_no_label=True"
+    return f"its Teacher has no {missing}: add that if the model was trained with dropped labels, else "
 
 
 def linear_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -23,9 +23,15 @@ MAX_REVERSAL = 0.2  # see `Motion.reversal`: flows have less than 0, reversed on
 NEAR = 0.1  # of the times: the ends at which a reversal is measured
 MAX_SPEED = 3.0  # in units of what a flow from the noise to the samples needs at most; strong guidance makes 2
 MIN_ESTIMATES = 0.5  # the share of estimates of the data in its range, below which the model lacks a clip
+TINY = 1e-30
+MAX_OVERSHOOT = 1.0  # see `_overshoot`: flows have at most 1, and near the noise about 0.1
 TIME_HINT = (
     "does its time run from 1, noise, to 0, data, and its velocity point from data to noise? "
     "One that goes from 0, noise, to 1, data, is -v(x, 1 - t) here"
+)
+OVERSHOOT_HINT = (
+    "a model that predicts noise overshoots near t = 1: clip its estimate of the data (docs/how-to/teacher.md, "
+    '"A model that predicts noise")'
 )
 
 
@@ -66,6 +72,12 @@ class Motion:
     response: float  # how much the velocity differs by sample, in units of the noise's spread, where it does most
     reversal: float  # see `_reversal`
     estimates: float  # the share of values in the data range, of x_t - t v halfway
+    overshoot: float  # see `_overshoot`
+
+    @property
+    def overshoots(self) -> bool:
+        """Whether the estimates of the data near the noise lie further out than data do."""
+        return self.overshoot > MAX_OVERSHOOT
 
     @property
     def steepness(self) -> str:
@@ -76,6 +88,8 @@ class Motion:
                 return (
                     f"the velocity is huge at t = {times[0]:.3g} (RMS {speeds[0]:.3g}; noise less data has about "
                     f"{self.highest:.2g} at most): {ENDS[end]}, such as {times[num_fast]:.2g}"
+                    + (f"; or {OVERSHOOT_HINT}" if end == 0 and self.overshoots else "")
+                    + "; or its time runs from 0, noise, to 1, data, and it is -v(x, 1 - t) here"
                 )
         return ""
 
@@ -124,7 +138,10 @@ class Verdict:
                 "and were its weights loaded?"
             )
         if self.is_reversed:
-            yield f"wanted a velocity that points from data to noise; at an end it points the other way: {TIME_HINT}"
+            yield (
+                f"wanted a velocity that points from data to noise; at an end it points the other way: {TIME_HINT}"
+                f"{self._or_overshoots}"
+            )
         if self.is_network and self.data.correlation is not None and self.is_white:
             yield (
                 f"wanted pictures; neighbouring pixels are as unlike as in noise (correlation "
@@ -158,6 +175,11 @@ class Verdict:
             return f"{self._lie}, and {self.motion.steepness}"
         if self.data.std > 0.9 and abs(self.data.mean) < self.data.std / 2 and self.is_white:
             return f"{self._lie}, about as widely as noise or more: {TIME_HINT}; {self._declare}"
+        if self.motion is not None and self.motion.overshoots:
+            return (
+                f"{self._lie}; its estimates of the data, x - t v, lie further out on the way: {OVERSHOOT_HINT}; "
+                f"or {self._declare}"
+            )
         if self.data.largest - self.data.least > 2 * (high - low):
             return f"{self._lie}: {self._declare}"
         if self.motion is not None and self.motion.estimates < MIN_ESTIMATES:
@@ -167,8 +189,12 @@ class Verdict:
             )
         return (
             f"{self._lie}: {self._declare}; else is the velocity that of x = (1 - t) data + t noise, "
-            "with noise of standard deviation 1?"
+            f"with noise of standard deviation 1? Or {OVERSHOOT_HINT}"
         )
+
+    @property
+    def _or_overshoots(self) -> str:
+        return f"; or {OVERSHOOT_HINT}" if self.motion is not None and self.motion.overshoots else ""
 
     @property
     def _lie(self) -> str:
@@ -212,6 +238,7 @@ def _motion(paths: Paths, velocities: Tensor, data_range: tuple[float, float], d
         response=max(_spread(v, paths.label) for v in velocities.unbind(1)) / _spread(paths.noise, paths.label),
         reversal=_reversal(paths, velocities),
         estimates=_statistics(decode(halfway).cpu(), data_range).share,
+        overshoot=_overshoot(paths, velocities),
     )
 
 
@@ -234,6 +261,21 @@ def _reversal(paths: Paths, velocities: Tensor) -> float:
         if at >= 1 - NEAR:
             last.append(_excess(x + (1 - t) * v, noise, sample))
     return max(median_low(first), median_low(last))
+
+
+def _overshoot(paths: Paths, velocities: Tensor) -> float:
+    """How far out, in units of the samples, the estimates of the data x - t v lie in the first part of the paths.
+
+    They are means of the data that may follow, E[data | x_t], and means vary no more than what they are of. A model
+    that predicts noise has them with its error times t/(1 - t). A median, as in `_reversal`.
+    """
+    sample = paths.states[:, -1].double()
+    center = sample.mean(0 if len(sample) > 1 else None)
+    near = paths.times >= paths.times[0] - NEAR * (paths.times[0] - paths.times[-1])
+    estimates = [
+        _rms(paths.states[:, i] - paths.times[i] * velocities[:, i] - center) for i in near.nonzero().flatten().tolist()
+    ]
+    return median_low(estimates) / max(_rms(sample - center), TINY)
 
 
 def _excess(estimate: Tensor, other: Tensor, state: Tensor) -> float:

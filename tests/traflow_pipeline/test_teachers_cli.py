@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.support.command import assert_one_line, call, run
 from tests.support.originals import TINY_ADM, TINY_EDM, TINY_SCORE_SDE, write_entry
+from tests.support.problems import save_tiny_teacher
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (
@@ -75,6 +76,13 @@ def test_check_says_whether_a_teacher_turns_noise_into_data_and_draws_it(own_fol
     write_entry("slimflow", own_folder)  # random weights: whatever they do, it is not data
     found = call(folder, "teachers", "check", "tiny-slimflow", "--n", 2, code=1)
     assert_one_line(found, "tiny-slimflow", "does not end in data", "data_range")
+
+
+def test_the_picture_of_a_teacher_with_classes_has_a_row_for_each(tmp_path: Path) -> None:
+    save_tiny_teacher(tmp_path / "tiny.safetensors", num_classes=3)
+    found = call(tmp_path, "teachers", "check", "tiny.safetensors", "--n", 6, code=1)
+    assert "teacher.png: 3 classes, each from the same noise" in found.stdout
+    assert Image.open(tmp_path / "teacher.png").height == 3 * 42 - 2
 
 
 class Ranges(SimpleHTTPRequestHandler):

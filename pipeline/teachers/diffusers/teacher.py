@@ -17,7 +17,7 @@ from pipeline.networks.diffusers.schedule import NoiseSchedule
 from pipeline.networks.diffusers.weights import load_weights, versions
 from pipeline.teachers.diffusers.decoder import Decoder
 from pipeline.teachers.diffusers.folder import PipelineFolder, default_shift
-from pipeline.teachers.teacher import NetworkVelocity, Teacher
+from pipeline.teachers.teacher import FreshVelocity, NetworkVelocity, Teacher
 
 
 def describe(folder: PipelineFolder, size: Size | None, num_prompts: int) -> Teacher:
@@ -26,12 +26,14 @@ def describe(folder: PipelineFolder, size: Size | None, num_prompts: int) -> Tea
     Raises:
         BadInput: its network cannot draw pictures of `size`, or the schedule is not known here.
     """
-    config = make_config(folder, size, num_prompts)
+    return _teacher(folder, make_config(folder, size, num_prompts), Unloaded())
 
-    def unloaded(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+
+class Unloaded(FreshVelocity):
+    """The velocity of a teacher that was described, not loaded."""
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         raise RuntimeError("this teacher was described, not loaded")
-
-    return _teacher(folder, config, unloaded)
 
 
 def load(folder: PipelineFolder, size: Size | None, conditions: Conditions | None, device: torch.device) -> Teacher:

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import Teacher
 from tests.support.command import assert_one_line, call
 
 TEACHER = """
@@ -62,8 +63,38 @@ def test_a_label_is_among_what_it_was_given(tmp_path: Path, monkeypatch: pytest.
     write_teacher(tmp_path, "mine_b", answer="x[:, 2]", fields=", num_classes=3")
     monkeypatch.syspath_prepend(str(tmp_path))
     velocity = load_teacher("mine_b:load").velocity
-    with pytest.raises(WorkFailed, match=r"mine_b_net.py:7 in net: IndexError: .* \(called with .*, label \[4\]\)"):
+    with pytest.raises(WorkFailed, match=r"mine_b_net.py:7 in net: IndexError: .* \(called with .*, label \[4\]"):
         velocity(torch.zeros(4, 2), torch.ones(4), torch.zeros(4, dtype=torch.int64))
+
+
+EMBEDDED = "torch.nn.functional.embedding(label, torch.zeros(3, 2))"
+NOT_ENCODED = "torch.nn.functional.one_hot(label, 3)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "said"),
+    [
+        (EMBEDDED, None, r"NoneType \(called with .*t \[2\]; label is None: .* needs num_classes in its Teacher\)"),
+        (EMBEDDED, [0, -1], r'IndexError: .* label \[2\]; label -1 is "no label", from takes_no_label=True: map it to'),
+        (NOT_ENCODED, [0, -1], r'RuntimeError: .*; label -1 is "no label", from takes_no_label=True: map it to'),
+        (
+            EMBEDDED,
+            [1, 3],
+            r"IndexError: .* label \[2\], of 1 to 3: does its Teacher have the num_classes of the model",
+        ),
+        ("x @ torch.zeros(3, 2)", None, r"called with x \[2, 2\], t \[2\]\)$"),
+        ("x @ torch.zeros(3, 2)", [0, -1], r"called with x \[2, 2\], t \[2\], label \[2\]\)$"),
+    ],
+)
+def test_an_error_about_labels_says_what_the_teacher_has_to_declare(
+    answer: str, label: list[int] | None, said: str
+) -> None:
+    namespace = {"torch": torch}
+    exec(f"def velocity(x, t, label): return {answer}", namespace)
+    teacher = Teacher("mine", "0" * 64, namespace["velocity"], shape=(2,), num_classes=3)  # type: ignore[arg-type]
+    given = None if label is None else torch.tensor(label)
+    with pytest.raises(WorkFailed, match=said):
+        teacher.velocity(torch.zeros(2, 2), torch.ones(2), given)
 
 
 def test_a_lack_of_memory_is_left_to_whoever_can_ask_for_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pipeline.generation.generate import generate
 from pipeline.storage.store import Folder
 from pipeline.teachers.teacher import Teacher
 from tests.support.plans import config
-from tests.support.problems import SHAPE
+from tests.support.problems import SHAPE, make_data, save_tiny_teacher
 
 
 def straight(device: torch.device) -> Teacher:
@@ -75,6 +75,13 @@ def test_the_picture_has_a_row_a_trajectory_from_noise_to_sample(tmp_path: Path)
     assert list(pictures) == ["record 0", "record 10", "record 19"]
     assert {images.shape for images in pictures.values()} == {(4, *SHAPE)}
     assert all(images.dtype == np.uint8 for images in pictures.values())
+
+
+def test_the_row_of_a_trajectory_names_its_class(tmp_path: Path) -> None:
+    teacher = save_tiny_teacher(tmp_path / "classes.safetensors", num_classes=3)
+    pictures = summarise(Folder(make_data(tmp_path, teacher=str(teacher), classes=[2]))).pictures(2)
+    assert pictures is not None
+    assert list(pictures) == ["record 0, class 2", "record 39, class 2"]
 
 
 def test_a_set_without_shards_is_said(tmp_path: Path) -> None:

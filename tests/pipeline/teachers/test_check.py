@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from pipeline import networks
+from pipeline.flow.noise import draw_noise
+from pipeline.flow.path import match_dims
 from pipeline.flow.solver import Velocity
-from pipeline.teachers.check import check_teacher
+from pipeline.teachers.check import check_teacher, draw_classes
+from pipeline.teachers.classes import TrainedClass
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher, of_network
 from tests.support.problems import MEAN, SHAPE, STD, GaussianFlow, MixtureFlow, tiny_config
@@ -104,12 +107,44 @@ def test_a_velocity_that_is_huge_at_the_start_is_told_to_start_later(share: floa
     assert re.search(said, found.motion.warning)
     assert bool(found.verdict.complaint) == (share == -0.2)
     assert not found.verdict.complaint or re.search(said, found.verdict.complaint)
-    assert "time run" not in found.verdict.complaint
+    assert found.motion.warning.endswith("; or its time runs from 0, noise, to 1, data, and it is -v(x, 1 - t) here")
 
 
 def test_or_to_end_sooner() -> None:
     found = check_teacher(teacher(added(0.05, 0), data_range=(-1.5, 2.0)), 16, 0, CPU)
     assert re.search(r"huge at t = 0 .*: give its Teacher a larger t_end, such as 0.0\d", found.motion.warning)
+
+
+def predicts_noise(flow: MixtureFlow, error: float, clips: bool) -> Velocity:
+    """The velocity of a model that predicts the noise in `flow`, with the same `error` of each pixel at all times."""
+    errors = error * torch.from_numpy(draw_noise(0, [0], SHAPE)[0])
+
+    def velocity(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        before = match_dims(t, x)
+        noise = x + (1 - before) * flow.velocity(x, t) + errors
+        data = (x - before * noise) / (1 - before)
+        return (x - (data.clamp(-1, 1) if clips else data)) / before
+
+    return velocity
+
+
+def test_a_model_that_predicts_noise_and_overshoots_is_told_to_clip_its_estimate_which_helps() -> None:
+    said = r"a model that predicts noise overshoots near t = 1: clip its estimate of the data \(docs/how-to/teacher.md"
+    for t_start in (0.85, 0.97):  # the velocity is not huge, and it is
+        ends = {"t_start": t_start, "t_end": 0.001}
+        plain, clipped = (
+            check_teacher(teacher(predicts_noise(MixtureFlow(), 0.5, clips), **ends), 16, 0, CPU)
+            for clips in (False, True)
+        )
+        assert re.search(said, plain.verdict.complaint)
+        assert not clipped.verdict.complaint
+        assert not clipped.motion.warning
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_estimates_of_a_flow_do_not_overshoot(name: str) -> None:
+    for num_samples in (1, 2, 16):
+        assert check_teacher(teacher(FLOWS[name].velocity), num_samples, 0, CPU).motion.overshoot < 0.9
 
 
 def test_a_velocity_that_is_clamped_at_the_very_start_is_no_fault() -> None:
@@ -160,3 +195,31 @@ def test_neighbours_of_an_image_are_alike_and_those_of_noise_are_not() -> None:
     assert found.verdict.noise.correlation is not None
     assert found.verdict.data.correlation is not None
     assert abs(found.verdict.noise.correlation) < 0.1 < 0.3 < found.verdict.data.correlation
+
+
+def labelled(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """The Gaussian flow to data whose mean is a tenth of the class."""
+    assert label is not None
+    mean = match_dims(label, x) / 10
+    return GaussianFlow(0, 0.2).velocity(x - (1 - match_dims(t, x)) * mean, t) - mean
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_samples", "titles", "count"),
+    [
+        ({"num_classes": 3}, 16, ["0", "1", "2"], 5),
+        ({"num_classes": 3, "classes": (TrainedClass(label=2, name="cat"),)}, 4, ["2 cat"], 4),
+        ({"num_classes": 25}, 16, [str(label) for label in range(0, 25, 3)], 2),
+        ({"num_classes": 2}, 1000, ["0", "1"], 10),
+        ({}, 16, [], 0),
+    ],
+)
+def test_each_class_has_a_row_of_samples_from_the_same_noise(
+    fields: dict[str, object], num_samples: int, titles: list[str], count: int
+) -> None:
+    rows = draw_classes(teacher(labelled, **fields), num_samples, 0, CPU)
+    assert list(rows) == titles
+    for title, samples in rows.items():
+        assert samples.shape == (count, *SHAPE)
+        level = (int(title.split()[0]) - int(titles[0].split()[0])) / 10
+        torch.testing.assert_close(samples, rows[titles[0]] + level, atol=1e-3, rtol=0)

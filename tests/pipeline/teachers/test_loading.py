@@ -125,11 +125,19 @@ def test_guidance_goes_on_from_no_label_past_the_label(scale: float) -> None:
     torch.testing.assert_close(velocity[:, 0, 0, 0], -1 + scale * (label + 1))
 
 
-def test_guidance_is_refused_where_nothing_was_trained_for_it() -> None:
+def test_guidance_is_refused_where_nothing_was_trained_for_it(tmp_path: Path) -> None:
+    path = save_tiny_teacher(tmp_path / "one.safetensors", num_classes=3)
     with pytest.raises(BadInput, match="guidance can work on; it was trained without dropping labels"):
-        guided(replace(GUIDABLE, takes_no_label=False), 2)
+        load_teacher(str(path), guidance_scale=2)
     with pytest.raises(BadInput, match="guidance can work on; it has no classes"):
         load_teacher("digits", guidance_scale=2)
+
+
+@pytest.mark.parametrize(("num_classes", "lack"), [(3, ""), (0, "num_classes, nor ")])
+def test_a_function_that_cannot_be_guided_is_told_which_field_its_teacher_lacks(num_classes: int, lack: str) -> None:
+    said = f"its Teacher has no {lack}takes_no_label=True: add that if the model was trained with dropped labels, else"
+    with pytest.raises(BadInput, match=f"guidance can work on; {said} leave guidance_scale"):
+        guided(replace(GUIDABLE, num_classes=num_classes, takes_no_label=False), 2)
 
 
 def test_a_network_trained_with_dropped_labels_can_be_guided(tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ class Manifest:
     def num_bytes(self) -> int:
         return int(self.blocks["num_bytes"].to_numpy().sum())
 
+    def num_records_of(self, sha256: str | None) -> int | None:
+        """The number of its first records that were all when its digest was `sha256`; None if there never was such."""
+        starts = np.flatnonzero(self.blocks["first_index"].to_numpy() % self.plan.shard_size == 0)
+        digest = hashlib.sha256()
+        for shard, end in zip(self.blocks["shard_sha256"].take(starts).to_pylist(), [*starts[1:], None], strict=True):
+            digest.update(shard.encode())
+            if digest.hexdigest() == sha256:
+                return int(self.counts[:end].sum())
+        return None
+
     @property
     def mean_nfe(self) -> float:
         """Mean number of solver evaluations per sample."""

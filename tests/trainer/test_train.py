@@ -157,6 +157,21 @@ def test_a_run_of_another_configuration_is_refused(data: Path, tmp_path: Path) -
         train(config(data, tmp_path / "run", trainer={"lr": 2e-3}))
 
 
+def test_a_run_whose_data_grew_is_told_how_many_records_it_knew(tmp_path: Path) -> None:
+    data = make_data(tmp_path, n=64)
+    train(config(data, tmp_path / "run"))
+    make_data(tmp_path, n=96)
+    grown = (
+        r"run: it was trained on the first 64 of the 96 records that \S+ has grown to: choose another --out, there with"
+    )
+    with pytest.raises(BadInput, match=grown):
+        train(config(data, tmp_path / "run"))
+    (tmp_path / "other").mkdir()
+    other = make_data(tmp_path / "other", n=32, seed=1)
+    with pytest.raises(BadInput, match="it was trained on other data than the 32 records that"):
+        train(config(other, tmp_path / "run"))
+
+
 def test_a_network_of_its_own_is_what_the_configuration_says(data: Path, tmp_path: Path) -> None:
     wide = {"network": tiny_config(channels=16).model_dump(), "start": "scratch"}
     folder = train(config(data, tmp_path / "run", **wide))

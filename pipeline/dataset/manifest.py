@@ -25,7 +25,7 @@ from pipeline.dataset.commit import read_markers
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import SHARD_FILE, Block, Marker
 from pipeline.flow.numerics import Numerics
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, absence
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
@@ -122,6 +122,18 @@ def read_dataset(store: Store) -> DataSet | None:
     except ValidationError as error:
         faults = explain(error, DataSet)
         raise BadInput(f"{store.location}: {PLAN} is not a plan this version reads ({faults})") from error
+
+
+def require_dataset(store: Store) -> DataSet:
+    """`read_dataset`, of a store that has one.
+
+    Raises:
+        BadInput: there is none.
+    """
+    dataset = read_dataset(store)
+    if dataset is None:
+        raise BadInput(f"{store.location}: wanted a data set; {absence(store, PLAN)}")
+    return dataset
 
 
 def write_dataset(store: Store, dataset: DataSet) -> None:
@@ -375,7 +387,7 @@ def read_manifest(store: Store) -> Manifest:
         manifest = parse_manifest(store, store.read(MANIFEST))
     except FileNotFoundError as error:
         raise BadInput(
-            f"{store.location}: wanted a data set; there is no {MANIFEST}; "
+            f"{store.location}: wanted a data set; {absence(store, MANIFEST)}; "
             f"run traflow-pipeline generate --out {quote(store.location)}"
         ) from error
     except OSError as error:

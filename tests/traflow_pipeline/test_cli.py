@@ -45,7 +45,7 @@ def test_the_three_stages_end_in_a_scored_generator(quick: Path) -> None:
     ).stdout
     assert "8 steps" in said
     assert "Fréchet" in (quick / "both.html").read_text()
-    assert (quick / "both.csv").read_text().startswith("run,model,sampler,evaluations,fd-digits,fd-digits_sd,")
+    assert (quick / "both.csv").read_text().startswith("run,model,group,sampler,evaluations,fd-digits,fd-digits_sd,")
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["generation"]["num_records"], metrics["generation"]["solver"]) == (512, "rk4 9")
     assert 0 < metrics["training_work"]["hours"] < 1
@@ -222,12 +222,12 @@ def test_another_plan_in_the_folder_is_refused(quick: Path) -> None:
         (["train", "--config", "quickstart", "--set", "trainer.betas=[1.5, 2]"], ["trainer.betas"]),
         (["generate", "--config", "slowstart"], ["no config 'slowstart'", "quickstart"]),
         (["generate", "--config", "quickstart", "--solver", "rk45"], ["solver.name", "dopri5"]),
-        (["generate", "--config", "quickstart", "--states", "20"], ["num_steps of at least 21"]),
+        (["generate", "--config", "quickstart", "--states", "20"], ["at least 21 steps (--steps"]),
         (["train", "--config", "quickstart", "--recipe", "trafow"], ["no recipe 'trafow'", "traflow", "anchored"]),
-        (["train", "--config", "quickstart"], ["there is no manifest.parquet", "generate"]),
+        (["train", "--config", "quickstart"], ["there is no such folder", "generate"]),
         (["evaluate", "--config", "quickstart"], ["wanted a checkpoint", "train"]),
-        (["verify", "nowhere", "--repair"], ["nowhere: wanted a data set", "plan.json"]),
-        (["inspect", "nowhere"], ["nowhere: wanted a data set", "plan.json"]),
+        (["verify", "nowhere", "--repair"], ["nowhere: wanted a data set", "there is no such folder"]),
+        (["inspect", "nowhere"], ["nowhere: wanted a data set", "there is no such folder"]),
         (["probe", "--teacher", "2fr"], ["no teacher '2fr'"]),
         (["generate", "--config", "quickstart", "--out", "ftps3://x/y"], ["Protocol not known: ftps3"]),
         (["generate", "--config", "quickstart", "--gpus-per-worker", "1.5"], ["a part of one GPU or whole ones"]),
@@ -328,6 +328,10 @@ AT_ONCE = {
     "sample run --num-samples 4": "--num-samples; did you mean '--n'?",
     "evaluate --config quickstart --set stesp=1": "did you mean 'steps'?",
     "evaluate --n 4q": "wanted a count such as 4096",
+    "train --config quickstart --steps 5q": "trainer.num_steps: wanted a count such as 4096, 16k or 1M, got '5q'",
+    "train --config quickstart --out=": "out: wanted a path that is not empty",
+    "sample run --out=": "--out: wanted a path that is not empty",
+    "sample run --n 4q": "--n: wanted a whole number of 1 or more, got 4q",
     "run quickstart --set train.trainer.lrr=1": "did you mean 'train.trainer.lr'?",
     "run quickstart --set evaluate.stesp=1": "did you mean 'evaluate.steps'?",
     "run quikstart": "did you mean 'quickstart'?",

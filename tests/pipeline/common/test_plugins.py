@@ -67,36 +67,36 @@ def test_projects_that_give_their_factories_one_name_do_not_lock_each_other_out(
     folders = [tmp_path / name for name in ("shapes", "tut")]
     for folder in folders:
         folder.mkdir()
-        (folder / "my_flow_e.py").write_text(MINE)
+        (folder / "my_shared_flow.py").write_text(MINE)
         monkeypatch.chdir(folder)
-        load_teacher("my_flow_e:gaussian")
-        del sys.modules["my_flow_e"]
+        load_teacher("my_shared_flow:gaussian")
+        del sys.modules["my_shared_flow"]
     for folder in (*folders, *folders):
         monkeypatch.chdir(folder)
-        recorded("my_flow_e:gaussian")
-        del sys.modules["my_flow_e"]
+        recorded("my_shared_flow:gaussian")
+        del sys.modules["my_shared_flow"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=f"run this in {folders[1]} or {folders[0]}, where you named it before"):
-        recorded("my_flow_e:gaussian")
-    (folders[1] / "my_flow_e.py").unlink()
+        recorded("my_shared_flow:gaussian")
+    (folders[1] / "my_shared_flow.py").unlink()
     with pytest.raises(BadInput, match=f"run this in {folders[0]}, where you named it before"):
-        recorded("my_flow_e:gaussian")
+        recorded("my_shared_flow:gaussian")
 
 
 def test_a_factory_that_an_older_version_noted_stays_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "my_flow_f.py").write_text(MINE)
+        (tmp_path / name / "my_older_flow.py").write_text(MINE)
     monkeypatch.chdir(tmp_path / "old")
-    load_teacher("my_flow_f:gaussian")
+    load_teacher("my_older_flow:gaussian")
     (note,) = named_factories().iterdir()
-    note.write_text(str(tmp_path / "old" / "my_flow_f.py"))  # one place, without a newline
-    del sys.modules["my_flow_f"]
+    note.write_text(str(tmp_path / "old" / "my_older_flow.py"))  # one place, without a newline
+    del sys.modules["my_older_flow"]
     monkeypatch.chdir(tmp_path / "new")
-    load_teacher("my_flow_f:gaussian")
-    del sys.modules["my_flow_f"]
+    load_teacher("my_older_flow:gaussian")
+    del sys.modules["my_older_flow"]
     monkeypatch.chdir(tmp_path / "old")
-    recorded("my_flow_f:gaussian")
+    recorded("my_older_flow:gaussian")
 
 
 def test_a_teacher_that_has_gone_is_not_called_code() -> None:

@@ -210,7 +210,7 @@ def test_step_a_million_comes_after_step_999999(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(path: Path, *args: Any) -> None:
         if "step-000006" in str(path):
@@ -388,7 +388,7 @@ def test_what_the_machine_lacks_is_said_before_anything_is_written(
 
 
 def test_a_batch_that_does_not_fit_names_the_parts_that_may(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
@@ -399,6 +399,9 @@ def test_a_batch_that_does_not_fit_names_the_parts_that_may(
     for work in (train, dry_run):
         with pytest.raises(BadInput, match=line):
             work(config(data, tmp_path / "run"))
+    told, measured = capsys.readouterr().out.split("measuring ")
+    assert "network: 49,361 parameters, from tiny: " in told
+    assert measured.startswith("4 steps of 8 images with 49,361 parameters on cpu")
 
 
 def test_several_averages_are_kept_side_by_side_and_resumed(data: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from eval.sample_counts import FULL_NUM_SAMPLES, MIN_SAMPLES
-from pipeline.common.config import LocalPath, PathText, Unit, parse_count, split_list
+from pipeline.common.config import Count, LocalPath, PathText, Unit, split_list
 from pipeline.flow.solver_config import Solver
 from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
@@ -54,8 +54,8 @@ class EvaluateConfig(BaseModel):
     )
     reference: PathText | None = Field(
         default=None,
-        description="Reference: digits, images (folder, .zip, .npz), a data set, statistics (.npz), or teacher. Only "
-        "digits and prompts have a default: the scans, and teacher.",
+        description="Reference: digits, images or arrays (folder, .zip, .npz, .npy), a data set, statistics (.npz), or "
+        "teacher. Only digits and prompts have a default: the scans, and teacher.",
     )
     features: Names | None = Field(
         default=None,
@@ -74,9 +74,7 @@ class EvaluateConfig(BaseModel):
         exclude_if=lambda source: source is None,
         description="Model of the CLIP score: a folder of transformers' CLIPModel, or a name in the Hub's cache.",
     )
-    num_samples: Annotated[
-        Annotated[int, BeforeValidator(parse_count), Field(ge=MIN_SAMPLES)] | None, Unit("samples")
-    ] = Field(
+    num_samples: Annotated[Annotated[Count, Field(ge=MIN_SAMPLES)] | None, Unit("samples")] = Field(
         default=None,
         description="Number of samples of each row and range: 4096, 50k; by default 50k, or one of each prompt.",
     )
@@ -106,7 +104,7 @@ class EvaluateConfig(BaseModel):
     data: PathText | None = Field(
         default=None, description="Data set of trajectories to compare with; by default the training's."
     )
-    num_trajectories: Annotated[int, Unit("trajectories")] = Field(
+    num_trajectories: Annotated[Count, Unit("trajectories")] = Field(
         default=2048, ge=1, description="Number of these trajectories."
     )
     lpips: Literal["auto", "none", "squeeze", "alex", "vgg"] = Field(
@@ -117,7 +115,7 @@ class EvaluateConfig(BaseModel):
         description="Precision of the samplers' networks; features and distances take fp32 or better.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the evaluation's noise.")
-    batch_size: Annotated[int, Unit("samples")] = Field(
+    batch_size: Annotated[Count, Unit("samples")] = Field(
         default=256, ge=1, description="Size of a batch of samples, in which an adaptive solver takes common steps."
     )
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1, ...")

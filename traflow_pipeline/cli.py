@@ -15,7 +15,7 @@ from pipeline.common.plural import counted
 from pipeline.common.suggestions import meant, question, suggest
 from traflow_pipeline import stage_command
 from traflow_pipeline.installation import describe
-from traflow_pipeline.once import Group, Once
+from traflow_pipeline.once import Group, Once, as_count
 from traflow_pipeline.stage_command import StageCommand
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ def _recipe_names() -> list[str]:
 Text = Annotated[str | None, typer.Option()]
 Integer = Annotated[int | None, typer.Option()]
 Number = Annotated[float | None, typer.Option()]
+Count = Annotated[str | None, typer.Option(metavar="COUNT")]
 Config = Annotated[
     str | None,
     typer.Option(
@@ -94,7 +95,9 @@ GuidanceScale = Annotated[
     float,
     typer.Option(help="Scale of classifier-free guidance; 1 means none.", min=0, rich_help_panel=GUIDANCE),
 ]
-NumSamples = Annotated[int, typer.Option("--n", help="Number of samples.", min=1)]
+NumSamples = Annotated[
+    int, typer.Option("--n", parser=as_count, metavar="COUNT", help="Number of samples: 64, 4k, ...", min=1)
+]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -117,7 +120,7 @@ def _options(
 def generate(
     context: typer.Context,
     teacher: Text = None,
-    n: Text = None,
+    n: Count = None,
     out: Text = None,
     guidance_scale: Number = None,
     classes: Text = None,
@@ -133,7 +136,7 @@ def generate(
     atol: Number = None,
     steps: Integer = None,
     precision: Text = None,
-    batch_size: Integer = None,
+    batch_size: Count = None,
     workers: Integer = None,
     gpus_per_worker: Number = None,
     executor: Text = None,
@@ -342,7 +345,12 @@ def probe(
             say(f"measured with --states {best.solver.num_steps - 1}, the most for so few steps")
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(
+    cls=StageCommand,
+    rich_help_panel=STAGES,
+    epilog="A student has its teacher's network; that of a teacher without one, such as a function of your own, needs "
+    "--set network='{family: mlp}' or another: traflow-pipeline config train lists the keys of each family.",
+)
 def train(
     context: typer.Context,
     data: Annotated[list[str] | None, typer.Option()] = None,
@@ -353,8 +361,8 @@ def train(
     seed: Integer = None,
     device: Text = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None,
-    steps: Integer = None,
-    batch_size: Integer = None,
+    steps: Count = None,
+    batch_size: Count = None,
     lr: Number = None,
     skip_nonfinite: Annotated[bool | None, typer.Option("--skip-nonfinite")] = None,
     on: On = "here",
@@ -413,12 +421,13 @@ def evaluate(
     clip: Text = None,
     features: Text = None,
     require: Text = None,
-    n: Text = None,
+    n: Count = None,
     steps: Text = None,
     checkpoints: Text = None,
+    weights: Text = None,
     teacher: Text = None,
     seed: Integer = None,
-    batch_size: Integer = None,
+    batch_size: Count = None,
     device: Text = None,
     is_whole: WholeTable = False,
     config: Config = None,
@@ -606,7 +615,8 @@ def export(
 @app.command(rich_help_panel=REPORTS)
 def reference(
     source: Annotated[
-        str, typer.Argument(help="Images (a name, folder, .zip or .npz), or a data set.", metavar="IMAGES")
+        str,
+        typer.Argument(help="Images or arrays (a name, folder, .zip, .npz or .npy), or a data set.", metavar="IMAGES"),
     ],
     features: Annotated[
         str, typer.Option(help="Feature spaces, separated by commas; `evaluate` lists them.")
@@ -640,7 +650,10 @@ def compare(
 
     if paper is not None:
         typer.echo(files.paper_table(paper, reports))
-    console.print(files.compare(reports, out, csv))
+    table, cautions = files.compare(reports, out, csv)
+    console.print(table)
+    for caution in cautions:
+        say(caution)
     say(
         f"{out}: {counted(len(reports), 'evaluation')} on one page"
         + (f"; {csv}: their figures" if csv is not None else "")
@@ -699,7 +712,7 @@ def sample(
         size=size,
         device=device,
     )
-    source.check_label(label)
+    source.check_label(label, "--class")
     if label is not None and source.classes is not None and label not in source.classes:
         say(f"warning: {source.name} was not trained on class {label}: it had no image")
     indices, is_folder = range(first, first + n), names_folder(out)

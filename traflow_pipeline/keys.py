@@ -261,13 +261,16 @@ def _line(key: Key) -> list[str]:
 
 
 def _alternatives(key: Key, values: Collection[Any]) -> list[str]:
-    """The models of `key` that none of its `values` is of, commented out, each with the keys that are not yet shown."""
+    """The models of `key` that none of its `values` is of, commented out, each with the keys that are not yet shown
+    and the names of those that are."""
     lines: list[str] = []
     used = {type(value) for value in values}
     known = {_identity(own) for model in used for own in own_keys(model, None)}
     for model in key.models:
         if model not in used:
+            shared = [own.name for own in own_keys(model, None) if _identity(own) in known]
             block = _mapping(model, None, known=known)
+            block += _comment(f"Also, as above: {', '.join(shared)}") if shared else []
             lines += _item(block) if isinstance(key.value, tuple) else [f"{key.name}:", *_indented(block)]
             known |= {_identity(own) for own in own_keys(model, None)}
     return _disabled(_indented(lines) if isinstance(key.value, tuple) else lines)

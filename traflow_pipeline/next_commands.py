@@ -6,7 +6,7 @@ from pipeline.common.errors import BadInput, WorkFailed
 from pipeline.dataset.manifest import read_dataset
 from pipeline.dataset.plan import Plan
 from pipeline.generation.config import GenerateConfig
-from pipeline.networks import family_for
+from pipeline.networks import network_for
 from pipeline.storage.store import open_store
 from pipeline.teachers.loading import resolve
 from trainer.config import TrainConfig
@@ -19,7 +19,7 @@ def after_generate(settings: GenerateConfig, plan: Plan) -> str:
     """The training of a student on the data of `plan`, with a network where its teacher has none."""
     run = f"{settings.out.rstrip('/')}-run"
     recipe = () if plan.num_states else ("--recipe", FROM_ENDS)
-    network = ("--set", f"network={{family: {family_for(plan.shape)}}}") if _lacks_network(settings.teacher) else ()
+    network = ("--set", f"network={network_for(plan.shape)}") if _lacks_network(settings.teacher) else ()
     return _command("train", "--data", settings.out, "--out", run, "--steps", str(NUM_STEPS), *recipe, *network)
 
 

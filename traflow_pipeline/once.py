@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.common.errors import BadInput
+from pipeline.common.plural import parse_count
 
 KINDS = {int: "a whole number", float: "a finite number"}
 WORDS = {int: "INTEGER", float: "NUMBER", bool: "", Path: "PATH"}  # of types, in a help
@@ -50,6 +51,8 @@ class Once(TyperCommand):
         except typer.BadParameter as error:
             raise _explained(error, texts) from error
         for parameter in self.params:
+            if texts.get(parameter.name) == "" and _is_path(parameter):
+                raise BadInput(f"{parameter.opts[-1]}: wanted a path that is not empty")
             if isinstance(value := ctx.params.get(parameter.name or ""), float) and not math.isfinite(value):
                 raise BadInput(_wanted(parameter, texts))
         try:
@@ -57,6 +60,21 @@ class Once(TyperCommand):
         except RuntimeError as error:  # no such user
             raise BadInput(f"wanted a path; {error}") from error
         return rest
+
+
+def as_count(text: Any) -> Any:
+    """The number that "4k" or "1M" is, as the `parser` of an option of 1 or more."""
+    try:
+        count = parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if count == 0:
+        raise typer.BadParameter("wanted 1 or more")
+    return count
+
+
+def _is_path(parameter: Any) -> bool:
+    return parameter.type_descriptor.annotation is Path
 
 
 def _with_params(command: Any, ctx: Any, params: Iterable[Any]) -> Any:

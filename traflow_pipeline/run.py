@@ -44,6 +44,7 @@ from trainer.checkpoints import checkpoint, mirror
 from trainer.checkpoints.checkpoint import CheckpointInfo
 from trainer.config import TrainConfig
 from trainer.on_ray import check_packages, train_on_ray
+from trainer.setup import data_change
 from trainer.train import check_train, train
 
 INPUTS = {"teacher", "images", "reference", "start", "prompts", "clip"}  # keys of files that a run reads
@@ -299,10 +300,7 @@ def _training_status(config: TrainConfig) -> StageStatus:
     data_sha256 = _data_sha256(config)
     fault = ""
     if data_sha256 is not None and info.data_sha256 != data_sha256:
-        fault = (
-            f"it was trained on other data than {config.data} holds now (that was {info.data_sha256}, this is "
-            f"{data_sha256}): remove it to train again, or choose another folder"
-        )
+        fault = f"{data_change(config, info.data_sha256)}: remove it to train again, or choose another folder"
     complete = info.step >= num_steps and not fault  # `train` still draws samples that a kill left out
     return StageStatus("train", location, f"{info.step:,} of {num_steps:,} steps", complete, fault)
 

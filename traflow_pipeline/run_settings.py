@@ -22,7 +22,7 @@ from pipeline.common.config import (
 from pipeline.common.errors import BadInput, reason
 from pipeline.common.suggestions import suggest
 from pipeline.generation.config import GenerateConfig
-from pipeline.storage.store import Location, absolute, is_url, open_store
+from pipeline.storage.store import Location, absence, absolute, is_url, open_store
 from traflow_pipeline.slurm_config import SlurmConfig
 from trainer.settings import TrainSettings
 
@@ -119,12 +119,12 @@ def read_sections(location: str) -> dict[str, dict[str, Any]]:
     Raises:
         BadInput: there is no run.
     """
+    store = open_store(location)
     try:
-        text = open_store(location).read(CONFIG)
+        text = store.read(CONFIG)
     except OSError as error:
-        raise BadInput(
-            f"{location}: wanted a run ({reason(error)}: {CONFIG}); run traflow-pipeline run first"
-        ) from error
+        found = absence(store, CONFIG) if isinstance(error, FileNotFoundError) else f"{reason(error)}: {CONFIG}"
+        raise BadInput(f"{location}: wanted a run; {found}; run traflow-pipeline run first") from error
     sections = parse_sections(text.removeprefix(FORMAT), f"{location}/{CONFIG}")
     if text.startswith(FORMAT):  # before it, paths were relative to the working folder
         sections = map_locations(sections, lambda path: join(location, path))

@@ -62,12 +62,12 @@ class SampleSource:
             return [label] * len(indices)
         return list(map(int, start_labels(seed, indices, self.num_classes, self.classes, self.in_turn)))
 
-    def check_label(self, label: int | None) -> None:
-        """Raises `BadInput` unless `label` is None or a class."""
+    def check_label(self, label: int | None, called: str = "label") -> None:
+        """Raises `BadInput` unless `label`, which the user `called` so, is None or a class."""
         if label is not None and not self.num_classes:
-            raise BadInput(f"label {label}: {self.name} has no classes; leave label out")
+            raise BadInput(f"{called} {label}: {self.name} has no classes; leave {called} out")
         if label is not None and not 0 <= label < self.num_classes:
-            raise BadInput(f"label: wanted 0 to {self.num_classes - 1}, got {label}")
+            raise BadInput(f"{called}: wanted 0 to {self.num_classes - 1}, got {label}")
 
     def _draw(self, indices: range, seed: int, label: int | None, advance: Advance) -> Iterator[Samples]:
         drawn = draw_samples(

@@ -9,7 +9,7 @@ import torch
 from pipeline.common.config import resolved
 from pipeline.common.device import peak_memory_bytes, pick_device
 from pipeline.common.plural import counted
-from pipeline.common.progress import format_bytes, format_seconds
+from pipeline.common.progress import format_bytes, format_seconds, say
 from trainer.config import TrainConfig
 from trainer.distillation.objective import Objective
 from trainer.distributed import Ranks
@@ -62,6 +62,10 @@ def _measure(config: TrainConfig, ranks: Ranks) -> DryRun:
     device = ranks.device
     task = prepare(config, device)
     config, settings = task.config, config.trainer
+    say(
+        f"measuring {counted(1 + NUM_STEPS, 'step')} of {counted(settings.batch_size, 'image')} "
+        f"with {counted(task.num_parameters, 'parameter')} on {device}"
+    )
     state = initial_state(config, task.network, device, task.owned)
     objective = Objective(task.network, state.averages[0].network, task.teacher, task.owned)
     seconds = []
@@ -73,7 +77,7 @@ def _measure(config: TrainConfig, ranks: Ranks) -> DryRun:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     task.stream.close()
-    count = sum(parameter.numel() for parameter in task.network.parameters())
+    count = task.num_parameters
     return DryRun(
         config=config,
         init_source=task.init_source,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.common.config import LocalPath, PathText, Unit
+from pipeline.common.config import Count, LocalPath, PathText, Unit
 from pipeline.storage.cache import with_mirror
 from pipeline.storage.store import Location
 from trainer.checkpoints.ema_config import EmaConfig
@@ -31,10 +31,10 @@ class TrainerConfig(BaseModel):
         "log_every": "Log and checkpoints",
     }
 
-    num_steps: Annotated[int, Unit("steps")] = Field(
+    num_steps: Annotated[Count, Unit("steps")] = Field(
         ge=1, description="Length of the training; a finished run with more steps is trained further."
     )
-    batch_size: Annotated[int, Unit("images")] = Field(
+    batch_size: Annotated[Count, Unit("images")] = Field(
         default=128, ge=2, description="Size of a batch, over all ranks and accumulated parts."
     )
     accumulate: int = Field(
@@ -44,7 +44,7 @@ class TrainerConfig(BaseModel):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="Course of the learning rate after the warm-up: decayed to zero, or constant."
     )
-    warmup_steps: Annotated[int, Unit("steps")] = Field(
+    warmup_steps: Annotated[Count, Unit("steps")] = Field(
         default=100, ge=0, description="Length of the linear warm-up of the learning rate."
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -79,8 +79,8 @@ class TrainerConfig(BaseModel):
         min_length=1,
         description="Averages of the weights to keep; evaluations and later stages use the first.",
     )
-    log_every: Annotated[int, Unit("steps")] = Field(default=20, ge=1, description="Steps between lines of the log.")
-    checkpoint_every: Annotated[int, Unit("steps")] = Field(
+    log_every: Annotated[Count, Unit("steps")] = Field(default=20, ge=1, description="Steps between lines of the log.")
+    checkpoint_every: Annotated[Count, Unit("steps")] = Field(
         default=1000, ge=1, description="Steps between checkpoints."
     )
     checkpoint_minutes: Annotated[float, Unit("minutes")] = Field(

@@ -54,6 +54,11 @@ class Task:
     notes: tuple[str, ...] = ()  # on the data, for the user
     owned: Mapping[str, nn.Module] = field(default_factory=dict)  # the networks of the recipe's terms, by their titles
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the network."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
 
 def prepare(config: TrainConfig, device: torch.device) -> Task:
     """The initialised network, on `device`, and the stream of its batches.
@@ -309,6 +314,17 @@ def _open_data(config: TrainConfig) -> tuple[TrajectoryStream, Teacher, Provenan
     return stream, teacher, provenance
 
 
+def data_change(config: TrainConfig, trained_sha256: str | None) -> str:
+    """What has become of the data that a run was trained on, whose digest was another than that of `config` is now."""
+    if config.data is None:
+        return f"it was trained on other images than {config.images} holds now"
+    manifest = read_manifest(open_store(config.data))
+    records, before = counted(manifest.num_records, "record"), manifest.num_records_of(trained_sha256)
+    if before is None:
+        return f"it was trained on other data than the {records} that {config.data} holds now"
+    return f"it was trained on the first {before:,} of the {records} that {config.data} has grown to"
+
+
 def _trained_classes(plan: Plan, teacher: Teacher) -> tuple[TrainedClass, ...]:
     """The classes that trajectories are of, with what the teacher knows of them; none where they are simply all."""
     if plan.classes is None:
@@ -379,10 +395,9 @@ def _network_config(config: TrainConfig, teacher: Teacher) -> FlowNetworkConfig:
     if isinstance(teacher.network, DiffusersNetwork):
         raise BadInput(f"recipe {config.recipe.name} trains a network of this program: give 'network'")
     if teacher.network is None:
-        family = networks.family_for(teacher.shape)
         raise BadInput(
             f"teacher {teacher.name} has no network to start from: give 'network' to train one from scratch, such as "
-            f"--set network='{{family: {family}}}'"
+            f"--set network='{networks.network_for(teacher.shape)}'"
         )
     return teacher.network.config
 

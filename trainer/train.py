@@ -39,7 +39,7 @@ from trainer.distillation.recipes import Phase
 from trainer.distributed import Ranks, join_ranks
 from trainer.kernels import check_kernels, choose_kernels, compiles
 from trainer.log import Log, check_sinks, open_log
-from trainer.setup import INITS, Task, check_plan, completed, find_begun, prepare, read_input
+from trainer.setup import INITS, Task, check_plan, completed, data_change, find_begun, prepare, read_input
 from trainer.step import initial_state, learning_rate, take_step
 
 CPU = torch.device("cpu")
@@ -310,7 +310,9 @@ def resume(config: TrainConfig, task: Task, state: State) -> int:
 
 
 def _check_same(config: TrainConfig, task: Task, info: CheckpointInfo) -> None:
-    digests = ("data_sha256", "teacher_sha256", "start_sha256")
+    if info.data_sha256 != task.provenance.data_sha256:
+        raise BadInput(f"{config.out}: {data_change(config, info.data_sha256)}: {_elsewhere(config)}")
+    digests = ("teacher_sha256", "start_sha256")
     check_same(config, info, {name: (getattr(info, name), getattr(task.provenance, name)) for name in digests})
 
 
@@ -319,14 +321,15 @@ def check_same(config: TrainConfig, info: CheckpointInfo, digests: Mapping[str, 
     theirs = _identity(info.config) | {name: there for name, (there, _) in digests.items()}
     ours = _identity(config.model_dump(mode="json")) | {name: asked for name, (_, asked) in digests.items()}
     if fields := differences(theirs, ours):
-        raise BadInput(
-            f"{config.out} holds another run ({fields}); choose another --out, there with "
-            f"--start {quote(str(config.out))} to train on from its weights, or ask for that run"
-        )
+        raise BadInput(f"{config.out} holds another run ({fields}); {_elsewhere(config)}, or ask for that run")
     if config.trainer.num_steps < info.step:
         raise BadInput(
             f"{config.out} has {info.step} steps; wanted {config.trainer.num_steps}: ask for more, not fewer"
         )
+
+
+def _elsewhere(config: TrainConfig) -> str:
+    return f"choose another --out, there with --start {quote(str(config.out))} to train on from its weights"
 
 
 def _announce_steps(config: TrainConfig, info: CheckpointInfo) -> None:
@@ -364,7 +367,7 @@ def open_run(config: TrainConfig, task: Task, ranks: Ranks, step: int) -> Log:
     for note in task.notes:
         say(note)
     if step == 0:
-        say(f"network: {task.init_source}")
+        say(f"network: {counted(task.num_parameters, 'parameter')}, {task.init_source}")
     phase = config.recipe.phase(step, config.trainer.num_steps)
     say(f"step {step}: minimising {_formula(phase)}")
     return log

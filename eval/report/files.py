@@ -92,10 +92,10 @@ def row_name(location: str) -> str:
     return parts[-2] if parts[-1] == REPORT and len(parts) > 1 else parts[-1]
 
 
-def compare(locations: Sequence[str], out: Path, csv: Path | None = None) -> Table:
+def compare(locations: Sequence[str], out: Path, csv: Path | None = None) -> tuple[Table, list[str]]:
     """Write a page that compares the evaluations at `locations`: folders or URLs of reports, or of whole runs.
 
-    Their figures go into the file `csv` too. Returns a table for a terminal.
+    Their figures go into the file `csv` too. Returns a table for a terminal, and why its figures are not comparable.
 
     Raises:
         BadInput: one holds no evaluation or cannot be read, or a file cannot be written.
@@ -108,7 +108,7 @@ def compare(locations: Sequence[str], out: Path, csv: Path | None = None) -> Tab
             write_file(csv, comparison.as_csv(named).encode())
     except WorkFailed as error:
         raise BadInput(f"{error}") from error
-    return comparison.terminal(named)
+    return comparison.terminal(named), comparison.cautions(named)
 
 
 def _open(name: str, location: str) -> tuple[str, Report, bytes | None]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pipeline.common.errors import BadInput
 from pipeline.common.faults import MAX_SHOWN, explain
 from pipeline.common.module_files import name_instead
+from pipeline.common.plural import parse_count
 from pipeline.common.safe_yaml import parse_yaml, read_text
 from pipeline.common.suggestions import suggest
 
@@ -40,6 +40,13 @@ def expand_home(value: object) -> object:
         raise ValueError(f"wanted a path; {error}") from error
 
 
+def _not_empty(path: object) -> object:
+    """Refuses what would be the working folder."""
+    if path == "":
+        raise ValueError("wanted a path that is not empty")
+    return path
+
+
 @dataclass(frozen=True)
 class Unit:
     """The unit of a key's number, as part of its type: Annotated[int, Unit("steps")].
@@ -51,9 +58,10 @@ class Unit:
     name: str
 
 
-# In configurations: text that may be a path, such as a teacher or an image set, and a local path.
+# In configurations: a number of things, text that may be a path, such as a teacher or an image set, and a local path.
+Count = Annotated[int, BeforeValidator(parse_count)]
 PathText = Annotated[str, BeforeValidator(expand_home)]
-LocalPath = Annotated[Path, BeforeValidator(expand_home)]
+LocalPath = Annotated[Path, BeforeValidator(_not_empty), BeforeValidator(expand_home)]
 
 
 def load_section(source: str | None, command: str) -> dict[str, Any]:
@@ -256,22 +264,3 @@ def split_list(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int) else value
-
-
-def parse_count(value: object) -> object:
-    """ "4096", "16k" or "1M" (thousands, millions) as an integer; a value that is no text is returned unchanged.
-
-    Raises:
-        ValueError: the text is not a count.
-    """
-    if not isinstance(value, str):
-        return value
-    text = value.strip().replace("_", "").replace(",", "")
-    factor = {"k": 10**3, "m": 10**6}.get(text[-1:].lower(), 1)
-    try:
-        count = Decimal(text[:-1] if factor > 1 else text) * factor
-        if 1 <= count < 2**63 and count == int(count):
-            return int(count)
-    except InvalidOperation:
-        pass
-    raise ValueError("wanted a count such as 4096, 16k or 1M")

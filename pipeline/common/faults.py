@@ -125,8 +125,20 @@ def _describe_unknown(place: Place, root: type[BaseModel]) -> str:
     valid = list(dict.fromkeys(name for model in place.models for name in model.model_fields))
     tags = [f"{key}: {tag}" for key, tag, model in _tagged(place.others) if place.keys[-1] in model.model_fields]
     of_tag = "".join(f" of {key} {tag}" for key, tag, _ in _tagged(place.models)) if place.others else ""
-    advice = f"; it goes with {' or '.join(tags[:MAX_TAGS])}" if tags else question(_meant(place, valid, root))
+    advice = f"; it goes with {' or '.join(tags[:MAX_TAGS])}" if tags else _describe_meant(place, valid, root)
     return f"unknown key {place.name!r}; valid keys{of_tag}: {', '.join(valid)}{advice}"
+
+
+def _describe_meant(place: Place, valid: Iterable[str], root: type[BaseModel]) -> str:
+    """The question for the key that was meant, with its tag where that is another than the one given."""
+    found = _meant(place, valid, root)
+    name = (found or "").removeprefix(place.prefix)
+    tags = (
+        []
+        if name in valid
+        else [f"{key}: {tag}" for key, tag, model in _tagged(place.others) if name in model.model_fields]
+    )
+    return question(found) + (f" It goes with {' or '.join(tags[:MAX_TAGS])}" if tags else "")
 
 
 def _meant(place: Place, valid: Iterable[str], root: type[BaseModel]) -> str | None:

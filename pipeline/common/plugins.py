@@ -2,16 +2,16 @@
 
 Importing one runs its code, so it is the user who names it. A file of somebody else, a plan.json or a checkpoint.json,
 may name one too; it is imported only if this user has named the same factory before, on a command line or in a
-configuration, and it is still found in the same file. What was named is remembered in the user's cache, in one file per
-factory that holds where it was found. A module that lies in a data set or a checkpoint is never imported: it came with
-the data.
+configuration, and it is found in a file in which it was named. What was named is remembered in the user's cache, in one
+file per factory with a line for each place it was found in: several projects may have a "teacher:load". A module that
+lies in a data set or a checkpoint is never imported: it came with the data.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.common.user_code import describe
 
 Factory = Callable[[torch.device], object]
 Made = TypeVar("Made")
+MAX_SHOWN = 3  # places in one message
 DATA_FILES = ("plan.json", "checkpoint.json")  # whoever made these may have put a module beside them
 
 
@@ -80,14 +81,16 @@ def find_origin(source: str) -> str | None:
 def remember(source: str, folder: Path, group: str) -> None:
     """Note in `folder` that the user named the factory `source`, and where it is found now."""
     with suppress(OSError, ValueError):  # in a read-only home the user will be asked again
-        if origin := _where(source, group):
+        origin = _where(source, group)
+        if origin and "\n" not in origin and origin not in _noted(source, folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _note(folder, source).write_text(origin)
+            with _note(folder, source).open("a") as file:  # others may do so now; older files end without a newline
+                file.write(f"\n{origin}\n")
 
 
 def is_remembered(source: str, folder: Path, group: str) -> bool:
-    """Whether the user has named the factory `source` before, and it is found where it was."""
-    return (found := find(source, group)) is not None and found == _noted(source, folder)
+    """Whether the user has named the factory `source` before, where it is found now."""
+    return find(source, group) in _noted(source, folder)
 
 
 def find(source: str, group: str) -> str | None:
@@ -104,24 +107,25 @@ def distrust(source: str, folder: Path, group: str, remedy: str) -> str:
         return (
             f", code that you have not named before; it was not imported: if you trust {found}, name it with {remedy}"
         )
-    return f"; {_missing(source, f', with {remedy}') if noted is None else _missing(source, origin=Path(noted))}"
+    return f"; {_missing(source, f', with {remedy}', list(map(Path, noted)))}"
 
 
-def _missing(source: str, how: str = "", origin: Path | None = None) -> str:
-    """What to do where the module of `source` is not found, which was found in `origin` once."""
+def _missing(source: str, how: str = "", origins: Sequence[Path] = ()) -> str:
+    """What to do where the module of `source` is not found, which was found in `origins` before, the last one last."""
     module = source.partition(":")[0].partition(".")[0]
-    if origin is None:
-        there = f"in the folder of {module}.py{how}"
-    else:
-        there = f"in {origin.parent.parent if origin.stem == '__init__' else origin.parent}, where you named it before"
+    there = f"in the folder of {module}.py{how}"
+    if origins:
+        latest = [origin for origin in reversed(origins) if origin.exists()] or [origins[-1]]
+        folders = [str(origin.parents[origin.stem == "__init__"]) for origin in latest[:MAX_SHOWN]]
+        there = f"in {' or '.join(folders)}, where you named it before"
     return f"no module {module!r} is in this folder or installed: run this {there}, or put that folder on PYTHONPATH"
 
 
-def _noted(source: str, folder: Path) -> str | None:
-    """Where the user's factory `source` was found when it was last named; None if it was not, or cannot be read."""
-    with suppress(OSError, ValueError):
-        return _note(folder, source).read_text()
-    return None
+def _noted(source: str, folder: Path) -> list[str]:
+    """Where the user's factory `source` was found when it was named, the last one last."""
+    with suppress(OSError, ValueError):  # a note that cannot be read is none
+        return [line for line in _note(folder, source).read_text().split("\n") if line]
+    return []
 
 
 def _note(folder: Path, source: str) -> Path:

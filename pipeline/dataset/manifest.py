@@ -25,7 +25,7 @@ from pipeline.dataset.commit import read_markers
 from pipeline.dataset.plan import Plan, Shard
 from pipeline.dataset.shards import SHARD_FILE, Block, Marker
 from pipeline.flow.numerics import Numerics
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, absence
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
@@ -88,6 +88,16 @@ class Manifest:
     def num_bytes(self) -> int:
         return int(self.blocks["num_bytes"].to_numpy().sum())
 
+    def num_records_of(self, sha256: str | None) -> int | None:
+        """The number of its first records that were all when its digest was `sha256`; None if there never was such."""
+        starts = np.flatnonzero(self.blocks["first_index"].to_numpy() % self.plan.shard_size == 0)
+        digest = hashlib.sha256()
+        for shard, end in zip(self.blocks["shard_sha256"].take(starts).to_pylist(), [*starts[1:], None], strict=True):
+            digest.update(shard.encode())
+            if digest.hexdigest() == sha256:
+                return int(self.counts[:end].sum())
+        return None
+
     @property
     def mean_nfe(self) -> float:
         """Mean number of solver evaluations per sample."""
@@ -112,6 +122,18 @@ def read_dataset(store: Store) -> DataSet | None:
     except ValidationError as error:
         faults = explain(error, DataSet)
         raise BadInput(f"{store.location}: {PLAN} is not a plan this version reads ({faults})") from error
+
+
+def require_dataset(store: Store) -> DataSet:
+    """`read_dataset`, of a store that has one.
+
+    Raises:
+        BadInput: there is none.
+    """
+    dataset = read_dataset(store)
+    if dataset is None:
+        raise BadInput(f"{store.location}: wanted a data set; {absence(store, PLAN)}")
+    return dataset
 
 
 def write_dataset(store: Store, dataset: DataSet) -> None:
@@ -365,7 +387,7 @@ def read_manifest(store: Store) -> Manifest:
         manifest = parse_manifest(store, store.read(MANIFEST))
     except FileNotFoundError as error:
         raise BadInput(
-            f"{store.location}: wanted a data set; there is no {MANIFEST}; "
+            f"{store.location}: wanted a data set; {absence(store, MANIFEST)}; "
             f"run traflow-pipeline generate --out {quote(store.location)}"
         ) from error
     except OSError as error:

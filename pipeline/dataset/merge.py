@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import (
     Manifest,
     confirmed_markers,
     read_dataset,
+    require_dataset,
     write_dataset,
     write_manifest,
 )
@@ -36,7 +37,7 @@ def merge(sources: Sequence[str], out: str) -> Manifest:
         WorkFailed: a shard is not what its marker says, or a store fails; the others are committed.
     """
     stores = [open_store(source) for source in sources]
-    sets = [_read(store) for store in stores]
+    sets = [require_dataset(store) for store in stores]
     for store, other in zip(stores, sets, strict=True):
         sets[0].plan.check_same(other.plan, store.location)
     with hold_output(Output.DATA, out) as (lease,):
@@ -84,13 +85,6 @@ def _copy_chunk(conditions: ConditionSet, chunk: Chunk, source: Store, target: S
     if marker is None or sha256(payload) != marker.sha256:
         raise WorkFailed(f"{chunk}: {source.location} does not hold what its marker says: verify --repair it first")
     commit_chunk(target, payload, marker)
-
-
-def _read(store: Store) -> DataSet:
-    dataset = read_dataset(store)
-    if dataset is None:
-        raise BadInput(f"{store.location}: wanted a data set; it has no plan")
-    return dataset
 
 
 def _write(target: Store, dataset: DataSet) -> None:

@@ -150,7 +150,7 @@ class Plan(BaseModel):
         if self.solver.num_steps is not None and self.solver.num_steps < self.num_states + 1:
             raise ValueError(
                 f"{self.solver.name} steps on every stored state: {self.num_states} states "
-                f"need num_steps of at least {self.num_states + 1}, got {self.solver.num_steps}"
+                f"need at least {self.num_states + 1} steps (--steps or solver.num_steps), got {self.solver.num_steps}"
             )
         return self
 

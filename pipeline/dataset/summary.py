@@ -13,7 +13,7 @@ from pipeline.common.errors import BadInput, StoreFailed, reason
 from pipeline.common.image_grid import Images, has_pictures, is_drawable, to_bytes, to_pictures
 from pipeline.common.plural import counted
 from pipeline.common.progress import format_bytes, format_seconds
-from pipeline.dataset.manifest import PLAN, DataSet, Ledger, Manifest, confirmed_markers, read_dataset
+from pipeline.dataset.manifest import DataSet, Ledger, Manifest, confirmed_markers, require_dataset
 from pipeline.dataset.reader import BlockReader
 from pipeline.dataset.shards import Trajectories
 from pipeline.flow.numerics import Numerics
@@ -146,9 +146,7 @@ def read_ledger(store: Store) -> tuple[DataSet, Ledger]:
         BadInput: there is none.
         WorkFailed: the store cannot be read.
     """
-    dataset = read_dataset(store)
-    if dataset is None:
-        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    dataset = require_dataset(store)
     ledger = Ledger(dataset.plan)
     try:
         for marker in confirmed_markers(store, dataset.plan, dataset.num_records):

@@ -52,11 +52,11 @@ class Solver(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "Solver":
         if self.is_adaptive and self.num_steps is not None:
-            raise ValueError(f"{self.name} chooses its own steps: give it rtol and atol, not num_steps")
+            raise ValueError(f"{self.name} chooses its own steps: give it rtol and atol, not num_steps (--steps)")
         if not self.is_adaptive and (self.rtol, self.atol) != (None, None):
-            raise ValueError(f"{self.name} takes fixed steps: give it num_steps, not rtol or atol")
+            raise ValueError(f"{self.name} takes fixed steps: give it num_steps (--steps), not rtol or atol")
         if not self.is_adaptive and (self.num_steps is None or self.num_steps < 1):
-            raise ValueError(f"{self.name} takes fixed steps: give it num_steps, at least 1")
+            raise ValueError(f"{self.name} takes fixed steps: give it num_steps (--steps), at least 1")
         if self.cautious and self.name != "dopri5":
             raise ValueError(f"{self.name}: cautious is a step control of dopri5")
         if any(tolerance is not None and tolerance <= 0 for tolerance in (self.rtol, self.atol)):

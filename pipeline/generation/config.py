@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.common.config import PathText, Unit, parse_count, split_list
+from pipeline.common.config import Count, PathText, Unit, split_list
 from pipeline.flow.solver_config import Precision, Solver
 from pipeline.storage.store import Location
 
@@ -51,7 +51,7 @@ class GenerateConfig(BaseModel):
     }
 
     teacher: PathText = Field(description="Name that `teachers` lists, path, diffusers:PATH or module:factory.")
-    n: Annotated[int, Unit("trajectories"), BeforeValidator(parse_count)] = Field(
+    n: Annotated[Count, Unit("trajectories")] = Field(
         ge=1, description="Number of trajectories, such as 4096, 16k or 1M; a larger number extends the data set."
     )
     out: Location = Field(description="Folder or URL of the data set; an existing one of the same plan is resumed.")
@@ -83,11 +83,11 @@ class GenerateConfig(BaseModel):
     solver: Solver = Field(default=Solver(), description="Solver of the teacher's ODE; a name alone is enough.")
     precision: Precision = Field(default="fp32", description="Precision of the teacher's matrix products.")
     dtype: Literal["float16", "float32"] = Field(default="float16", description="Type in which states are stored.")
-    shard_size: Annotated[int, Unit("trajectories")] = Field(default=1024, ge=1, description="Length of a shard.")
-    batch_size: Annotated[int, Unit("trajectories")] = Field(
+    shard_size: Annotated[Count, Unit("trajectories")] = Field(default=1024, ge=1, description="Length of a shard.")
+    batch_size: Annotated[Count, Unit("trajectories")] = Field(
         default=256, ge=1, description="Size of an integration batch, in which an adaptive solver takes common steps."
     )
-    block_size: Annotated[int, Unit("trajectories")] = Field(
+    block_size: Annotated[Count, Unit("trajectories")] = Field(
         default=64, ge=1, description="Length of a block, the part of a shard that a reader fetches at once."
     )
     workers: int | None = Field(

@@ -33,7 +33,7 @@ from pipeline.dataset.manifest import (
     DataSet,
     Ledger,
     lists_the_same,
-    read_dataset,
+    require_dataset,
     write_manifest,
 )
 from pipeline.dataset.plan import Plan, Shard, Shards
@@ -180,9 +180,7 @@ def verify(store: Store) -> VerifyResult:
         BadInput: there is no data set.
         StoreFailed: the store cannot be read.
     """
-    dataset = read_dataset(store)
-    if dataset is None:
-        raise BadInput(f"{store.location}: wanted a data set; there is no {PLAN}")
+    dataset = require_dataset(store)
     result = VerifyResult(dataset, Ledger(dataset.plan))
     try:
         sizes = store.sizes()

@@ -16,6 +16,7 @@ from pipeline.common.errors import BadInput, one_line
 from pipeline.networks.dhariwal import DhariwalUNet, DhariwalUNetConfig
 from pipeline.networks.diffusers import network as diffusers_network
 from pipeline.networks.diffusers.network import DiffusersConfig, DiffusersNetwork
+from pipeline.networks.first import network_for
 from pipeline.networks.flow_network import FlowNetwork, FlowNetworkConfig
 from pipeline.networks.mlp import Mlp, MlpConfig
 from pipeline.networks.song import SongUNet, SongUNetConfig
@@ -47,9 +48,9 @@ __all__ = [
     "build",
     "described",
     "draws_in_turn",
-    "family_for",
     "lay_out",
     "load",
+    "network_for",
     "num_labels",
     "parse_config",
     "parse_own",
@@ -107,13 +108,6 @@ def build(config: AnyConfig) -> Network:
         return lay_out(Mlp(config))
     assert isinstance(config, SongUNetConfig)
     return lay_out(SongUNet(config))
-
-
-def family_for(shape: tuple[int, ...]) -> str:
-    """The family whose defaults take arrays of `shape`: song for images whose sides it can halve, else mlp."""
-    num_halved = len(SongUNetConfig.model_fields["channel_mult"].default) - 1
-    is_image = len(shape) == 3 and not any(side % 2**num_halved for side in shape[1:])
-    return "song" if is_image else "mlp"
 
 
 def picture_shape(config: AnyConfig, can_decode: bool) -> tuple[int, ...]:

@@ -90,8 +90,10 @@ def open_store(location: str) -> Store:
     """The store at `location`: a path, or a URL whose scheme fsspec knows. Nothing is touched yet.
 
     Raises:
-        BadInput: no such scheme, its package is missing, or the URL holds credentials.
+        BadInput: it is empty, no such scheme, its package is missing, or the URL holds credentials.
     """
+    if not location:
+        raise BadInput("wanted the path or URL of a folder, got nothing")
     scheme, separator, rest = location.partition("://")
     if not separator:
         return Folder(Path(location).expanduser())
@@ -108,6 +110,12 @@ def open_store(location: str) -> Store:
     except (ImportError, OSError, ValueError) as error:
         raise BadInput(f"{location}: {one_line(error)}") from error
     return Bucket(location.rstrip("/"), filesystem, prefix.rstrip("/"))
+
+
+def absence(store: Store, name: str) -> str:
+    """ "there is no such folder", or where there is one, "there is no plan.json" or whatever `name` is."""
+    is_there = not store.is_local or Path(store.location).exists()
+    return f"there is no {name if is_there else 'such folder'}"
 
 
 class Folder:

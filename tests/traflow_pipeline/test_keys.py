@@ -56,6 +56,13 @@ def test_a_commented_config_is_that_of_the_defaults(topic: str) -> None:
     assert validate(model, merge(section, REQUIRED[topic]), topic) == validate(model, REQUIRED[topic], topic)
 
 
+def test_a_family_that_shares_keys_with_the_one_above_names_them() -> None:
+    said = commented("train")
+    mlp = said[said.index("family: mlp") :]
+    assert "#   # Also, as above: dropout, num_classes, label_dropout, convention," in mlp
+    assert "Also, as above" not in said[: said.index("family: song")]
+
+
 def test_a_commented_config_says_what_it_lacks() -> None:
     section = parse_yaml(commented("generate").encode())["generate"]
     assert not section.keys() & {"teacher", "n", "out"}

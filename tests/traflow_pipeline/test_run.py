@@ -115,7 +115,9 @@ def test_stages_that_do_not_fit_together_are_refused(config: Path, assignments: 
 
 
 def test_where_there_is_no_run_status_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere: wanted a run .*run traflow-pipeline run first"):
+    with pytest.raises(
+        BadInput, match=r"nowhere: wanted a run; there is no such folder; run traflow-pipeline run first"
+    ):
         read_run(str(tmp_path / "nowhere"))
 
 

@@ -163,13 +163,13 @@ def test_the_command_takes_other_weights(run: Path, tmp_path: Path) -> None:
     for name in ("ema", "network"):
         call(tmp_path, "sample", run, "--n", 2, "--weights", name, "--steps", 2, "--out", f"{name}.npy")
     found = call(tmp_path, "sample", run, "--weights", "emma", code=2)
-    assert_one_line(found, "wanted the weights 'emma'", "ema, network")
+    assert_one_line(found, "wanted the weights 'emma'", "ema, network: name one of these with --weights")
 
 
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--class", "10"], ["label: wanted 0 to 9, got 10"]),
+        (["--class", "10"], ["--class: wanted 0 to 9, got 10"]),
         (["--teacher", "digits"], ["one of them only"]),
         (["--solver", "rk45"], ["solver", "rk45", "dopri5"]),
         (["--out", "x.txt"], ["x.txt: wanted a picture"]),

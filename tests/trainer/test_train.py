@@ -157,6 +157,21 @@ def test_a_run_of_another_configuration_is_refused(data: Path, tmp_path: Path) -
         train(config(data, tmp_path / "run", trainer={"lr": 2e-3}))
 
 
+def test_a_run_whose_data_grew_is_told_how_many_records_it_knew(tmp_path: Path) -> None:
+    data = make_data(tmp_path, n=64)
+    train(config(data, tmp_path / "run"))
+    make_data(tmp_path, n=96)
+    grown = (
+        r"run: it was trained on the first 64 of the 96 records that \S+ has grown to: choose another --out, there with"
+    )
+    with pytest.raises(BadInput, match=grown):
+        train(config(data, tmp_path / "run"))
+    (tmp_path / "other").mkdir()
+    other = make_data(tmp_path / "other", n=32, seed=1)
+    with pytest.raises(BadInput, match="it was trained on other data than the 32 records that"):
+        train(config(other, tmp_path / "run"))
+
+
 def test_a_network_of_its_own_is_what_the_configuration_says(data: Path, tmp_path: Path) -> None:
     wide = {"network": tiny_config(channels=16).model_dump(), "start": "scratch"}
     folder = train(config(data, tmp_path / "run", **wide))
@@ -195,7 +210,7 @@ def test_step_a_million_comes_after_step_999999(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(path: Path, *args: Any) -> None:
         if "step-000006" in str(path):
@@ -373,7 +388,7 @@ def test_what_the_machine_lacks_is_said_before_anything_is_written(
 
 
 def test_a_batch_that_does_not_fit_names_the_parts_that_may(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
@@ -384,6 +399,9 @@ def test_a_batch_that_does_not_fit_names_the_parts_that_may(
     for work in (train, dry_run):
         with pytest.raises(BadInput, match=line):
             work(config(data, tmp_path / "run"))
+    told, measured = capsys.readouterr().out.split("measuring ")
+    assert "network: 49,361 parameters, from tiny: " in told
+    assert measured.startswith("4 steps of 8 images with 49,361 parameters on cpu")
 
 
 def test_several_averages_are_kept_side_by_side_and_resumed(data: Path, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.common.config import Unit
+from pipeline.common.plural import parse_count
 
 KINDS = ("decay", "half_life_images", "sigma_rel")
 # The paper's half-life, and EDM's ramp-up (Karras et al. 2022, arXiv 2206.00364, training code).
@@ -27,7 +28,7 @@ class EmaConfig(BaseModel):
     decay: float | None = Field(
         default=None, gt=0, lt=1, description="Share of the old average in each step, whatever the batch size."
     )
-    half_life_images: Annotated[float | None, Unit("images")] = Field(
+    half_life_images: Annotated[float | None, Unit("images"), BeforeValidator(parse_count)] = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,

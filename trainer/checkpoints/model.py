@@ -97,7 +97,7 @@ def _complaint(path: Path, weights: str) -> str:
     if not checkpoints:
         return (
             f"{path}: wanted a checkpoint, the folder or URL of a run, or a .safetensors file; "
-            "run traflow-pipeline train first"
+            f"{'' if path.exists() else 'there is nothing there: '}run traflow-pipeline train first"
         )
     names = [
         file.stem for file in sorted(checkpoints[-1].glob("*.safetensors")) if file.name not in checkpoint.NO_NETWORKS
@@ -105,7 +105,7 @@ def _complaint(path: Path, weights: str) -> str:
     return (
         f"{checkpoints[-1]}: wanted the weights {weights!r} ({weights}.safetensors); "
         f"it holds {', '.join(names) or 'none'}: "
-        "name one of these with --set weights=NAME, or take another checkpoint"
+        "name one of these with --weights, or take another checkpoint"
     )
 
 

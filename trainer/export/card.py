@@ -183,7 +183,7 @@ def card_text(kind: str, flow: ExportedFlow, info: CheckpointInfo, path: Path, w
         t_start=info.t_start,
         t_end=info.t_end,
         signature=_signature(flow, info),
-        needs=form.needs,
+        needs=form.needs if of_images else form.needs.replace(" pillow", ""),
         example=_example(form, flow, info, path.name).strip(),
         config=dump_yaml(info.config),
         licence=licence(info.trains, info.teacher),

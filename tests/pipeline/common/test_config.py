@@ -5,21 +5,34 @@ import pytest
 from pydantic import BaseModel
 
 from eval.config import EvaluateConfig
-from pipeline.common.config import differences, given, load_section, merge, parse_assignment, parse_count, validate
+from pipeline.common.config import differences, given, load_section, merge, parse_assignment, validate
 from pipeline.common.errors import BadInput
+from pipeline.common.plural import parse_count
 from pipeline.generation.generate import GenerateConfig
 from trainer.config import TrainConfig
 
 
-@pytest.mark.parametrize(("text", "count"), [("4096", 4096), ("16k", 16_000), ("1M", 10**6), ("2.5k", 2500), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("4096", 4096), ("16k", 16_000), ("1M", 10**6), ("2.5k", 2500), ("0", 0), (7, 7)]
+)
 def test_counts_are_read_with_their_suffix(text: object, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "many", "0", "-3", "1.5", "nan", "infM", "1e400"])
+@pytest.mark.parametrize("text", ["", "k", "many", "-3", "1.5", "nan", "infM", "1e400"])
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="wanted a count such as 4096, 16k or 1M"):
         parse_count(text)
+
+
+def test_counts_are_counts_in_every_section() -> None:
+    trainer = {"num_steps": "5k", "batch_size": "1k", "ema": {"half_life_images": "2M"}}
+    trained = validate(TrainConfig, {"out": "x", "trainer": trainer}, "train").trainer
+    assert (trained.num_steps, trained.batch_size, trained.ema[0].half_life_images) == (5000, 1000, 2e6)
+    made = validate(GenerateConfig, {"teacher": "digits", "n": "4k", "out": "x", "batch_size": "1k"}, "generate")
+    assert (made.n, made.batch_size) == (4000, 1000)
+    scored = {"checkpoint": "run", "out": "x", "num_samples": "4k", "num_trajectories": "1k"}
+    assert validate(EvaluateConfig, scored, "evaluate").num_trajectories == 1000
 
 
 def test_later_layers_win_key_by_key_and_a_flag_not_given_says_nothing() -> None:

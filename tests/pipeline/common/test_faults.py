@@ -80,6 +80,13 @@ def test_a_key_of_another_family_is_answered_with_the_families_that_have_it(netw
     assert refusal(TrainConfig, f"network={network}").endswith(f"; it goes with {families}")
 
 
+def test_a_key_spelt_like_one_of_another_family_comes_with_the_family() -> None:
+    said = refusal(TrainConfig, "network.widht=3")
+    assert "valid keys of family song" in said
+    assert said.endswith("; did you mean 'network.width'? It goes with family: mlp")
+    assert refusal(TrainConfig, "network.chanels=3").endswith("; did you mean 'network.channels'?")
+
+
 def test_a_list_is_not_called_too_short_because_an_item_of_it_is_at_fault() -> None:
     assert "values" not in refusal(TrainConfig, "trainer.ema={decay: 2}")
     assert "wanted 1 or more values" in refusal(TrainConfig, "trainer.ema=[]")

@@ -9,7 +9,7 @@ from pipeline.common.errors import BadInput
 from pipeline.dataset.manifest import read_dataset, write_dataset, write_manifest
 from pipeline.generation.verify import verify
 from pipeline.storage.store import open_store
-from pipeline.teachers.loading import load_teacher, resolve_recorded
+from pipeline.teachers.loading import load_teacher, named_factories, resolve_recorded
 from tests.support.command import assert_one_line, call
 from tests.support.problems import make_data
 
@@ -59,6 +59,44 @@ def test_a_factory_that_is_elsewhere_comes_with_the_folder_to_work_in(
         recorded("my_flow_d:gaussian")
     monkeypatch.syspath_prepend(str(tmp_path / "mine"))  # as PYTHONPATH does
     recorded("my_flow_d:gaussian")
+
+
+def test_projects_that_give_their_factories_one_name_do_not_lock_each_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("shapes", "tut")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "my_shared_flow.py").write_text(MINE)
+        monkeypatch.chdir(folder)
+        load_teacher("my_shared_flow:gaussian")
+        del sys.modules["my_shared_flow"]
+    for folder in (*folders, *folders):
+        monkeypatch.chdir(folder)
+        recorded("my_shared_flow:gaussian")
+        del sys.modules["my_shared_flow"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=f"run this in {folders[1]} or {folders[0]}, where you named it before"):
+        recorded("my_shared_flow:gaussian")
+    (folders[1] / "my_shared_flow.py").unlink()
+    with pytest.raises(BadInput, match=f"run this in {folders[0]}, where you named it before"):
+        recorded("my_shared_flow:gaussian")
+
+
+def test_a_factory_that_an_older_version_noted_stays_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my_older_flow.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path / "old")
+    load_teacher("my_older_flow:gaussian")
+    (note,) = named_factories().iterdir()
+    note.write_text(str(tmp_path / "old" / "my_older_flow.py"))  # one place, without a newline
+    del sys.modules["my_older_flow"]
+    monkeypatch.chdir(tmp_path / "new")
+    load_teacher("my_older_flow:gaussian")
+    del sys.modules["my_older_flow"]
+    monkeypatch.chdir(tmp_path / "old")
+    recorded("my_older_flow:gaussian")
 
 
 def test_a_teacher_that_has_gone_is_not_called_code() -> None:

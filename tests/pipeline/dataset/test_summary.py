@@ -85,8 +85,10 @@ def test_the_row_of_a_trajectory_names_its_class(tmp_path: Path) -> None:
 
 
 def test_a_set_without_shards_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"there is no plan\.json"):
+    with pytest.raises(BadInput, match=r"wanted a data set; there is no such folder"):
         summarise(Folder(tmp_path / "data"))
+    with pytest.raises(BadInput, match=r"wanted a data set; there is no plan\.json"):
+        summarise(Folder(tmp_path))
     generate(config(tmp_path / "data"))
     for marker in (tmp_path / "data").glob("shard-*.json"):
         marker.unlink()

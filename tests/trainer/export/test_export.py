@@ -230,6 +230,7 @@ def test_samples_that_are_no_pictures_are_saved_as_numbers(tmp_path: Path, monke
     make_checkpoint(tmp_path / "c", with_second_time(tiny_config(image_channels=4)))
     export(tmp_path / "c", "safetensors", tmp_path / "out")
     assert "Image" not in run_example(tmp_path / "out", monkeypatch)
+    assert "pillow" not in (tmp_path / "out" / "README.md").read_text()
     assert np.load("4-steps.npy").shape == (16, 4, 4, 4)
 
 

@@ -71,13 +71,9 @@ def test_points_go_from_a_flow_of_known_velocity_through_all_commands(tmp_path: 
     assert (tmp_path / "report" / "strips.png").exists()
     call(tmp_path, "sample", "run", "--steps", 2, "--n", 10, "--out", "drawn.npy")
     assert np.load(tmp_path / "drawn.npy").shape == (10, 2)
-<<<<<<< HEAD
     call(tmp_path, "sample", "run", "--out", "drawn.png")
     assert (tmp_path / "drawn.png").stat().st_size > 0
     assert_one_line(call(tmp_path, "sample", "run", "--out", "folder", code=2), "samples of shape [2]", ".npy")
-=======
-    call(tmp_path, "sample", "run", "--n", 10, "--out", "drawn.png")
->>>>>>> r2
     for kind, file in (
         ("safetensors", "student.safetensors"),
         ("onnx", "student.onnx"),

@@ -6,6 +6,7 @@ samples, and new rows or ranges of noise are added to existing ones.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -312,10 +313,13 @@ class _Evaluation:
             try:
                 space = spaces.load_space(name, self.ranks.device)
             except Unavailable as error:
-                self._skip(self._keys([name]), f"{error}; --features names others, such as values")
+                self._skip(self._keys([name]), f"{error}{self._other_features(shape)}")
                 continue
             space.check_shape(shape, "the samples")
             yield space.name, space
+
+    def _other_features(self, shape: tuple[int, ...]) -> str:
+        return "; --features names others, such as values" if math.prod(shape) <= spaces.MAX_VALUES else ""
 
     def _keys(self, names: Iterable[str]) -> tuple[str, ...]:
         """The keys of every metric in the feature spaces of these names."""
@@ -616,8 +620,9 @@ class _Evaluation:
         teacher, data = self.models.teacher, self.config.data or self.models.training_data
         if teacher is None or data is None or not self.models.has_own_code:
             return
-        store, dataset = open_store(data), None
+        dataset = None
         with suppress(BadInput, WorkFailed):  # the comparison with the trajectories says what is wrong with them
+            store = open_store(data)
             dataset = read_dataset(store)
         if dataset is not None:
             with suppress(WorkFailed), or_without():

@@ -159,7 +159,7 @@ class Line(_Record):
 
 
 class TrajectoryFit(_Record):
-    """How well a student fits stored trajectories of its teacher. All values are RMS, in units of [-1, 1]."""
+    """How well a student fits stored trajectories of its teacher. Errors are RMS, where the data's range is [-1, 1]."""
 
     data: str  # the data set, as configured
     data_sha256: str  # its digest

@@ -791,7 +791,7 @@ def check_teacher(
     result = check.check_teacher(teacher, n, seed, processor)
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
-        rows = check.draw_classes(teacher, n, seed, processor)
+        rows = {} if result.verdict.complaint else check.draw_classes(teacher, n, seed, processor)
         if rows:
             save_rows(out, {title: to_pictures(x.numpy(), teacher.data_range) for title, x in rows.items()})
             say(f"{out}: {counted(len(rows), 'class')}, each from the same noise")

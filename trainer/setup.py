@@ -321,7 +321,7 @@ def data_change(config: TrainConfig, trained_sha256: str | None) -> str:
     manifest = read_manifest(open_store(config.data))
     records, before = counted(manifest.num_records, "record"), manifest.num_records_of(trained_sha256)
     if before is None:
-        return f"it was trained on other data than the {records} that {config.data} holds now"
+        return f"it was trained on other data, or on fewer, than the {records} that {config.data} holds now"
     return f"it was trained on the first {before:,} of the {records} that {config.data} has grown to"
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from eval.features.spaces import Extracted, Features
 from eval.results import Metric, NotComputed
-from eval.sample_counts import MAX_PAIRS, NEIGHBOURHOOD, SHARE
+from eval.sample_counts import MAX_MANIFOLD_SIZE as MAX_MANIFOLD_SIZE
+from eval.sample_counts import MAX_PAIRS, NEIGHBOURHOOD, OTHERS
 from eval.sample_counts import MIN_SAMPLES as MIN_SAMPLES
 
 CPU = torch.device("cpu")
 NEAREST = 5  # k of density and coverage, as Naeem et al. 2020 use
-MAX_MANIFOLD_SIZE = 10_000  # samples or images that make a manifold, as many as Naeem et al. 2020 take
 NUM_SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 KERNEL_SEED = 0  # of the random subsets that the kernel distance averages over
 NUM_PARTS = 3  # of a reference that are compared with the rest of it
@@ -350,19 +350,20 @@ def score(
 def score_itself(reference: ReferenceStats, num_samples: int) -> list[dict[str, float]]:
     """The values of `columns` for `num_samples` of the reference, against its others: what perfect samples have.
 
-    Of `NUM_PARTS` random parts. Empty unless `SHARE` times as many samples are kept: a distance depends on how many
-    both sides are.
+    Of `NUM_PARTS` random parts, without the coverage, which depends much on how many others there are. Empty unless
+    `OTHERS` times as many samples are kept: a distance depends on that too.
     """
     features, num_images = reference.features, reference.num_images
-    if features is None or num_images is None or len(features) < SHARE * num_samples:
+    if features is None or num_images is None or len(features) < OTHERS * num_samples:
         return []
     rng, found = np.random.default_rng(PARTS_SEED), []
     for _ in range(NUM_PARTS):
         order = rng.permutation(len(features))
         drawn, others = features[order[:num_samples]], features[order[num_samples:]]
-        rest = moments_without(reference.moments, num_images, drawn)
-        num_others = num_images - num_samples
-        found.append(score(Extracted(drawn), replace(reference, moments=rest, features=others, num_images=num_others)))
+        less = moments_without(reference.moments, num_images, drawn)
+        rest = replace(reference, moments=less, features=others, num_images=num_images - num_samples)
+        scores = score(Extracted(drawn), rest)
+        found.append({key: value for key, value in scores.items() if not key.startswith("coverage-")})
     return found
 
 

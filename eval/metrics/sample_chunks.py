@@ -31,6 +31,7 @@ from trainer.distributed import Ranks
 KEPT = ("samples", "latents")  # the arrays of a chunk that only the first one keeps
 CHUNK_SAMPLES = 1024  # at least; whole batches
 TIMED_SECONDS = 0.25  # that a speed is measured over, at least
+BRIEF_SECONDS = 1.0  # a range that takes less may be mostly preparations, and is measured again
 MAX_CHUNK_BYTES = 2**30  # of its samples in memory: of larger ones a chunk has fewer
 
 
@@ -98,7 +99,7 @@ class SampleRange:
                 advance(len(indices), sampler.title, skipped=True)
                 continue
             chunk = _draw_chunk(sampler, settings, indices, ranks.device, advance)
-            if number == 0 and chunk["seconds"] * len(self.indices) < TIMED_SECONDS * len(indices):
+            if number == 0 and chunk["seconds"] * len(self.indices) < BRIEF_SECONDS * len(indices):
                 chunk["seconds"] = np.array(_steady_seconds(sampler, settings, indices, ranks.device))
             if number > 0:  # only the first chunk's images are used again
                 chunk = {key: array for key, array in chunk.items() if key not in KEPT}

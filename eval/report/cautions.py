@@ -70,12 +70,13 @@ def _far_teacher(report: Report) -> list[str]:
     solver, own = next(iter(report.rows_of("solver")), None), report.reference_scores
     if solver is None or not report.metrics or report.headline.key not in own:
         return []
-    short = short_of(report, solver.scores, own)
+    found, short = list[str](), short_of(report, solver.scores, own)
     if _is_far(report, solver, own[report.headline.key]):
         texts = [headline_text(report, row) for row in (solver, *reference_rows(report))]
-        short = f"in {report.headline.heading}, {texts[0]} for {texts[1]}" + (f", and {short}" if short else "")
+        found = [f"has {report.headline.heading} {texts[0]}, where the reference itself has {texts[1]}"]
+    found += [f"falls short of the reference {short}"] if short else []
     learned = "A student learns to draw as its teacher does."
-    return [f"The teacher itself falls short of the reference {short}. {learned}"] if short else []
+    return [f"The teacher itself {', and '.join(found)}. {learned}"] if found else []
 
 
 def _is_far(report: Report, solver: Row, own: Figure) -> bool:

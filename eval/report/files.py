@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -20,8 +21,18 @@ CONFIG, PAGE, TABLE, CARD = "evaluate.yaml", "report.html", "report.md", "MODEL_
 REPORT = "report"  # of a whole run
 GRID, GRID_ALL, STRIPS = "grid.png", "grid-all.png", "strips.png"
 WRITTEN = (CONFIG, TABLE, GRID, GRID_ALL, STRIPS, PAGE, METRICS)  # the metrics come last: they mark a complete report
-# The settings of every row, in a configuration; others add rows to a report.
-SAMPLES = ("weights", "reference", "features", "prompts", "num_samples", "seed", "teacher_solver", "precision")
+# The settings of every sample, in a configuration.
+SAMPLES = (
+    "weights",
+    "reference",
+    "features",
+    "prompts",
+    "num_samples",
+    "seed",
+    "teacher_solver",
+    "precision",
+    "batch_size",
+)
 NUM_COLUMNS = 16  # of the grids
 
 
@@ -51,13 +62,29 @@ def write(
 
 def check_same(config: BaseModel, location: str) -> None:
     """Raises `BadInput` if `location` holds a report over other samples, which one of `config` would replace."""
-    with suppress(OSError, yaml.YAMLError, AttributeError):  # what cannot be read is no report
+    there, asked = _evaluated(location), config.model_dump(mode="json")
+    # What one of them leaves out is its default, which may be the other's choice.
+    said = [key for key in SAMPLES if there.get(key) is not None and asked.get(key) is not None]
+    said += ["checkpoint"] if _is_another_run(there.get("checkpoint"), asked["checkpoint"]) else []
+    if fields := differences(*({key: each[key] for key in said} for each in (there, asked))):
+        raise BadInput(f"{location} holds another evaluation ({fields}); choose another --out, or remove it")
+
+
+def _evaluated(location: str) -> dict[str, Any]:
+    """The settings of the report at `location`; nothing where there is none that can be read."""
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
         contents = open_store(location).read_all([CONFIG, METRICS])
         if METRICS in contents:
-            there, asked = yaml.safe_load(contents[CONFIG])["evaluate"], config.model_dump(mode="json")
-            fields = differences(*({key: each.get(key) for key in SAMPLES} for each in (there, asked)))
-            if fields:
-                raise BadInput(f"{location} holds another evaluation ({fields}); choose another --out, or remove it")
+            return dict(yaml.safe_load(contents[CONFIG])["evaluate"])
+    return {}
+
+
+def _is_another_run(there: Any, asked: str) -> bool:
+    """Whether both are places that exist, and neither lies in the other."""
+    if not isinstance(there, str) or is_url(there) or is_url(asked) or not Path(there).exists():
+        return False
+    a, b = Path(there).resolve(), Path(asked).resolve()
+    return a != b and a not in b.parents and b not in a.parents
 
 
 def upload(folder: Path, location: str, names: Sequence[str] = WRITTEN) -> None:

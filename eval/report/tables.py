@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from eval.features.clip import NAME as CLIP
 from eval.results import Figure, Generation, Metric, PromptSet, Report, Row, Space, Work
-from eval.sample_counts import SHARE
+from eval.sample_counts import MAX_MANIFOLD_SIZE, OTHERS
 from pipeline.common.plural import counted
 
 GROUPS = {
@@ -25,7 +25,7 @@ NOTHING = "none"  # the resizer and the digest of a feature space that has none
 SHA256 = re.compile("[0-9a-f]{64}")
 NEGLIGIBLE = 10.0**-MAX_DECIMALS
 RMSE_UNITS = "where the range of the data is [-1, 1]"
-SHARES = (
+ABOUT_SHARES = (
     "Precision and density: how far samples lie where the reference does. Recall and coverage: how much of the "
     "reference they reach. 1 is best; density may exceed it."
 )
@@ -207,8 +207,8 @@ def _samples(report: Report) -> str:
     if report.num_ranges == 1:
         return text
     return (
-        f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges; "
-        "figures without it are of the first range"
+        f"{text}, in each of {report.num_ranges} ranges; ± is the standard deviation over the ranges, and over the "
+        "parts of the reference itself; figures without it are of the first range"
     )
 
 
@@ -259,11 +259,16 @@ def legend(report: Report, columns: Sequence[Column]) -> list[str]:
     if _has_latents(report):
         texts.append("Latent RMSE: the same before decoding, in units of the latents.")
     if any(column.key.startswith("precision-") for column in columns):
-        texts.append(SHARES)
+        texts.append(ABOUT_SHARES)
     if report.reference_scores:
-        texts.append(f"{GROUPS['reference']}: what {report.noun} as good as its own would have, in three random parts.")
+        texts.append(
+            f"{GROUPS['reference']}: random parts of it against the rest, which is what perfect {report.noun} have."
+        )
     elif _could_be_larger(report):
-        texts.append(f"The reference itself has no row: that takes {SHARE} of its {report.noun} for each of a row.")
+        texts.append(
+            f"The reference itself has no row: that takes at most {MAX_MANIFOLD_SIZE // OTHERS:,} samples a row, and a "
+            f"reference of {OTHERS} times as many."
+        )
     if any(metric.space == CLIP for metric in report.metrics):
         texts.append("CLIP score: 100 max(cos(image, prompt), 0), the mean; more fits the prompts better.")
     return texts

@@ -103,7 +103,8 @@ class UNetConfig(FlowNetworkConfig):
 
     def grown_from(self, given: Self) -> dict[str, Any]:
         """See above; a group then joins as many channels as in `given`."""
-        groups = int(given.max_groups * max(self.channels / given.channels, 1))
+        most = given.max_groups if isinstance(given, UNetConfig) else MAX_GROUPS
+        groups = int(most * max(self.channels / given.channels, 1))
         return super().grown_from(given) | {"max_groups": groups}
 
     @property

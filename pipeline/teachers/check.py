@@ -92,16 +92,19 @@ def draw_classes(teacher: Teacher, num_samples: int, seed: int, device: torch.de
         SolverFailed: the integration failed.
         WorkFailed: the teacher raised an error.
     """
-    if draws_in_turn(teacher.network):
+    if not teacher.num_classes or draws_in_turn(teacher.network):
         return {}
     classes = shown_classes(teacher.labels or range(teacher.num_classes), teacher.classes)
-    count = min(max(MIN_COLUMNS, num_samples // max(len(classes), 1)), num_shown(teacher.picture_shape, MAX_COLUMNS))
+    count = min(max(MIN_COLUMNS, num_samples // len(classes)), num_shown(teacher.picture_shape, MAX_COLUMNS))
     noise, _ = first_records(teacher, count, seed, device)
-    return {title: _draw_class(teacher, label, noise) for label, title in classes.items()}
+    labels = torch.tensor(list(classes), dtype=torch.int64, device=device).repeat_interleave(count)
+    # In batches of as many as were checked: a function may take no other.
+    rows = torch.arange(-(-len(labels) // num_samples) * num_samples, device=device) % len(labels)
+    batches = [_draw_labels(teacher, noise[batch % count], labels[batch]) for batch in torch.split(rows, num_samples)]
+    return dict(zip(classes.values(), torch.split(torch.cat(batches)[: len(labels)], count), strict=True))
 
 
-def _draw_class(teacher: Teacher, label: int, noise: Tensor) -> Tensor:
-    labels = torch.full((len(noise),), label, device=noise.device)
+def _draw_labels(teacher: Teacher, noise: Tensor, labels: Tensor) -> Tensor:
     times = uniform_times(1, teacher.t_start, teacher.t_end)
     with fixed_numerics(), torch.no_grad(), errors_named_after(teacher):
         samples = integrate(teacher.velocity, teacher.t_start * noise, times, labels, SOLVER).states[-1]

@@ -119,7 +119,7 @@ def _called_with(x: Tensor, t: Tensor, label: Tensor | None) -> str:
 def _label_hint(label: Tensor | None, error: Exception) -> str:
     """What the labels that a user's velocity was given have to do with its `error`, if they may."""
     if label is None:
-        is_about_none = isinstance(error, AssertionError) or re.search("None|label", str(error))
+        is_about_none = re.search("None|label", str(error)) or (isinstance(error, AssertionError) and not str(error))
         return "; label is None: a model with classes needs num_classes in its Teacher" if is_about_none else ""
     if label.is_cuda or not len(label) or not re.search("(?i)index|label|negative", str(error)):
         return ""  # after an assertion on a GPU no tensor can be read

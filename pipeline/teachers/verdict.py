@@ -24,6 +24,7 @@ NEAR = 0.1  # of the times: the ends at which a reversal is measured
 MAX_SPEED = 3.0  # in units of what a flow from the noise to the samples needs at most; strong guidance makes 2
 MIN_ESTIMATES = 0.5  # the share of estimates of the data in its range, below which the model lacks a clip
 TINY = 1e-30
+ENOUGH = 8  # samples, to tell how far data lie from their mean
 MAX_OVERSHOOT = 1.0  # see `_overshoot`: flows have at most 1, and near the noise about 0.1
 TIME_HINT = (
     "does its time run from 1, noise, to 0, data, and its velocity point from data to noise? "
@@ -267,9 +268,11 @@ def _overshoot(paths: Paths, velocities: Tensor) -> float:
     """How far out, in units of the samples, the estimates of the data x - t v lie in the first part of the paths.
 
     They are means of the data that may follow, E[data | x_t], and means vary no more than what they are of. A model
-    that predicts noise has them with its error times t/(1 - t). A median, as in `_reversal`.
+    that predicts noise has them with its error times t/(1 - t). A median, as in `_reversal`; 0 of few samples.
     """
     sample = paths.states[:, -1].double()
+    if len(sample) < ENOUGH:
+        return 0.0
     center = sample.mean(0 if len(sample) > 1 else None)
     near = paths.times >= paths.times[0] - NEAR * (paths.times[0] - paths.times[-1])
     estimates = [

@@ -420,3 +420,15 @@ def test_a_report_is_not_replaced_by_one_over_other_samples(out: Path, root: Pat
     with pytest.raises(BadInput, match=r"holds another evaluation \(num_samples: .* there, 64 asked\); choose another"):
         files.check_same(config.model_copy(update={"num_samples": 64}), str(out))
     files.check_same(config.model_copy(update={"num_samples": 64}), str(out / "elsewhere"))
+    files.check_same(config.model_copy(update={"checkpoint": str(root / "run" / "checkpoints")}), str(out))
+    with pytest.raises(BadInput, match=r"holds another evaluation \(checkpoint: "):
+        files.check_same(config.model_copy(update={"checkpoint": str(root)[:-1]}), str(out))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: 1", "evaluate: [", "evaluate: 3"])
+def test_a_configuration_that_cannot_be_read_is_no_evaluation(root: Path, tmp_path: Path, content: str) -> None:
+    config = EvaluateConfig.model_validate(settings(root) | {"checkpoint": root / "run", "out": tmp_path})
+    (tmp_path / "metrics.json").write_text("{}")
+    files.check_same(config, str(tmp_path))
+    (tmp_path / "evaluate.yaml").write_text(content)
+    files.check_same(config, str(tmp_path))

@@ -63,7 +63,7 @@ def from_teacher(
     """
     given, asked = teacher.config, config or teacher.config
     wanted = asked.model_dump() | {name: getattr(given, name) for name in ("convention", "sigma_data", "time_scale")}
-    wanted |= asked.grown_from(given)
+    wanted |= {key: value for key, value in asked.grown_from(given).items() if key not in asked.model_fields_set}
     wanted["dropout"] = config.dropout if config else 0.0
     network = networks.build(networks.parse_own(wanted).for_training(second_time=True))
     return Student(network), inherit(network, teacher)

@@ -217,8 +217,8 @@ def test_a_reference_by_itself_has_what_perfect_samples_have() -> None:
     parts = score_itself(measured(points[:1600], "values"), 400)
     itself = {key: np.mean([part[key] for part in parts]) for key in parts[0]}
     perfect = score(Extracted(points[1600:]), measured(points[:1200], "values"))
-    assert list(itself) == list(perfect)
-    for key in ("w2-values", "precision-values", "recall-values", "coverage-values"):
+    assert set(perfect) - set(itself) == {"coverage-values"}
+    for key in ("w2-values", "precision-values", "recall-values"):
         assert itself[key] == pytest.approx(perfect[key], rel=0.15)
 
 

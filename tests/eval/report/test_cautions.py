@@ -21,7 +21,7 @@ def test_a_teacher_that_is_far_from_the_reference_is_called_so_first() -> None:
     rows = (row("solver", "dopri5", 100, [3.1]), row("student", "1 step", 1, [3.0]))
     far, *_ = cautions(digits_report(rows=rows, reference_scores={"fd-digits": Figure(values=(1.0, 1.2))}))
     assert far == (
-        "The teacher itself falls short of the reference in Fréchet distance, 3.10 for 1.10. "
+        "The teacher itself has Fréchet distance 3.10, where the reference itself has 1.10. "
         "A student learns to draw as its teacher does."
     )
     own = {"fd-digits": Figure(values=(0.4,)), "precision-digits": Figure(values=(0.98,))}

@@ -36,6 +36,14 @@ def test_a_student_that_knows_its_own_trajectories_better_is_told_of() -> None:
     assert last.startswith(
         "One jump ends 0.05 from the teacher's sample on noise of the training, and 0.15 on other noise"
     )
+    of_latents = [
+        each.model_copy(update={"latent_rmse": 0.06 if each.nfe == 1 else None}) for each in digits_report().rows
+    ]
+    near = trajectories().model_copy(update={"endpoint_rmse": 0.05})
+    *_, last = gains(digits_report(rows=of_latents, trajectories=near))
+    assert last.startswith("At 8 evaluations")
+    (alone,) = gains(digits_report(rows=digits_report().rows_of("student"), trajectories=near))
+    assert alone.startswith("One jump ends")
     for changes in ({"endpoint_rmse": 0.14}, {"endpoint_rmse": 0.05, "seen_in_training": False}):
         *_, last = gains(digits_report(trajectories=trajectories().model_copy(update=changes)))
         assert last.startswith("At 8 evaluations")

@@ -18,7 +18,9 @@ def test_a_speed_has_three_digits_at_most() -> None:
 
 def test_a_reference_that_is_too_small_is_said_to_have_no_row() -> None:
     report = digits_report()
-    text = "The reference itself has no row: that takes 4 of its images for each of a row."
+    text = (
+        "The reference itself has no row: that takes at most 2,500 samples a row, and a reference of 4 times as many."
+    )
     assert text in tables.legend(report, tables.columns(report))
     measured = digits_report(reference_scores={"fd-digits": Figure(values=(0.41,))})
     assert text not in tables.legend(measured, tables.columns(measured))

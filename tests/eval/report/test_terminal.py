@@ -33,8 +33,8 @@ def test_what_the_reference_has_by_itself_stands_below_without_evaluations_or_sp
 
 def test_shares_are_explained_where_they_are_shown() -> None:
     report = digits_report()
-    assert tables.SHARES in tables.legend(report, tables.columns(report))
-    assert tables.SHARES not in printed(report, 400, is_whole=False)
+    assert tables.ABOUT_SHARES in tables.legend(report, tables.columns(report))
+    assert tables.ABOUT_SHARES not in printed(report, 400, is_whole=False)
 
 
 @pytest.mark.parametrize("report", [digits_report(), inception_report()])

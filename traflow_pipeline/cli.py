@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -791,7 +791,9 @@ def check_teacher(
     result = check.check_teacher(teacher, n, seed, processor)
     console.print(result.table())
     if has_pictures(teacher.picture_shape):
-        rows = {} if result.verdict.complaint else check.draw_classes(teacher, n, seed, processor)
+        rows: dict[str, Any] = {}
+        with suppress(WorkFailed):  # the samples that were checked are shown all the same
+            rows = check.draw_classes(teacher, n, seed, processor)
         if rows:
             save_rows(out, {title: to_pictures(x.numpy(), teacher.data_range) for title, x in rows.items()})
             say(f"{out}: {counted(len(rows), 'class')}, each from the same noise")

@@ -126,7 +126,7 @@ def test_an_error_that_would_overshoot_is_clipped(
 ) -> None:
     monkeypatch.setattr(CosineNet, "error", 0.5)
     plain, clipped = (
-        check_teacher(documented("my_cosine.py", without), 4, 0, CPU) for without in (".clamp(-1, 1)", "")
+        check_teacher(documented("my_cosine.py", without), 8, 0, CPU) for without in (".clamp(-1, 1)", "")
     )
     assert "clip its estimate of the data" in plain.verdict.warning
     assert not clipped.verdict.complaint

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from eval.features.clip import NAME as CLIP
 from eval.report.gains import short_of
 from eval.report.tables import headline_text, is_inception, kind, reference_rows
-from eval.results import FULL_NUM_SAMPLES, Figure, NotComputed, Report, Row, Space
+from eval.results import FULL_NUM_SAMPLES, Figure, NotComputed, Report, Row
 from eval.sample_counts import MAX_PAIRS
 
 FAR = 1.5  # times what the reference has by itself
@@ -42,18 +42,13 @@ def _is_over_pairs(report: Report) -> bool:
 def _not_fids(report: Report) -> list[str]:
     if report.reference.source == "teacher":
         return ["Distances are to the teacher's own samples, not to data: none is an FID, nor comparable with one."]
-    titles = [space.title for space in _compared(report) if not is_inception(report, space)]
     if report.noun != "images":  # nobody takes a distance of others for an FID
         return []
     return [
-        f"Compared by {title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
-        for title in titles
+        f"Compared by {space.title}, not by Inception: the Fréchet distance is not an FID and not comparable with one."
+        for space in report.spaces
+        if space.name != CLIP and not is_inception(report, space)  # CLIP's compares with prompts
     ]
-
-
-def _compared(report: Report) -> list[Space]:
-    """The feature spaces in which samples are compared with the reference: all but that of the CLIP score."""
-    return [space for space in report.spaces if space.name != CLIP]
 
 
 def _few_samples(report: Report) -> str:

@@ -279,7 +279,7 @@ def _heading(metric: Metric) -> str:
 
 
 def _could_be_larger(report: Report) -> bool:
-    """Whether the reference is of samples, and too few of them to be compared with itself."""
+    """Whether another reference, or fewer samples, would give the reference itself a row."""
     return report.reference.num_images is not None and report.reference.source != "teacher" and bool(report.spaces)
 
 

@@ -273,7 +273,7 @@ def _overshoot(paths: Paths, velocities: Tensor) -> float:
     sample = paths.states[:, -1].double()
     if len(sample) < ENOUGH:
         return 0.0
-    center = sample.mean(0 if len(sample) > 1 else None)
+    center = sample.mean(0)
     near = paths.times >= paths.times[0] - NEAR * (paths.times[0] - paths.times[-1])
     estimates = [
         _rms(paths.states[:, i] - paths.times[i] * velocities[:, i] - center) for i in near.nonzero().flatten().tolist()
